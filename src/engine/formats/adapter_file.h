@@ -1,0 +1,65 @@
+/*
+ * adapter_file.h: a LoRA adapter, from bytes that nobody vouches for to a plain,
+ * validated list of modules that a device can take.
+ *
+ * Two forms: PEFT (the bytes of adapter_model.safetensors and the text of
+ * adapter_config.json) and llama.cpp's GGUF adapters (no config text). The format is
+ * told by the bytes. Everything that would change results and that we do not do is
+ * refused by name; every tensor is consumed; every targeted module is complete.
+ */
+#ifndef OL_FORMATS_ADAPTER_FILE_H
+#define OL_FORMATS_ADAPTER_FILE_H
+
+#include "base/arena.h"
+#include "base/file.h"
+#include "engine/formats/model_config.h"
+
+#define OL_MAX_RANK 512
+#define OL_MAX_ADAPTER_CONFIG ((size_t)1024 * 1024)
+
+typedef enum ol_adapter_format { OL_ADAPTER_PEFT, OL_ADAPTER_GGUF } ol_adapter_format;
+
+typedef struct ol_adapter_file {
+    ol_adapter_format format;
+    int n_modules;                 /* at least 1 */
+    const ol_lora_module *modules; /* by layer, then module; no duplicates */
+    int n_layers;                  /* highest adapted layer + 1 */
+    int max_rank;
+    unsigned module_mask;          /* bit ol_module */
+    int64_t parameters;
+    size_t tensor_bytes;           /* of all a and b */
+    const char *base_model;        /* base_model_name_or_path or general.base_model.0.name;
+                                    * information only; NULL when not given */
+    ol_digest digest;              /* ol_adapter_digest of the input */
+} ol_adapter_file;
+
+/* Parses and validates. The modules point into `bytes` (which must outlive them) or
+ * into the arena (tensors that had to be converted: unaligned ones, and q/k rows that
+ * change order between the rotate-half and the interleaved RoPE layout to fit the
+ * base). With base NULL (inspect) nothing is checked against a base and no order is
+ * changed. A PEFT adapter that says target_modules "all-linear", or whose layer
+ * selection needs the number of layers, is then taken by what the file holds.
+ * config is ignored when the bytes are GGUF and config_len is 0. */
+ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config, size_t config_len,
+                              const ol_model_config *base, ol_arena *arena, ol_adapter_file *out,
+                              ol_error *err);
+
+/* SHA-256 over: "openlora.adapter.1", a zero byte, the weights' length as 8 bytes
+ * little-endian, the weights, the config text. The same function as engine.h's. */
+void ol_adapter_digest(const void *weights, size_t weights_len, const char *config,
+                       size_t config_len, ol_digest *digest);
+
+/* An adapter on disk, for the command line: a folder with adapter_config.json and
+ * adapter_model.safetensors, or a .gguf file. */
+typedef struct ol_adapter_disk {
+    ol_map weights;
+    ol_map config; /* empty for GGUF */
+} ol_adapter_disk;
+
+ol_code ol_adapter_disk_open(const char *path, ol_adapter_disk *disk, ol_error *err);
+void ol_adapter_disk_close(ol_adapter_disk *disk);
+/* Opens and parses. The modules live as long as both arena and disk. */
+ol_code ol_adapter_read_path(const char *path, const ol_model_config *base, ol_arena *arena,
+                             ol_adapter_disk *disk, ol_adapter_file *out, ol_error *err);
+
+#endif
