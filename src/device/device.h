@@ -31,11 +31,11 @@
 #define OL_DEVICE_ABI 1u
 #define OL_DEVICE_SYMBOL "ol_device_table"
 
-typedef struct ol_device ol_device;   /* an opened device */
-typedef struct ol_weight ol_weight;   /* a base weight in the device's layout */
-typedef struct ol_lora ol_lora;       /* one adapter, all its modules */
-typedef struct ol_kv ol_kv;           /* the page pool of all layers */
-typedef struct ol_buffer ol_buffer;   /* activations: up to max_rows rows */
+typedef struct ol_device ol_device; /* an opened device */
+typedef struct ol_weight ol_weight; /* a base weight in the device's layout */
+typedef struct ol_lora ol_lora;     /* one adapter, all its modules */
+typedef struct ol_kv ol_kv;         /* the page pool of all layers */
+typedef struct ol_buffer ol_buffer; /* activations: up to max_rows rows */
 
 /* The linear modules of a decoder layer that a base weight or an adapter names. */
 typedef enum ol_module {
@@ -56,35 +56,35 @@ typedef enum ol_module {
 typedef enum ol_quantization { OL_QUANT_AS_IS, OL_QUANT_INT8, OL_QUANT_INT4 } ol_quantization;
 
 typedef struct ol_device_options {
-    int threads;             /* CPU threads; 0: one per core available */
-    int device_index;        /* which GPU */
-    size_t memory_limit;     /* bytes the device may take; 0: no limit */
-    const char *isa;         /* CPU: NULL or "auto", "portable", "avx2", "avx512", ...:
-                              * the best path to use at most, for tests */
-    int max_rows;            /* token rows of a step at most */
-    int max_seqs;            /* sequences of a step at most */
-    int max_logit_rows;      /* rows of logits of a step at most */
+    int threads;         /* CPU threads; 0: one per core available */
+    int device_index;    /* which GPU */
+    size_t memory_limit; /* bytes the device may take; 0: no limit */
+    const char *isa;     /* CPU: NULL or "auto", "portable", "avx2", "avx512", ...:
+                          * the best path to use at most, for tests */
+    int max_rows;        /* token rows of a step at most */
+    int max_seqs;        /* sequences of a step at most */
+    int max_logit_rows;  /* rows of logits of a step at most */
 } ol_device_options;
 
 typedef struct ol_device_info {
-    char name[64];           /* "cpu", "cuda" */
-    char description[192];   /* processor or card, instruction set in use */
+    char name[64];         /* "cpu", "cuda" */
+    char description[192]; /* processor or card, instruction set in use */
     int threads;
-    size_t memory_used;      /* weights, adapters, KV and buffers, bytes */
-    size_t memory_total;     /* 0 when not known */
+    size_t memory_used;  /* weights, adapters, KV and buffers, bytes */
+    size_t memory_total; /* 0 when not known */
 } ol_device_info;
 
 /* A weight to place. */
 typedef struct ol_weight_desc {
-    ol_tensor tensor;        /* matrix {rows, cols}, or vector {n} */
+    ol_tensor tensor; /* matrix {rows, cols}, or vector {n} */
     enum {
-        OL_WEIGHT_MATRIX,    /* of a linear module or the lm head */
-        OL_WEIGHT_EMBEDDING, /* rows are gathered by token */
+        OL_WEIGHT_MATRIX,             /* of a linear module or the lm head */
+        OL_WEIGHT_EMBEDDING,          /* rows are gathered by token */
         OL_WEIGHT_EMBEDDING_AND_HEAD, /* tied: both, one copy */
-        OL_WEIGHT_VECTOR     /* norm weight or bias; becomes F32 */
+        OL_WEIGHT_VECTOR              /* norm weight or bias; becomes F32 */
     } use;
     ol_quantization quantization;
-    bool keep;               /* tensor.data outlives the device */
+    bool keep; /* tensor.data outlives the device */
 } ol_weight_desc;
 
 /* One adapted module: delta = scale * B (A x). A: {rank, in}, B: {out, rank};
@@ -93,20 +93,20 @@ typedef struct ol_lora_module {
     int layer;
     ol_module module;
     int rank;
-    float scale;             /* alpha / rank, or alpha / sqrt(rank) */
+    float scale; /* alpha / rank, or alpha / sqrt(rank) */
     ol_tensor a, b;
 } ol_lora_module;
 
 /* Static facts of a layer's attention. */
 typedef struct ol_attention {
     int n_heads, n_kv_heads, head_dim;
-    float scale;             /* of q.k, usually 1 / sqrt(head_dim) */
-    int window;              /* sliding window: a row at position p sees (p - window, p]; 0: all */
-    bool rope_interleaved;   /* pairs (2i, 2i+1), as GGUF's llama; else (i, i + rotary/2) */
-    int rotary_dims;         /* leading dims of a head that rotate */
-    const float *inv_freq;   /* rotary_dims / 2, scaling applied; lives as long as the model */
-    float rope_factor;       /* multiplies cos and sin (yarn); 1 otherwise */
-    float norm_eps;          /* of q_norm and k_norm */
+    float scale;           /* of q.k, usually 1 / sqrt(head_dim) */
+    int window;            /* sliding window: a row at position p sees (p - window, p]; 0: all */
+    bool rope_interleaved; /* pairs (2i, 2i+1), as GGUF's llama; else (i, i + rotary/2) */
+    int rotary_dims;       /* leading dims of a head that rotate */
+    const float *inv_freq; /* rotary_dims / 2, scaling applied; lives as long as the model */
+    float rope_factor;     /* multiplies cos and sin (yarn); 1 otherwise */
+    float norm_eps;        /* of q_norm and k_norm */
 } ol_attention;
 
 /* Weights of a layer. Optional ones are NULL. */
@@ -145,7 +145,7 @@ typedef struct ol_step_seq {
 /* A step: the ragged batch. Lives until step_end. */
 typedef struct ol_step {
     int n_rows;
-    const int32_t *tokens;   /* [n_rows] */
+    const int32_t *tokens; /* [n_rows] */
     int n_seqs;
     const ol_step_seq *seqs;
     int n_logit_rows;
@@ -154,15 +154,15 @@ typedef struct ol_step {
 
 typedef struct ol_kv_desc {
     int n_layers, n_kv_heads, head_dim;
-    int page_tokens;         /* a power of two, 16 .. 256 */
+    int page_tokens; /* a power of two, 16 .. 256 */
     int n_pages;
-    ol_dtype dtype;          /* F32, F16 or BF16; a device may refuse some */
+    ol_dtype dtype; /* F32, F16 or BF16; a device may refuse some */
 } ol_kv_desc;
 
 typedef void (*ol_progress_fn)(void *context, size_t done, size_t total);
 
 typedef struct ol_device_table {
-    uint32_t abi;            /* OL_DEVICE_ABI */
+    uint32_t abi; /* OL_DEVICE_ABI */
     const char *name;
 
     /* -- life ------------------------------------------------------------- */

@@ -36,37 +36,37 @@ typedef struct ol_engine ol_engine;
 #define OL_MAX_REQUEST_ADAPTERS 16
 
 typedef struct ol_engine_options {
-    const char *model_path;   /* Hugging Face folder or GGUF file */
-    const char *device_dir;   /* where openlora_*.so lie */
-    const char *device;       /* "auto", "cpu", "cuda:N" */
-    const char *isa;          /* CPU: see ol_device_options; NULL: auto */
-    int threads;              /* 0: one per core */
+    const char *model_path; /* Hugging Face folder or GGUF file */
+    const char *device_dir; /* where openlora_*.so lie */
+    const char *device;     /* "auto", "cpu", "cuda:N" */
+    const char *isa;        /* CPU: see ol_device_options; NULL: auto */
+    int threads;            /* 0: one per core */
     ol_quantization quantization;
-    size_t memory_limit;      /* of the device, bytes; 0: none */
-    size_t kv_bytes;          /* KV cache budget; 0: 512 MiB, less if the model needs less */
-    size_t adapter_bytes;     /* adapter cache budget; 0: 1 GiB */
-    int context;              /* tokens per request at most; 0: the model's */
-    int max_seqs;             /* running sequences; 0: 64 */
-    int step_tokens;          /* token rows per step; 0: 512 */
-    int page_tokens;          /* 0: 16 */
-    int max_queued;           /* waiting requests; 0: 1000 */
-    int kv_dtype;             /* an ol_dtype, or -1: F32 for F32 models, else F16 */
-    ol_progress_fn progress;  /* of loading, bytes; may be NULL */
+    size_t memory_limit;     /* of the device, bytes; 0: none */
+    size_t kv_bytes;         /* KV cache budget; 0: 512 MiB, less if the model needs less */
+    size_t adapter_bytes;    /* adapter cache budget; 0: 1 GiB */
+    int context;             /* tokens per request at most; 0: the model's */
+    int max_seqs;            /* running sequences; 0: 64 */
+    int step_tokens;         /* token rows per step; 0: 512 */
+    int page_tokens;         /* 0: 16 */
+    int max_queued;          /* waiting requests; 0: 1000 */
+    int kv_dtype;            /* an ol_dtype, or -1: F32 for F32 models, else F16 */
+    ol_progress_fn progress; /* of loading, bytes; may be NULL */
     void *progress_context;
 } ol_engine_options;
 
 typedef struct ol_engine_info {
-    char model_name[128];     /* last part of the path, or general.name */
-    char architecture[32];    /* "llama", "mistral", "qwen2", "qwen3" */
-    char format[64];          /* e.g. "safetensors BF16", "GGUF Q8_0" */
-    ol_digest model_digest;   /* SHA-256 over config and tensors, see formats/weights.h */
+    char model_name[128];   /* last part of the path, or general.name */
+    char architecture[32];  /* "llama", "mistral", "qwen2", "qwen3" */
+    char format[64];        /* e.g. "safetensors BF16", "GGUF Q8_0" */
+    ol_digest model_digest; /* SHA-256 over config and tensors, see formats/weights.h */
     int64_t parameters;
     int vocab, hidden, layers, context;
     bool has_tokenizer;
     ol_device_info device;
     int kv_pages, kv_pages_free, page_tokens;
     int running, waiting;
-    int adapters;             /* resident */
+    int adapters; /* resident */
     size_t adapter_bytes;
     uint64_t steps, prompt_tokens, generated_tokens, requests, failed, cancelled;
     uint64_t adapter_loads, adapter_hits, adapter_evictions;
@@ -74,7 +74,7 @@ typedef struct ol_engine_info {
 
 typedef enum ol_task {
     OL_TASK_GENERATE,
-    OL_TASK_SCORE,            /* log-probability of `completion` after the prompt */
+    OL_TASK_SCORE, /* log-probability of `completion` after the prompt */
 } ol_task;
 
 typedef struct ol_adapter_use {
@@ -83,7 +83,7 @@ typedef struct ol_adapter_use {
 } ol_adapter_use;
 
 typedef struct ol_request {
-    uint64_t tag;             /* the host's name for it; unique among live requests */
+    uint64_t tag; /* the host's name for it; unique among live requests */
     ol_task task;
     /* The prompt, as text (tokenised here, BOS added if the tokenizer says so; special
      * tokens in the text are recognised when parse_special), or as token ids (taken as
@@ -92,18 +92,18 @@ typedef struct ol_request {
     bool parse_special;
     const int32_t *prompt_tokens;
     int n_prompt_tokens;
-    ol_text completion;       /* OL_TASK_SCORE; tokenised by itself, no BOS */
+    ol_text completion; /* OL_TASK_SCORE; tokenised by itself, no BOS */
     const int32_t *completion_tokens;
     int n_completion_tokens;
-    int n_adapters;           /* <= OL_MAX_REQUEST_ADAPTERS, digests distinct */
+    int n_adapters; /* <= OL_MAX_REQUEST_ADAPTERS, digests distinct */
     const ol_adapter_use *adapters;
-    ol_sampling sampling;     /* copied, arrays too */
+    ol_sampling sampling; /* copied, arrays too */
 } ol_request;
 
 typedef enum ol_finish {
-    OL_FINISH_EOS,            /* an end-of-generation token (not part of the output) */
-    OL_FINISH_STOP,           /* a stop string */
-    OL_FINISH_LENGTH,         /* max_tokens, or the context is full */
+    OL_FINISH_EOS,    /* an end-of-generation token (not part of the output) */
+    OL_FINISH_STOP,   /* a stop string */
+    OL_FINISH_LENGTH, /* max_tokens, or the context is full */
     OL_FINISH_SCORED,
 } ol_finish;
 
@@ -112,14 +112,14 @@ const char *ol_finish_name(ol_finish finish); /* "eos", "stop", "length", "score
 typedef enum ol_event_kind {
     OL_EVENT_TOKEN,
     OL_EVENT_NEED_ADAPTER,
-    OL_EVENT_DONE,            /* last event of its tag */
-    OL_EVENT_FAILED,          /* last event of its tag */
+    OL_EVENT_DONE,   /* last event of its tag */
+    OL_EVENT_FAILED, /* last event of its tag */
 } ol_event_kind;
 
 typedef struct ol_token_logprob {
     int32_t token;
-    float logprob;            /* natural log, of the model's own distribution: before
-                               * temperature, penalties, bias and cuts */
+    float logprob; /* natural log, of the model's own distribution: before
+                    * temperature, penalties, bias and cuts */
 } ol_token_logprob;
 
 typedef struct ol_event {
@@ -127,11 +127,13 @@ typedef struct ol_event {
     ol_event_kind kind;
     /* TOKEN: a generated token (or, for OL_TASK_SCORE, a scored one). text holds the
      * UTF-8 characters that it completes, possibly none; text that might begin a stop
-     * string is held back until it is known. The texts of all tokens make the output. */
+     * string is held back until it is known. The texts of all TOKEN events and of DONE
+     * (what was held back last) make the output. OL_TASK_SCORE yields TOKEN events only
+     * when sampling.logprobs >= 0. */
     int index;
     int32_t token;
     ol_text text;
-    float logprob;            /* when logprobs >= 0, and always for OL_TASK_SCORE */
+    float logprob; /* when logprobs >= 0, and always for OL_TASK_SCORE */
     int n_alternatives;
     const ol_token_logprob *alternatives; /* most likely first */
     /* NEED_ADAPTER */
@@ -139,10 +141,10 @@ typedef struct ol_event {
     /* DONE */
     ol_finish finish;
     int prompt_tokens, completion_tokens;
-    double logprob_sum;       /* of OL_TASK_SCORE */
+    double logprob_sum; /* of OL_TASK_SCORE */
     int n_shares;
-    const double *shares;     /* per adapter of the request, its part of the LoRA output
-                               * energy; sum 1 (equal shares if the energy is 0) */
+    const double *shares; /* per adapter of the request, its part of the LoRA output
+                           * energy; sum 1 (equal shares if the energy is 0) */
     uint64_t queue_us, prefill_us, decode_us;
     /* FAILED */
     ol_error error;
@@ -163,10 +165,10 @@ void ol_engine_cancel(ol_engine *engine, uint64_t tag);
 typedef struct ol_adapter_facts {
     ol_digest digest;
     int max_rank;
-    int n_modules;            /* adapted (layer, module) pairs */
+    int n_modules; /* adapted (layer, module) pairs */
     int64_t parameters;
     size_t device_bytes;
-    unsigned module_mask;     /* bit ol_module */
+    unsigned module_mask; /* bit ol_module */
 } ol_adapter_facts;
 
 /* Parses, validates against the base and loads an adapter: weights (safetensors with
@@ -199,13 +201,12 @@ bool ol_engine_poll(ol_engine *engine, ol_event *event);
 ol_code ol_engine_tokenize(ol_engine *engine, const char *text, size_t len, bool add_bos,
                            bool parse_special, int32_t **ids, size_t *n_ids, ol_error *err);
 /* *text is malloc'ed (NUL-terminated), the caller's; valid UTF-8. */
-ol_code ol_engine_detokenize(ol_engine *engine, const int32_t *ids, size_t n_ids,
-                             bool skip_special, char **text, size_t *len, ol_error *err);
+ol_code ol_engine_detokenize(ol_engine *engine, const int32_t *ids, size_t n_ids, bool skip_special,
+                             char **text, size_t *len, ol_error *err);
 
 /* Logits of every position of tokens[0..n), for the command line and tests: float
  * [n][vocab] into out. Needs an idle engine. Adapters must be resident. */
 ol_code ol_engine_logits(ol_engine *engine, const int32_t *tokens, int n,
-                         const ol_adapter_use *adapters, int n_adapters, float *out,
-                         ol_error *err);
+                         const ol_adapter_use *adapters, int n_adapters, float *out, ol_error *err);
 
 #endif

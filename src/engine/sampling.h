@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OL_MAX_LOGPROBS 20  /* alternatives per token */
+#define OL_MAX_LOGPROBS 20 /* alternatives per token */
 #define OL_MAX_LOGIT_BIAS 1024
 #define OL_MAX_STOPS 16
 #define OL_MAX_STOP_BYTES 1024
@@ -33,13 +33,13 @@ typedef struct ol_sampling {
     float presence_penalty;   /* 0: off; over output, once per distinct token */
     float frequency_penalty;  /* 0: off; over output, per occurrence */
     uint64_t seed;
-    int max_tokens;           /* of output; at least 0 */
+    int max_tokens; /* of output; at least 0 */
     bool ignore_eos;
-    int logprobs;             /* -1: none; k >= 0: the chosen token's and k alternatives' */
+    int logprobs; /* -1: none; k >= 0: the chosen token's and k alternatives' */
     int n_bias;
     const ol_logit_bias *bias;
     int n_stops;
-    const ol_text *stops;     /* output ends before the first occurrence of any */
+    const ol_text *stops; /* output ends before the first occurrence of any */
 } ol_sampling;
 
 /* Greedy, everything off, max_tokens 0. */
