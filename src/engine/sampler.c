@@ -238,12 +238,31 @@ static void apply_penalties(const ol_sampler *s, float *logits)
 
 /* -- log-probabilities ------------------------------------------------------- */
 
+/* NaN when any logit is. Lanes keep the loop free of a serial dependency. */
 static float max_of(const float *logits, int n)
 {
-    float max = logits[0];
+    enum { LANES = 16 };
+    float lane[LANES], max = -INFINITY;
+    int nans[LANES] = {0};
 
-    for (int i = 1; i < n; i++)
-        max = logits[i] > max ? logits[i] : max;
+    for (int k = 0; k < LANES; k++)
+        lane[k] = -INFINITY;
+    for (int i = 0; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            float x = logits[i + k];
+
+            lane[k] = x > lane[k] ? x : lane[k];
+            nans[k] |= x != x;
+        }
+    for (int i = n & ~(LANES - 1); i < n; i++) {
+        lane[0] = logits[i] > lane[0] ? logits[i] : lane[0];
+        nans[0] |= isnan(logits[i]);
+    }
+    for (int k = 0; k < LANES; k++) {
+        if (nans[k])
+            return NAN;
+        max = lane[k] > max ? lane[k] : max;
+    }
     return max;
 }
 
@@ -433,11 +452,11 @@ ol_code ol_sampler_choose(ol_sampler *s, ol_sampler_scratch *scratch, const floa
     max = max_of(row, s->vocab);
     if (max == -INFINITY)
         return ol_fail(err, OL_INVALID, "logit_bias forbids every token");
-    choice->token = first_index_of(row, s->vocab, max);
-    if (choice->token < 0 || max == INFINITY) {
+    if (isnan(max) || max == INFINITY) {
         ol_fail(err, OL_INTERNAL, "the model gave logits that are not numbers");
         return ol_hint(err, "The weights of the model or of an adapter may be damaged.");
     }
+    choice->token = first_index_of(row, s->vocab, max);
     if (s->how.temperature > 0 && s->how.top_k != 1)
         choice->token = draw(s, scratch, row, max, index);
     if (s->how.logprobs >= 0) {
