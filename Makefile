@@ -1,0 +1,142 @@
+# openlora: the extension (PGXS), the engine and its devices.
+#
+#   make              everything that can be built here
+#   make install      into PostgreSQL's folders (DESTDIR honoured)
+#   make demo         a session with the bundled model, in a throwaway cluster
+#   make check        all tests; make check-asan: the engine's under sanitizers
+#   make bench        speed, with ratios against a peer: see test/bench/README.md
+#
+# PG_CONFIG chooses the PostgreSQL to build for.
+
+EXTENSION = openlora
+EXTVERSION = 0.1
+MODULE_big = openlora
+DATA_built = openlora--$(EXTVERSION).sql
+
+# -- the extension: src/pg, with the wire and base layers --------------------------
+PG_SOURCES := $(sort $(wildcard src/pg/*.c)) $(sort $(wildcard src/wire/*.c)) \
+	$(filter-out src/base/log.c,$(sort $(wildcard src/base/*.c)))
+OBJS := $(PG_SOURCES:.c=.o)
+PG_CPPFLAGS = -Isrc -D_GNU_SOURCE
+PG_CFLAGS = -std=gnu11 -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
+	-Wno-declaration-after-statement -fvisibility=hidden
+SHLIB_LINK = -lcrypto
+EXTRA_CLEAN = build openlora--$(EXTVERSION).sql
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+# Bitcode for inlining buys nothing here: no function of ours is cheap.
+override with_llvm := no
+
+all: engine
+
+ifneq ($(PGXS),)
+include $(PGXS)
+else
+$(info pg_config not found: building the engine alone)
+all:
+clean:
+	rm -rf build
+.PHONY: all clean
+endif
+
+openlora--$(EXTVERSION).sql: $(sort $(wildcard sql/*.sql))
+	cat $^ > $@.new && mv $@.new $@
+
+$(OBJS): $(wildcard src/pg/*.h src/wire/*.h src/base/*.h src/engine/*.h)
+
+# -- the engine and the CPU device: no PostgreSQL ----------------------------------
+# SANITIZE=1 builds into build/asan with AddressSanitizer and UBSan.
+ifdef SANITIZE
+BUILD := build/asan
+OPTIMISE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else
+BUILD := build
+OPTIMISE := -O3 -g
+endif
+
+ENGINE_CC ?= $(if $(filter default,$(origin CC)),gcc,$(CC))
+ENGINE_CFLAGS = -std=c11 -D_GNU_SOURCE -Isrc -Wall -Wextra -Wshadow -Wstrict-prototypes \
+	-fPIC -fvisibility=hidden $(OPTIMISE) $(WERROR)
+ENGINE_LIBS = -lpcre2-8 -ljansson -lutf8proc -lcrypto -ldl -lpthread -lm
+
+# The engine library is everything but the programs' entry points.
+ENGINE_SOURCES := $(sort $(wildcard src/base/*.c src/wire/*.c src/device/*.c src/engine/*.c \
+	src/engine/*/*.c))
+MAIN_SOURCES := $(filter src/engine/main.c src/engine/main/%.c,$(ENGINE_SOURCES))
+LIB_SOURCES := $(filter-out $(MAIN_SOURCES),$(ENGINE_SOURCES))
+CPU_SOURCES := $(sort $(wildcard src/cpu/*.c))
+BASE_SOURCES := $(sort $(wildcard src/base/*.c))
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/libopenlora.a: $(call obj,$(LIB_SOURCES))
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/openlora-engine: $(call obj,$(MAIN_SOURCES)) $(BUILD)/libopenlora.a
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
+
+$(BUILD)/openlora_cpu.so: $(call obj,$(CPU_SOURCES) $(BASE_SOURCES))
+	$(ENGINE_CC) $(OPTIMISE) -shared -o $@ $^ -lcrypto -lpthread -lm
+
+engine: $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so
+.PHONY: engine
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# -- install ---------------------------------------------------------------------
+ifneq ($(PGXS),)
+install: install-engine
+uninstall: uninstall-engine
+install-engine: engine
+	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
+	$(INSTALL_PROGRAM) $(BUILD)/openlora-engine '$(DESTDIR)$(pkglibdir)/openlora-engine'
+	$(INSTALL_SHLIB) $(BUILD)/openlora_cpu.so '$(DESTDIR)$(pkglibdir)/openlora_cpu.so'
+uninstall-engine:
+	rm -f '$(DESTDIR)$(pkglibdir)/openlora-engine' '$(DESTDIR)$(pkglibdir)/openlora_cpu.so'
+.PHONY: install-engine uninstall-engine
+endif
+
+# -- tests of the engine -----------------------------------------------------------
+# One program per test/unit/test_*.c; test/device is one program over the CPU
+# device's own objects, each of its files but the micro-benchmark a part of it.
+UNIT_TESTS := $(patsubst test/unit/%.c,$(BUILD)/test/%,$(sort $(wildcard test/unit/test_*.c)))
+DEVICE_TESTS := $(patsubst test/device/%.c,$(BUILD)/test/device_%,\
+	$(sort $(wildcard test/device/test_*.c)))
+UNIT_HELPERS := $(filter-out $(wildcard test/unit/test_*.c),$(wildcard test/unit/*.c))
+DEVICE_HELPERS := $(filter-out $(wildcard test/device/test_*.c) test/device/bench_ops.c,\
+	$(wildcard test/device/*.c))
+
+$(BUILD)/test/device_%: $(BUILD)/obj/test/device/%.o $(call obj,$(DEVICE_HELPERS) $(CPU_SOURCES) $(BASE_SOURCES))
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka -lcrypto -lpthread -lm
+
+$(BUILD)/test/%: $(BUILD)/obj/test/unit/%.o $(call obj,$(UNIT_HELPERS)) $(BUILD)/libopenlora.a
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(ENGINE_LIBS)
+
+unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS)
+$(BUILD)/bench_ops: $(call obj,test/device/bench_ops.c $(CPU_SOURCES) $(BASE_SOURCES))
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcrypto -lpthread -lm
+.PHONY: unit-tests
+.SECONDARY:
+
+# -- what people type ----------------------------------------------------------------
+# The scripts install missing Debian packages when run as root, and otherwise say
+# which line to run.
+demo:
+	@bash test/demo.sh
+check:
+	@bash test/check.sh
+check-asan:
+	@bash test/check.sh asan
+bench:
+	@bash test/bench/bench.sh
+format:
+	clang-format -i $(wildcard src/*/*.[ch] src/*/*/*.[ch] test/*/*.[ch])
+.PHONY: demo check check-asan bench format
