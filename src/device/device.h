@@ -29,7 +29,7 @@
 #include "base/tensor.h"
 
 #define OL_DEVICE_ABI 1u
-#define OL_DEVICE_SYMBOL "ol_device_table"
+#define OL_DEVICE_SYMBOL "ol_device_entry_point"
 
 typedef struct ol_device ol_device; /* an opened device */
 typedef struct ol_weight ol_weight; /* a base weight in the device's layout */
