@@ -25,12 +25,12 @@ typedef struct ol_adapter_file {
     const ol_lora_module *modules; /* by layer, then module; no duplicates */
     int n_layers;                  /* highest adapted layer + 1 */
     int max_rank;
-    unsigned module_mask;          /* bit ol_module */
+    unsigned module_mask; /* bit ol_module */
     int64_t parameters;
-    size_t tensor_bytes;           /* of all a and b */
-    const char *base_model;        /* base_model_name_or_path or general.base_model.0.name;
-                                    * information only; NULL when not given */
-    ol_digest digest;              /* ol_adapter_digest of the input */
+    size_t tensor_bytes;    /* of all a and b */
+    const char *base_model; /* base_model_name_or_path or general.base_model.0.name;
+                             * information only; NULL when not given */
+    ol_digest digest;       /* ol_adapter_digest of the input */
 } ol_adapter_file;
 
 /* Parses and validates. The modules point into `bytes` (which must outlive them) or

@@ -14,7 +14,7 @@
 
 typedef struct ol_gguf ol_gguf;
 
-#define OL_GGUF_MAX_KEYS 65536
+#define OL_GGUF_MAX_KEYS 4096
 #define OL_GGUF_MAX_TENSORS 65536
 #define OL_GGUF_MAX_NESTING 4
 #define OL_GGUF_MAX_NAME 256 /* of keys; tensor names: 64 in the specification, 256 here */
@@ -42,21 +42,21 @@ typedef struct ol_gguf_str {
 
 /* A metadata entry. */
 typedef struct ol_gguf_entry {
-    const char *key;       /* NUL-terminated copy */
+    const char *key; /* NUL-terminated copy */
     ol_gguf_type type;
-    ol_gguf_type of;       /* element type of an ARRAY */
-    size_t count;          /* elements of an ARRAY; else 1 */
-    const uint8_t *data;   /* first value in the file, unaligned */
+    ol_gguf_type of;     /* element type of an ARRAY */
+    size_t count;        /* elements of an ARRAY; else 1 */
+    const uint8_t *data; /* first value in the file, unaligned */
     size_t bytes;
 } ol_gguf_entry;
 
 typedef struct ol_gguf_tensor {
     const char *name;
-    uint32_t type;         /* ggml's number */
+    uint32_t type; /* ggml's number */
     int n_dims;
     int64_t shape[OL_MAX_DIMS]; /* outermost first, the reverse of GGUF's ne[] */
     const void *data;
-    size_t bytes;          /* 0 when the type is unknown */
+    size_t bytes; /* 0 when the type is unknown */
 } ol_gguf_tensor;
 
 ol_code ol_gguf_open(const char *path, ol_gguf **gguf, ol_error *err);

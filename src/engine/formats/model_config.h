@@ -34,7 +34,6 @@ typedef enum ol_rope_scaling {
     OL_ROPE_PLAIN,
     OL_ROPE_LINEAR,
     OL_ROPE_LLAMA3,
-    OL_ROPE_YARN,
 } ol_rope_scaling;
 
 typedef struct ol_rope {
@@ -42,12 +41,9 @@ typedef struct ol_rope {
     double theta;
     int dims;                     /* leading dims of a head that rotate; even, <= head_dim */
     bool interleaved;             /* see ol_attention.rope_interleaved */
-    double factor;                /* LINEAR, LLAMA3, YARN */
+    double factor;                /* LINEAR, LLAMA3 */
     double low_freq, high_freq;   /* LLAMA3 */
-    double original_max_position; /* LLAMA3, YARN */
-    double beta_fast, beta_slow;  /* YARN */
-    double attention_factor;      /* YARN: multiplies cos and sin; resolved, never 0 */
-    bool truncate;                /* YARN: correction range to whole dims */
+    double original_max_position; /* LLAMA3 */
     bool has_divisors;            /* GGUF's rope_freqs.weight: inv_freq[i] /= divisors[i] */
     float divisors[OL_MAX_HEAD_DIM / 2];
 } ol_rope;
@@ -64,19 +60,19 @@ typedef struct ol_generation_defaults {
 typedef struct ol_model_config {
     ol_family family;
     int vocab, hidden, n_layers;
-    int n_heads, n_kv_heads;  /* n_heads is a multiple of n_kv_heads */
-    int head_dim;             /* even */
+    int n_heads, n_kv_heads; /* n_heads is a multiple of n_kv_heads */
+    int head_dim;            /* even */
     int ffn;
-    int max_position;         /* context length in tokens */
+    int max_position; /* context length in tokens */
     float norm_eps;
-    bool tie_embeddings;      /* the head is the embedding */
+    bool tie_embeddings;             /* the head is the embedding */
     bool qkv_bias, o_bias, mlp_bias; /* which linears have biases */
-    bool qk_norm;             /* per-head RMS norm of q and k before RoPE */
-    int window[OL_MAX_LAYERS]; /* sliding window of each layer; 0: full attention */
+    bool qk_norm;                    /* per-head RMS norm of q and k before RoPE */
+    int window[OL_MAX_LAYERS];       /* sliding window of each layer; 0: full attention */
     ol_rope rope;
-    int32_t bos;              /* -1: none */
+    int32_t bos; /* -1: none */
     int n_eos;
-    int32_t eos[OL_MAX_EOS];  /* distinct, within the vocabulary */
+    int32_t eos[OL_MAX_EOS]; /* distinct, within the vocabulary */
     ol_generation_defaults generation;
 } ol_model_config;
 
@@ -91,7 +87,7 @@ void ol_module_shape(const ol_model_config *config, ol_module module, int64_t *o
 
 /* Fills inv_freq[rope.dims / 2], scaling applied, in float arithmetic as
  * transformers does, and returns what multiplies cos and sin
- * (ol_attention.rope_factor; 1 unless YARN). */
+ * (ol_attention.rope_factor). */
 float ol_rope_frequencies(const ol_model_config *config, float *inv_freq);
 
 /* Checks limits and relations; `file` names the origin in errors. Called by whoever

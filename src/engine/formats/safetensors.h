@@ -21,8 +21,8 @@ typedef struct ol_safetensors ol_safetensors;
 /* A tensor as the file describes it. */
 typedef struct ol_safetensors_entry {
     const char *name;
-    const char *dtype;       /* as written: "BF16" */
-    int n_dims;              /* may exceed OL_MAX_DIMS; then shape holds the first ones */
+    const char *dtype; /* as written: "BF16" */
+    int n_dims;        /* may exceed OL_MAX_DIMS; then shape holds the first ones */
     int64_t shape[OL_MAX_DIMS];
     const void *data;
     size_t bytes;

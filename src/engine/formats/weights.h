@@ -15,9 +15,9 @@ typedef struct ol_model_source ol_model_source;
  * OL_ROLE_BIAS + module. */
 enum {
     OL_ROLE_EMBED,
-    OL_ROLE_HEAD,       /* with tied embeddings: the embedding */
+    OL_ROLE_HEAD, /* with tied embeddings: the embedding */
     OL_ROLE_FINAL_NORM,
-    OL_ROLE_ATTN_NORM,  /* from here on per layer */
+    OL_ROLE_ATTN_NORM, /* from here on per layer */
     OL_ROLE_MLP_NORM,
     OL_ROLE_Q_NORM,
     OL_ROLE_K_NORM,
@@ -74,24 +74,14 @@ ol_code ol_model_source_check(ol_model_source *src, ol_report_fn report, void *c
  * The model's digest: SHA-256 over
  *     "openlora.model.1" and a zero byte,
  *     the container kind as one byte (0 safetensors, 1 GGUF),
- *     the description: config.json's bytes or the GGUF header up to its tensor data,
- *         preceded by their length,
+ *     the description: config.json with its length, or every GGUF key in file order
+ *         (key, type, length, bytes),
  *     for each tensor in strcmp order of names: name length, name, type name length,
  *         type name, number of dims, dims outermost first, byte length, bytes,
  * all numbers as 8 bytes little-endian. So it does not depend on how a model is
- * sharded. It reads every byte (seconds on a big model): do it in steps, between
- * other work, and cache it for as long as the source is open; nothing is written
- * beside the model.
+ * sharded. It reads every byte (seconds on a big model); nothing is written beside the
+ * model. progress may be NULL.
  */
-typedef struct ol_model_digester ol_model_digester;
-
-ol_code ol_model_digest_begin(ol_model_source *src, ol_model_digester **digester, ol_error *err);
-/* Hashes up to max_bytes more. True when there is more to do. */
-bool ol_model_digest_step(ol_model_digester *digester, size_t max_bytes, size_t *done,
-                          size_t *total);
-/* Finishes (all steps must be done; else the digest is of a part) and frees. */
-void ol_model_digest_end(ol_model_digester *digester, ol_digest *digest);
-/* All of it at once. progress may be NULL. */
 ol_code ol_model_source_digest(ol_model_source *src, ol_progress_fn progress, void *context,
                                ol_digest *digest, ol_error *err);
 
