@@ -61,8 +61,10 @@ ol_code ol_adapter_put(ol_adapter_build *build, int layer, ol_module module, boo
     bool *has;
 
     if (build->base && layer >= build->base->n_layers) {
-        ol_fail(build->err, OL_MISMATCH, "adapter tensor \"%s\" is for layer %d, which the base "
-                "model does not have", tensor->name, layer);
+        ol_fail(build->err, OL_MISMATCH,
+                "adapter tensor \"%s\" is for layer %d, which the base "
+                "model does not have",
+                tensor->name, layer);
         return ol_detail(build->err, "The base model has %d layers.", build->base->n_layers);
     }
     if (!build->layers[layer]) {
@@ -74,8 +76,10 @@ ol_code ol_adapter_put(ol_adapter_build *build, int layer, ol_module module, boo
     place = is_b ? &pair->b : &pair->a;
     has = is_b ? &pair->has_b : &pair->has_a;
     if (*has)
-        return ol_fail(build->err, OL_CORRUPT, "adapter tensors \"%s\" and \"%s\" are for the same "
-                       "module", place->name, tensor->name);
+        return ol_fail(build->err, OL_CORRUPT,
+                       "adapter tensors \"%s\" and \"%s\" are for the same "
+                       "module",
+                       place->name, tensor->name);
     *place = *tensor;
     place->name = ol_arena_strdup(build->arena, tensor->name);
     if (!place->name)
@@ -196,8 +200,8 @@ static ol_code settle_pair(ol_adapter_build *build, int layer, ol_module module)
         return ol_fail(build->err, OL_CORRUPT, "adapter module \"%s\" holds NaN or infinite values",
                        key);
     if (!isfinite(pair->scale))
-        return ol_fail(build->err, OL_CORRUPT, "adapter module \"%s\" has a scale that is not finite",
-                       key);
+        return ol_fail(build->err, OL_CORRUPT,
+                       "adapter module \"%s\" has a scale that is not finite", key);
     if (build->base && build->base->rope.interleaved != build->interleaved &&
         (module == OL_MOD_Q || module == OL_MOD_K))
         return reorder_rows(build, &pair->b);
@@ -230,8 +234,12 @@ ol_code ol_adapter_finish(ol_adapter_build *build, ol_adapter_file *out)
             if (!pair->has_a && !pair->has_b)
                 continue;
             OL_TRY(settle_pair(build, layer, (ol_module)m));
-            *module = (ol_lora_module){.layer = layer, .module = (ol_module)m, .rank = pair->rank,
-                                       .scale = pair->scale, .a = pair->a, .b = pair->b};
+            *module = (ol_lora_module){.layer = layer,
+                                       .module = (ol_module)m,
+                                       .rank = pair->rank,
+                                       .scale = pair->scale,
+                                       .a = pair->a,
+                                       .b = pair->b};
             note_module(out, module);
             out->n_modules++;
         }

@@ -30,7 +30,8 @@ void ol_adapter_digest(const void *weights, size_t weights_len, const char *conf
 /* torch.save writes a zip archive, formerly a bare pickle. */
 static bool is_pickle(const uint8_t *bytes, size_t len)
 {
-    return (len >= 4 && memcmp(bytes, "PK\3\4", 4) == 0) || (len >= 2 && bytes[0] == 0x80 && bytes[1] <= 5);
+    return (len >= 4 && memcmp(bytes, "PK\3\4", 4) == 0) ||
+           (len >= 2 && bytes[0] == 0x80 && bytes[1] <= 5);
 }
 
 ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config, size_t config_len,
@@ -99,8 +100,8 @@ ol_code ol_adapter_disk_open(const char *path, ol_adapter_disk *disk, ol_error *
     *disk = (ol_adapter_disk){0};
     if (stat(path, &st) != 0)
         return ol_fail_errno(err, "could not open", path);
-    code = S_ISDIR(st.st_mode) ? open_folder(path, disk, err)
-                               : ol_map_open(path, &disk->weights, err);
+    code =
+        S_ISDIR(st.st_mode) ? open_folder(path, disk, err) : ol_map_open(path, &disk->weights, err);
     if (code == OL_OK && !S_ISDIR(st.st_mode) &&
         !ol_gguf_magic(disk->weights.data, disk->weights.len)) {
         code = ol_fail(err, OL_INVALID, "\"%s\" is neither a GGUF file nor a folder", path);
@@ -122,8 +123,9 @@ ol_code ol_adapter_read_path(const char *path, const ol_model_config *base, ol_a
                              ol_adapter_disk *disk, ol_adapter_file *out, ol_error *err)
 {
     OL_TRY(ol_adapter_disk_open(path, disk, err));
-    if (ol_adapter_file_parse(disk->weights.data, disk->weights.len, (const char *)disk->config.data,
-                              disk->config.len, base, arena, out, err) != OL_OK) {
+    if (ol_adapter_file_parse(disk->weights.data, disk->weights.len,
+                              (const char *)disk->config.data, disk->config.len, base, arena, out,
+                              err) != OL_OK) {
         ol_adapter_disk_close(disk);
         return ol_prefix(err, "%s", path);
     }

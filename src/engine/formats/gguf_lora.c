@@ -8,8 +8,8 @@
 static const struct {
     const char *gguf;
     ol_module module;
-} modules[] = {{"attn_q", OL_MOD_Q},        {"attn_k", OL_MOD_K},     {"attn_v", OL_MOD_V},
-               {"attn_output", OL_MOD_O},   {"ffn_gate", OL_MOD_GATE}, {"ffn_up", OL_MOD_UP},
+} modules[] = {{"attn_q", OL_MOD_Q},      {"attn_k", OL_MOD_K},      {"attn_v", OL_MOD_V},
+               {"attn_output", OL_MOD_O}, {"ffn_gate", OL_MOD_GATE}, {"ffn_up", OL_MOD_UP},
                {"ffn_down", OL_MOD_DOWN}};
 
 /* "blk.3.attn_q.weight.lora_a" */
