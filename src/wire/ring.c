@@ -79,6 +79,11 @@ int ol_ring_get(ol_ring_end *end, ol_frame *frame, uint8_t *payload)
     return 1;
 }
 
+bool ol_ring_has(const ol_ring_end *reader)
+{
+    return atomic_load_explicit(&reader->ring->written, memory_order_acquire) != reader->position;
+}
+
 /* The fence pairs with the one in ol_ring_wake_needed: either the reader sees the
  * frame in its second look, or the writer sees that the reader sleeps. */
 void ol_ring_sleep(ol_ring_end *reader)

@@ -54,6 +54,8 @@ bool ol_ring_put(ol_ring_end *end, const ol_frame *frame, const void *payload);
  * there, -1 corrupt. */
 int ol_ring_get(ol_ring_end *end, ol_frame *frame, uint8_t *payload);
 
+/* Whether there is anything to read. */
+bool ol_ring_has(const ol_ring_end *reader);
 void ol_ring_sleep(ol_ring_end *reader);
 void ol_ring_awake(ol_ring_end *reader);
 bool ol_ring_wake_needed(ol_ring_end *writer);
