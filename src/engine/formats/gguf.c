@@ -1,31 +1,8 @@
 /* gguf.c: see gguf.h; the format: ggml's docs/gguf.md. */
-#include "engine/formats/gguf.h"
+#include "engine/formats/gguf_internal.h"
 
-#include "base/arena.h"
-#include "base/buf.h"
-
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct cached {
-    const ol_gguf_entry *entry;
-    int kind; /* 0 strings, 1 f32, 2 i32 */
-    void *values;
-    struct cached *next;
-} cached;
-
-struct ol_gguf {
-    ol_map map; /* empty over foreign bytes */
-    ol_arena *arena;
-    const char *name;
-    uint32_t version;
-    ol_gguf_entry *entries;
-    size_t n_entries;
-    ol_gguf_tensor *tensors;
-    size_t n_tensors;
-    cached *arrays;
-};
 
 static const struct {
     uint32_t type;
@@ -60,14 +37,14 @@ const char *ol_gguf_tensor_type_name(uint32_t type)
     return i < 0 ? "unknown" : types[i].name;
 }
 
-static size_t scalar_bytes(uint32_t type)
+size_t ol_gguf_scalar_bytes(uint32_t type)
 {
     static const size_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
     return type <= OL_GGUF_F64 ? bytes[type] : 0;
 }
 
-static ol_code bad(ol_error *err, const ol_gguf *g, const char *what, const char *key)
+ol_code ol_gguf_bad(ol_error *err, const ol_gguf *g, const char *what, const char *key)
 {
     return key ? ol_fail(err, OL_CORRUPT, "\"%s\": \"%s\" %s", g->name, key, what)
                : ol_fail(err, OL_CORRUPT, "\"%s\" %s", g->name, what);
@@ -75,7 +52,7 @@ static ol_code bad(ol_error *err, const ol_gguf *g, const char *what, const char
 
 /* -- reading the header --------------------------------------------------------------------- */
 
-static ol_gguf_str get_str(ol_reader *r)
+ol_gguf_str ol_gguf_read_str(ol_reader *r)
 {
     uint64_t len = ol_get_u64(r);
     ol_gguf_str s = {NULL, 0};
@@ -93,11 +70,11 @@ static ol_gguf_str get_str(ol_reader *r)
 static void skip_value(ol_reader *r, uint32_t type, int depth)
 {
     if (type == OL_GGUF_STRING) {
-        (void)get_str(r);
+        (void)ol_gguf_read_str(r);
     } else if (type == OL_GGUF_ARRAY) {
         uint32_t of = ol_get_u32(r);
         uint64_t count = ol_get_u64(r);
-        size_t each = scalar_bytes(of);
+        size_t each = ol_gguf_scalar_bytes(of);
 
         if (depth >= OL_GGUF_MAX_NESTING || of > OL_GGUF_F64 || count > ol_reader_left(r)) {
             r->bad = true;
@@ -110,8 +87,8 @@ static void skip_value(ol_reader *r, uint32_t type, int depth)
             for (uint64_t i = 0; i < count && !r->bad; i++)
                 skip_value(r, of, depth + 1);
         }
-    } else if (scalar_bytes(type)) {
-        (void)ol_get(r, scalar_bytes(type));
+    } else if (ol_gguf_scalar_bytes(type)) {
+        (void)ol_get(r, ol_gguf_scalar_bytes(type));
     } else {
         r->bad = true;
     }
@@ -120,8 +97,12 @@ static void skip_value(ol_reader *r, uint32_t type, int depth)
 static ol_code copy_name(ol_gguf *g, ol_gguf_str s, const char *what, const char **out,
                          ol_error *err)
 {
-    if (!s.ptr || s.len == 0 || s.len > OL_GGUF_MAX_NAME || memchr(s.ptr, 0, s.len))
-        return bad(err, g, what, NULL);
+    bool fine = s.ptr && s.len > 0 && s.len <= OL_GGUF_MAX_NAME;
+
+    for (size_t i = 0; fine && i < s.len; i++)
+        fine = s.ptr[i] > ' ' && s.ptr[i] < 127; /* they end up in messages */
+    if (!fine)
+        return ol_gguf_bad(err, g, what, NULL);
     *out = ol_arena_strndup(g->arena, s.ptr, s.len);
     return *out ? OL_OK : ol_fail_nomem(err, s.len, g->name);
 }
@@ -131,16 +112,17 @@ static ol_code read_entry(ol_gguf *g, ol_reader *r, ol_gguf_entry *e, ol_error *
     uint32_t type;
     size_t start;
 
-    OL_TRY(copy_name(g, get_str(r), "has a metadata key that is empty, too long or cut off",
-                     &e->key, err));
+    OL_TRY(copy_name(g, ol_gguf_read_str(r),
+                     "has a metadata key that is empty, too long, cut off or not ASCII", &e->key,
+                     err));
     type = ol_get_u32(r);
     e->type = (ol_gguf_type)type;
     e->count = 1;
     start = r->pos;
     skip_value(r, type, 0);
     if (r->bad)
-        return bad(err, g, "has a value that is malformed or runs past the end of the file",
-                   e->key);
+        return ol_gguf_bad(err, g, "has a value that is malformed or runs past the end of the file",
+                           e->key);
     if (type == OL_GGUF_ARRAY) {
         ol_reader head = ol_reader_over(r->data + start, 12);
 
@@ -152,7 +134,7 @@ static ol_code read_entry(ol_gguf *g, ol_reader *r, ol_gguf_entry *e, ol_error *
     e->bytes = r->pos - start;
     for (const ol_gguf_entry *other = g->entries; other < e; other++)
         if (strcmp(other->key, e->key) == 0)
-            return bad(err, g, "occurs twice", e->key);
+            return ol_gguf_bad(err, g, "occurs twice", e->key);
     return OL_OK;
 }
 
@@ -162,13 +144,13 @@ static ol_code tensor_bytes(const ol_gguf *g, ol_gguf_tensor *t, ol_error *err)
     int64_t count;
 
     if (!ol_shape_count(t->shape, t->n_dims, &count))
-        return bad(err, g, "has a shape that overflows", t->name);
+        return ol_gguf_bad(err, g, "has a shape that overflows", t->name);
     if (kind < 0)
         return OL_OK;
     if (t->shape[t->n_dims - 1] % types[kind].block != 0)
-        return bad(err, g, "has rows that do not divide into blocks of its type", t->name);
+        return ol_gguf_bad(err, g, "has rows that do not divide into blocks of its type", t->name);
     if (__builtin_mul_overflow((size_t)(count / types[kind].block), types[kind].bytes, &t->bytes))
-        return bad(err, g, "has a shape that overflows", t->name);
+        return ol_gguf_bad(err, g, "has a shape that overflows", t->name);
     return OL_OK;
 }
 
@@ -178,23 +160,24 @@ static ol_code read_tensor(ol_gguf *g, ol_reader *r, ol_gguf_tensor *t, uint64_t
 {
     uint32_t n_dims;
 
-    OL_TRY(copy_name(g, get_str(r), "has a tensor name that is empty, too long or cut off",
-                     &t->name, err));
+    OL_TRY(copy_name(g, ol_gguf_read_str(r),
+                     "has a tensor name that is empty, too long, cut off or not ASCII", &t->name,
+                     err));
     n_dims = ol_get_u32(r);
     if (r->bad || n_dims < 1 || n_dims > OL_MAX_DIMS)
-        return bad(err, g, "has no valid number of dimensions", t->name);
+        return ol_gguf_bad(err, g, "has no valid number of dimensions", t->name);
     t->n_dims = (int)n_dims;
     for (uint32_t i = 0; i < n_dims; i++) {
         uint64_t d = ol_get_u64(r);
 
         if (d == 0 || d > INT64_MAX)
-            return bad(err, g, "has a dimension that is zero or overflows", t->name);
+            return ol_gguf_bad(err, g, "has a dimension that is zero or overflows", t->name);
         t->shape[n_dims - 1 - i] = (int64_t)d;
     }
     t->type = ol_get_u32(r);
     *offset = ol_get_u64(r);
     if (r->bad)
-        return bad(err, g, "is cut off in its tensor list", NULL);
+        return ol_gguf_bad(err, g, "is cut off in its tensor list", NULL);
     return tensor_bytes(g, t, err);
 }
 
@@ -205,19 +188,44 @@ static ol_code place_tensors(ol_gguf *g, const ol_reader *r, const uint64_t *off
 
     OL_TRY(ol_gguf_u32(g, "general.alignment", 32, &alignment, err));
     if (alignment < 8 || alignment > 65536 || (alignment & (alignment - 1)) != 0)
-        return bad(err, g, "has an alignment that is not a power of two of 8 or more",
-                   "general.alignment");
+        return ol_gguf_bad(err, g, "has an alignment that is not a power of two of 8 or more",
+                           "general.alignment");
     start = (r->pos + alignment - 1) & ~(size_t)(alignment - 1);
     for (size_t i = 0; i < g->n_tensors; i++) {
         ol_gguf_tensor *t = &g->tensors[i];
 
         if (offsets[i] % alignment != 0)
-            return bad(err, g, "is not aligned", t->name);
+            return ol_gguf_bad(err, g, "is not aligned", t->name);
         if (start > r->len || offsets[i] > r->len - start ||
             t->bytes > r->len - start - (size_t)offsets[i])
-            return bad(err, g, "lies past the end of the file", t->name);
+            return ol_gguf_bad(err, g, "lies past the end of the file", t->name);
         t->data = r->data + start + offsets[i];
     }
+    return OL_OK;
+}
+
+static int by_data(const void *a, const void *b)
+{
+    const ol_gguf_tensor *x = *(const ol_gguf_tensor *const *)a;
+    const ol_gguf_tensor *y = *(const ol_gguf_tensor *const *)b;
+
+    return x->data < y->data ? -1 : x->data > y->data;
+}
+
+/* Tensors that share bytes would make a small file ask for much memory. */
+static ol_code check_overlaps(ol_gguf *g, ol_error *err)
+{
+    const ol_gguf_tensor **order = ol_arena_array(g->arena, g->n_tensors, sizeof(*order));
+
+    if (!order)
+        return ol_fail_nomem(err, g->n_tensors * sizeof(*order), g->name);
+    for (size_t i = 0; i < g->n_tensors; i++)
+        order[i] = &g->tensors[i];
+    qsort(order, g->n_tensors, sizeof(*order), by_data);
+    for (size_t i = 1; i < g->n_tensors; i++)
+        if ((const uint8_t *)order[i - 1]->data + order[i - 1]->bytes >
+            (const uint8_t *)order[i]->data)
+            return ol_gguf_bad(err, g, "overlaps another tensor", order[i]->name);
     return OL_OK;
 }
 
@@ -237,7 +245,7 @@ static ol_code check_tensor_names(ol_gguf *g, ol_error *err)
     qsort(names, g->n_tensors, sizeof(*names), by_name);
     for (size_t i = 1; i < g->n_tensors; i++)
         if (strcmp(names[i - 1], names[i]) == 0)
-            return bad(err, g, "occurs twice", names[i]);
+            return ol_gguf_bad(err, g, "occurs twice", names[i]);
     return OL_OK;
 }
 
@@ -246,7 +254,7 @@ static ol_code read_all(ol_gguf *g, ol_reader *r, ol_error *err)
     uint64_t n_tensors, n_entries, *offsets;
 
     if (!ol_gguf_magic(r->data, r->len))
-        return bad(err, g, "does not begin with the GGUF magic", NULL);
+        return ol_gguf_bad(err, g, "does not begin with the GGUF magic", NULL);
     r->pos = 4;
     g->version = ol_get_u32(r);
     if (g->version != 2 && g->version != 3) {
@@ -256,7 +264,7 @@ static ol_code read_all(ol_gguf *g, ol_reader *r, ol_error *err)
     n_tensors = ol_get_u64(r);
     n_entries = ol_get_u64(r);
     if (r->bad || n_tensors > OL_GGUF_MAX_TENSORS || n_entries > OL_GGUF_MAX_KEYS)
-        return bad(err, g, "claims a count of tensors or keys that is out of range", NULL);
+        return ol_gguf_bad(err, g, "claims a count of tensors or keys that is out of range", NULL);
     g->entries = ol_arena_array(g->arena, (size_t)n_entries + 1, sizeof(*g->entries));
     g->tensors = ol_arena_array(g->arena, (size_t)n_tensors + 1, sizeof(*g->tensors));
     offsets = ol_arena_array(g->arena, (size_t)n_tensors + 1, sizeof(*offsets));
@@ -267,7 +275,10 @@ static ol_code read_all(ol_gguf *g, ol_reader *r, ol_error *err)
     for (; g->n_tensors < n_tensors; g->n_tensors++)
         OL_TRY(read_tensor(g, r, &g->tensors[g->n_tensors], &offsets[g->n_tensors], err));
     OL_TRY(check_tensor_names(g, err));
-    return n_tensors ? place_tensors(g, r, offsets, err) : OL_OK;
+    if (n_tensors == 0)
+        return OL_OK;
+    OL_TRY(place_tensors(g, r, offsets, err));
+    return check_overlaps(g, err);
 }
 
 /* -- opening ------------------------------------------------------------------------------- */
@@ -339,235 +350,6 @@ const char *ol_gguf_name(const ol_gguf *g)
 uint32_t ol_gguf_version(const ol_gguf *g)
 {
     return g->version;
-}
-
-/* -- metadata -------------------------------------------------------------------------------- */
-
-size_t ol_gguf_entries(const ol_gguf *g)
-{
-    return g->n_entries;
-}
-
-const ol_gguf_entry *ol_gguf_entry_at(const ol_gguf *g, size_t i)
-{
-    return &g->entries[i];
-}
-
-const ol_gguf_entry *ol_gguf_find(const ol_gguf *g, const char *key)
-{
-    for (size_t i = 0; i < g->n_entries; i++)
-        if (strcmp(g->entries[i].key, key) == 0)
-            return &g->entries[i];
-    return NULL;
-}
-
-/* Value number i of an integer type (or bool); false for other types and for u64
- * beyond int64. */
-static bool integer_at(ol_gguf_type type, const uint8_t *data, size_t i, int64_t *value)
-{
-    ol_reader r = ol_reader_over(data + i * scalar_bytes(type), scalar_bytes(type));
-    uint64_t u;
-
-    switch (type) {
-    case OL_GGUF_U8:
-    case OL_GGUF_BOOL:
-        *value = ol_get_u8(&r);
-        return true;
-    case OL_GGUF_I8:
-        *value = (int8_t)ol_get_u8(&r);
-        return true;
-    case OL_GGUF_U16:
-        *value = ol_get_u16(&r);
-        return true;
-    case OL_GGUF_I16:
-        *value = (int16_t)ol_get_u16(&r);
-        return true;
-    case OL_GGUF_U32:
-        *value = ol_get_u32(&r);
-        return true;
-    case OL_GGUF_I32:
-        *value = (int32_t)ol_get_u32(&r);
-        return true;
-    case OL_GGUF_U64:
-        u = ol_get_u64(&r);
-        *value = (int64_t)u;
-        return u <= INT64_MAX;
-    case OL_GGUF_I64:
-        *value = (int64_t)ol_get_u64(&r);
-        return true;
-    default:
-        return false;
-    }
-}
-
-static bool float_at(ol_gguf_type type, const uint8_t *data, size_t i, float *value)
-{
-    ol_reader r = ol_reader_over(data + i * scalar_bytes(type), scalar_bytes(type));
-
-    if (type == OL_GGUF_F32)
-        *value = ol_get_f32(&r);
-    else if (type == OL_GGUF_F64)
-        *value = (float)ol_get_f64(&r);
-    else
-        return false;
-    return true;
-}
-
-ol_code ol_gguf_i64(const ol_gguf *g, const char *key, int64_t missing, int64_t *value,
-                    ol_error *err)
-{
-    const ol_gguf_entry *e = ol_gguf_find(g, key);
-
-    *value = missing;
-    if (e && !integer_at(e->type, e->data, 0, value))
-        return bad(err, g, "is not an integer", key);
-    return OL_OK;
-}
-
-ol_code ol_gguf_u32(const ol_gguf *g, const char *key, uint32_t missing, uint32_t *value,
-                    ol_error *err)
-{
-    int64_t wide;
-
-    OL_TRY(ol_gguf_i64(g, key, missing, &wide, err));
-    if (wide < 0 || wide > UINT32_MAX)
-        return bad(err, g, "is out of range", key);
-    *value = (uint32_t)wide;
-    return OL_OK;
-}
-
-ol_code ol_gguf_f32(const ol_gguf *g, const char *key, float missing, float *value, ol_error *err)
-{
-    const ol_gguf_entry *e = ol_gguf_find(g, key);
-
-    *value = missing;
-    if (e && !float_at(e->type, e->data, 0, value))
-        return bad(err, g, "is not a floating-point number", key);
-    if (!isfinite(*value))
-        return bad(err, g, "is not finite", key);
-    return OL_OK;
-}
-
-ol_code ol_gguf_bool(const ol_gguf *g, const char *key, bool missing, bool *value, ol_error *err)
-{
-    const ol_gguf_entry *e = ol_gguf_find(g, key);
-
-    *value = missing;
-    if (!e)
-        return OL_OK;
-    if (e->type != OL_GGUF_BOOL)
-        return bad(err, g, "is not a boolean", key);
-    *value = e->data[0] != 0;
-    return OL_OK;
-}
-
-ol_code ol_gguf_string(const ol_gguf *g, const char *key, ol_gguf_str *value, ol_error *err)
-{
-    const ol_gguf_entry *e = ol_gguf_find(g, key);
-
-    *value = (ol_gguf_str){NULL, 0};
-    if (!e)
-        return OL_OK;
-    if (e->type != OL_GGUF_STRING)
-        return bad(err, g, "is not a string", key);
-    *value = (ol_gguf_str){(const char *)e->data + 8, e->bytes - 8};
-    return OL_OK;
-}
-
-bool ol_gguf_is(const ol_gguf *g, const char *key, const char *text)
-{
-    ol_gguf_str s;
-    ol_error ignored;
-
-    return ol_gguf_string(g, key, &s, &ignored) == OL_OK && s.ptr && s.len == strlen(text) &&
-           memcmp(s.ptr, text, s.len) == 0;
-}
-
-/* -- arrays ------------------------------------------------------------------------------------ */
-
-static bool convert(const ol_gguf_entry *e, int kind, void *values)
-{
-    ol_reader r = ol_reader_over(e->data, e->bytes);
-
-    for (size_t i = 0; i < e->count; i++) {
-        int64_t wide;
-
-        if (kind == 0) {
-            ((ol_gguf_str *)values)[i] = get_str(&r);
-        } else if (kind == 1) {
-            if (!float_at(e->of, e->data, i, (float *)values + i))
-                return false;
-        } else {
-            if (!integer_at(e->of, e->data, i, &wide) || wide < INT32_MIN || wide > INT32_MAX)
-                return false;
-            ((int32_t *)values)[i] = (int32_t)wide;
-        }
-    }
-    return true;
-}
-
-static ol_code array_of(ol_gguf *g, const char *key, int kind, void **values, size_t *count,
-                        ol_error *err)
-{
-    static const size_t sizes[] = {sizeof(ol_gguf_str), sizeof(float), sizeof(int32_t)};
-    const ol_gguf_entry *e = ol_gguf_find(g, key);
-    cached *c;
-
-    *values = NULL;
-    *count = 0;
-    if (!e)
-        return OL_OK;
-    if (e->type != OL_GGUF_ARRAY || (kind == 0 && e->of != OL_GGUF_STRING))
-        return bad(err, g, "is not an array of the type that is needed", key);
-    *count = e->count;
-    for (c = g->arrays; c; c = c->next)
-        if (c->entry == e && c->kind == kind) {
-            *values = c->values;
-            return OL_OK;
-        }
-    c = ol_arena_alloc(g->arena, sizeof(*c));
-    if (c)
-        c->values = ol_arena_array(g->arena, e->count + 1, sizes[kind]);
-    if (!c || !c->values)
-        return ol_fail_nomem(err, e->count * sizes[kind], key);
-    c->entry = e;
-    c->kind = kind;
-    if (!convert(e, kind, c->values))
-        return bad(err, g, "holds values of another type or out of range", key);
-    c->next = g->arrays;
-    g->arrays = c;
-    *values = c->values;
-    return OL_OK;
-}
-
-ol_code ol_gguf_string_array(ol_gguf *g, const char *key, const ol_gguf_str **values, size_t *count,
-                             ol_error *err)
-{
-    void *at = NULL;
-    ol_code code = array_of(g, key, 0, &at, count, err);
-
-    *values = at;
-    return code;
-}
-
-ol_code ol_gguf_f32_array(ol_gguf *g, const char *key, const float **values, size_t *count,
-                          ol_error *err)
-{
-    void *at = NULL;
-    ol_code code = array_of(g, key, 1, &at, count, err);
-
-    *values = at;
-    return code;
-}
-
-ol_code ol_gguf_i32_array(ol_gguf *g, const char *key, const int32_t **values, size_t *count,
-                          ol_error *err)
-{
-    void *at = NULL;
-    ol_code code = array_of(g, key, 2, &at, count, err);
-
-    *values = at;
-    return code;
 }
 
 /* -- tensors ------------------------------------------------------------------------------------

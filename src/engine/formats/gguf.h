@@ -87,6 +87,8 @@ ol_code ol_gguf_bool(const ol_gguf *gguf, const char *key, bool missing, bool *v
                      ol_error *err);
 /* Absent: ptr NULL, len 0. */
 ol_code ol_gguf_string(const ol_gguf *gguf, const char *key, ol_gguf_str *value, ol_error *err);
+/* For messages: printable ASCII, other bytes as '?', cut to fit, NUL-terminated. */
+const char *ol_gguf_printable(ol_gguf_str text, char *out, size_t size);
 /* Whether the key is a string equal to `text`. */
 bool ol_gguf_is(const ol_gguf *gguf, const char *key, const char *text);
 

@@ -45,6 +45,7 @@ static ol_code check_architecture(const ol_gguf *g, ol_adapter_build *build)
                  {"qwen2", false, 1u << OL_FAMILY_QWEN2},
                  {"qwen3", false, 1u << OL_FAMILY_QWEN3}};
     ol_gguf_str arch;
+    char text[64];
 
     OL_TRY(ol_gguf_string(g, "general.architecture", &arch, build->err));
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
@@ -58,8 +59,8 @@ static ol_code check_architecture(const ol_gguf *g, ol_adapter_build *build)
         return OL_OK;
     }
     return ol_fail(build->err, OL_UNSUPPORTED,
-                   "the adapter is for the unsupported architecture \"%.*s\"",
-                   arch.len > 60 ? 60 : (int)arch.len, arch.ptr ? arch.ptr : "");
+                   "the adapter is for the unsupported architecture \"%s\"",
+                   ol_gguf_printable(arch, text, sizeof(text)));
 }
 
 static ol_code check_kind(const ol_gguf *g, ol_error *err)
@@ -117,9 +118,12 @@ static ol_code parse(const ol_gguf *g, ol_adapter_build *build, ol_adapter_file 
     OL_TRY(ol_gguf_f32(g, "adapter.lora.alpha", 0, &alpha, build->err));
     OL_TRY(ol_gguf_string(g, "general.base_model.0.name", &name, build->err));
     if (name.ptr) {
-        out->base_model = ol_arena_strndup(build->arena, name.ptr, name.len);
+        char text[256];
+
+        ol_gguf_printable(name, text, sizeof(text));
+        out->base_model = ol_arena_strdup(build->arena, text);
         if (!out->base_model)
-            return ol_fail_nomem(build->err, name.len, "adapter");
+            return ol_fail_nomem(build->err, sizeof(text), "adapter");
     }
     OL_TRY(put_tensors(g, build));
     set_scales(build, alpha);

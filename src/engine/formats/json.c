@@ -7,7 +7,7 @@ ol_code ol_json_object(const char *text, size_t len, const char *file, json_t **
                        ol_error *err)
 {
     json_error_t where;
-    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &where);
+    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &where);
 
     if (!root) {
         ol_fail(err, OL_CORRUPT, "\"%s\" is not valid JSON", file);

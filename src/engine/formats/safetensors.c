@@ -1,26 +1,8 @@
 /* safetensors.c: see safetensors.h. */
-#include "engine/formats/safetensors.h"
+#include "engine/formats/safetensors_internal.h"
 
-#include "base/arena.h"
-#include "engine/formats/json.h"
-
-#include <dirent.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct shard {
-    ol_map map;   /* empty over foreign bytes */
-    json_t *meta; /* __metadata__ or NULL */
-} shard;
-
-struct ol_safetensors {
-    ol_arena *arena;
-    shard *shards;
-    size_t n_shards;
-    ol_safetensors_entry *entries;
-    size_t n, cap;
-};
 
 static const struct {
     const char *name;
@@ -52,7 +34,7 @@ bool ol_safetensors_dtype(const char *name, ol_dtype *dtype)
 
 /* -- one file -------------------------------------------------------------------------- */
 
-static ol_code bad(ol_error *err, const char *file, const char *tensor, const char *what)
+ol_code ol_safetensors_bad(ol_error *err, const char *file, const char *tensor, const char *what)
 {
     return tensor ? ol_fail(err, OL_CORRUPT, "\"%s\": tensor \"%s\" %s", file, tensor, what)
                   : ol_fail(err, OL_CORRUPT, "\"%s\" %s", file, what);
@@ -64,7 +46,7 @@ static ol_code read_shape(const json_t *shape, const char *file, ol_safetensors_
     size_t n = json_array_size(shape);
 
     if (!json_is_array(shape) || n > 32)
-        return bad(err, file, e->name, "has no valid shape");
+        return ol_safetensors_bad(err, file, e->name, "has no valid shape");
     e->n_dims = (int)n;
     *count = 1;
     for (size_t i = 0; i < n; i++) {
@@ -72,7 +54,8 @@ static ol_code read_shape(const json_t *shape, const char *file, ol_safetensors_
         int64_t d = json_is_integer(dim) ? json_integer_value(dim) : -1;
 
         if (d < 0 || __builtin_mul_overflow(*count, d, count))
-            return bad(err, file, e->name, "has a shape that is negative or overflows");
+            return ol_safetensors_bad(err, file, e->name,
+                                      "has a shape that is negative or overflows");
         if (i < OL_MAX_DIMS)
             e->shape[i] = d;
     }
@@ -86,9 +69,9 @@ static ol_code read_offsets(const json_t *pair, const char *file, size_t data_le
 
     if (json_array_size(pair) != 2 || !json_is_integer(from) || !json_is_integer(to) ||
         json_integer_value(from) < 0 || json_integer_value(to) < json_integer_value(from))
-        return bad(err, file, e->name, "has no valid data_offsets");
+        return ol_safetensors_bad(err, file, e->name, "has no valid data_offsets");
     if ((uint64_t)json_integer_value(to) > data_len)
-        return bad(err, file, e->name, "lies past the end of the file");
+        return ol_safetensors_bad(err, file, e->name, "lies past the end of the file");
     *begin = (size_t)json_integer_value(from);
     e->bytes = (size_t)json_integer_value(to) - *begin;
     return OL_OK;
@@ -106,7 +89,7 @@ static ol_code read_entry(ol_safetensors *st, const char *name, const json_t *va
     if (!e->name)
         return ol_fail_nomem(err, strlen(name), file);
     if (!dtype)
-        return bad(err, file, name, "has no dtype");
+        return ol_safetensors_bad(err, file, name, "has no dtype");
     e->dtype = ol_arena_strdup(st->arena, dtype);
     if (!e->dtype)
         return ol_fail_nomem(err, strlen(dtype), file);
@@ -114,9 +97,9 @@ static ol_code read_entry(ol_safetensors *st, const char *name, const json_t *va
     OL_TRY(read_offsets(json_object_get(value, "data_offsets"), file, data_len, e, &begin, err));
     size = dtype_bytes(dtype);
     if (size && (size_t)count > SIZE_MAX / size)
-        return bad(err, file, name, "has a shape that overflows");
+        return ol_safetensors_bad(err, file, name, "has a shape that overflows");
     if (size && (size_t)count * size != e->bytes)
-        return bad(err, file, name, "has a size other than its shape and dtype say");
+        return ol_safetensors_bad(err, file, name, "has a size other than its shape and dtype say");
     e->data = data + begin;
     return OL_OK;
 }
@@ -144,13 +127,13 @@ static ol_code check_cover(ol_safetensors_entry *e, size_t n, const char *file, 
     qsort(e, n, sizeof(*e), by_data);
     for (size_t i = 0; i < n; i++) {
         if ((const uint8_t *)e[i].data < next)
-            return bad(err, file, e[i].name, "overlaps another tensor");
+            return ol_safetensors_bad(err, file, e[i].name, "overlaps another tensor");
         if ((const uint8_t *)e[i].data > next)
-            return bad(err, file, e[i].name, "follows a hole in the data");
+            return ol_safetensors_bad(err, file, e[i].name, "follows a hole in the data");
         next += e[i].bytes;
     }
     if (next != data + data_len)
-        return bad(err, file, NULL, "has bytes that belong to no tensor");
+        return ol_safetensors_bad(err, file, NULL, "has bytes that belong to no tensor");
     return OL_OK;
 }
 
@@ -182,11 +165,27 @@ static ol_code read_entries(ol_safetensors *st, json_t *header, const char *file
         if (strcmp(name, "__metadata__") == 0)
             continue;
         if (!json_is_object(value))
-            return bad(err, file, name, "has no description");
+            return ol_safetensors_bad(err, file, name, "has no description");
         OL_TRY(read_entry(st, name, value, file, data, data_len, &st->entries[st->n], err));
         st->n++;
     }
     return check_cover(st->entries + first, st->n - first, file, data, data_len, err);
+}
+
+static ol_code keep_metadata(ol_safetensors *st, json_t *meta, const char *file, ol_error *err)
+{
+    const char *key;
+    json_t *value;
+
+    if (!json_is_object(meta))
+        return ol_safetensors_bad(err, file, NULL, "has __metadata__ that is not an object");
+    json_object_foreach(meta, key, value)
+    {
+        if (!json_is_string(value))
+            return ol_safetensors_bad(err, file, NULL, "has __metadata__ that is not text to text");
+    }
+    st->shards[st->n_shards - 1].meta = json_incref(meta);
+    return OL_OK;
 }
 
 static ol_code read_file(ol_safetensors *st, const uint8_t *bytes, size_t len, const char *file,
@@ -197,44 +196,44 @@ static ol_code read_file(ol_safetensors *st, const uint8_t *bytes, size_t len, c
     ol_code code;
 
     if (len < 8)
-        return bad(err, file, NULL, "is too short for a safetensors file");
+        return ol_safetensors_bad(err, file, NULL, "is too short for a safetensors file");
     memcpy(&header_len, bytes, 8);
     if (header_len > len - 8)
-        return bad(err, file, NULL, "has a header length past its end");
+        return ol_safetensors_bad(err, file, NULL, "has a header length past its end");
     if (header_len > (max_header ? max_header : OL_SAFETENSORS_MAX_HEADER))
-        return bad(err, file, NULL, "has a header that is too large");
+        return ol_safetensors_bad(err, file, NULL, "has a header that is too large");
     if (header_len < 2 || bytes[8] != '{')
-        return bad(err, file, NULL, "has a header that is not JSON");
+        return ol_safetensors_bad(err, file, NULL, "has a header that is not JSON");
     OL_TRY(ol_json_object((const char *)bytes + 8, (size_t)header_len, file, &header, err));
     code =
         read_entries(st, header, file, bytes + 8 + header_len, len - 8 - (size_t)header_len, err);
     meta = json_object_get(header, "__metadata__");
-    if (code == OL_OK && json_is_object(meta))
-        st->shards[st->n_shards - 1].meta = json_incref(meta);
+    if (code == OL_OK && meta)
+        code = keep_metadata(st, meta, file, err);
     json_decref(header);
     return code;
 }
 
 /* Order by name, which also finds a name that two shards share. */
-static ol_code finish(ol_safetensors *st, const char *file, ol_error *err)
+ol_code ol_safetensors_finish(ol_safetensors *st, const char *file, ol_error *err)
 {
     if (st->n)
         qsort(st->entries, st->n, sizeof(*st->entries), by_name);
     for (size_t i = 1; i < st->n; i++)
         if (strcmp(st->entries[i - 1].name, st->entries[i].name) == 0)
-            return bad(err, file, st->entries[i].name, "occurs in two shards");
+            return ol_safetensors_bad(err, file, st->entries[i].name, "occurs in two shards");
     return OL_OK;
 }
 
 /* -- opening ------------------------------------------------------------------------------ */
 
-static ol_code create(size_t max_shards, ol_safetensors **out, ol_error *err)
+ol_code ol_safetensors_create(size_t max_shards, ol_safetensors **out, ol_error *err)
 {
     ol_safetensors *st = calloc(1, sizeof(*st));
 
     if (st) {
         st->arena = ol_arena_create();
-        st->shards = calloc(max_shards + 1, sizeof(shard));
+        st->shards = calloc(max_shards + 1, sizeof(ol_safetensors_shard));
     }
     if (!st || !st->arena || !st->shards) {
         ol_safetensors_close(st);
@@ -244,9 +243,9 @@ static ol_code create(size_t max_shards, ol_safetensors **out, ol_error *err)
     return OL_OK;
 }
 
-static ol_code add_shard(ol_safetensors *st, const char *path, ol_error *err)
+ol_code ol_safetensors_add(ol_safetensors *st, const char *path, ol_error *err)
 {
-    shard *s = &st->shards[st->n_shards];
+    ol_safetensors_shard *s = &st->shards[st->n_shards];
 
     OL_TRY(ol_map_open(path, &s->map, err));
     st->n_shards++;
@@ -257,8 +256,9 @@ ol_code ol_safetensors_open(const char *path, ol_safetensors **out, ol_error *er
 {
     ol_safetensors *st;
 
-    OL_TRY(create(1, &st, err));
-    if (add_shard(st, path, err) != OL_OK || finish(st, path, err) != OL_OK) {
+    OL_TRY(ol_safetensors_create(1, &st, err));
+    if (ol_safetensors_add(st, path, err) != OL_OK ||
+        ol_safetensors_finish(st, path, err) != OL_OK) {
         ol_safetensors_close(st);
         return err->code;
     }
@@ -271,134 +271,15 @@ ol_code ol_safetensors_bytes(const void *bytes, size_t len, const char *name, si
 {
     ol_safetensors *st;
 
-    OL_TRY(create(1, &st, err));
+    OL_TRY(ol_safetensors_create(1, &st, err));
     st->n_shards = 1;
     if (read_file(st, bytes, len, name, max_header, err) != OL_OK ||
-        finish(st, name, err) != OL_OK) {
+        ol_safetensors_finish(st, name, err) != OL_OK) {
         ol_safetensors_close(st);
         return err->code;
     }
     *out = st;
     return OL_OK;
-}
-
-static bool plain_file_name(const char *name)
-{
-    size_t len = name ? strlen(name) : 0;
-
-    return len > 12 && len < 256 && !strchr(name, '/') &&
-           strcmp(name + len - 12, ".safetensors") == 0;
-}
-
-/* Opens the shards that an index names, each once, and holds them against it. */
-static ol_code open_indexed(ol_safetensors **out, const char *folder, const json_t *map,
-                            const char *index, ol_error *err)
-{
-    json_t *files = json_object();
-    const char *tensor, *file;
-    json_t *value;
-    void *next;
-    ol_code code = create(json_object_size(map), out, err);
-
-    json_object_foreach((json_t *)(uintptr_t)map, tensor, value)
-    {
-        if (code == OL_OK && !plain_file_name(json_string_value(value)))
-            code = bad(err, index, tensor, "is said to be in a file of no valid name");
-        if (code == OL_OK)
-            json_object_set_new(files, json_string_value(value), json_true());
-    }
-    json_object_foreach_safe(files, next, file, value)
-    {
-        char path[4096];
-
-        if (code == OL_OK) {
-            snprintf(path, sizeof(path), "%s/%s", folder, file);
-            code = add_shard(*out, path, err);
-        }
-    }
-    json_decref(files);
-    OL_TRY(code);
-    OL_TRY(finish(*out, index, err));
-    for (size_t i = 0; i < (*out)->n; i++)
-        if (!json_object_get(map, (*out)->entries[i].name))
-            return bad(err, index, (*out)->entries[i].name, "is in a shard but not in the index");
-    json_object_foreach(
-        (json_t *)(uintptr_t)map, tensor,
-        value) if (!ol_safetensors_find(*out,
-                                        tensor)) return bad(err, index, tensor,
-                                                            "is in the index but in no shard");
-    return OL_OK;
-}
-
-static ol_code open_index(ol_safetensors **out, const char *folder, const char *index,
-                          ol_error *err)
-{
-    ol_map map;
-    json_t *root;
-    ol_code code;
-
-    OL_TRY(ol_map_open(index, &map, err));
-    code = ol_json_object((const char *)map.data, map.len, index, &root, err);
-    ol_map_close(&map);
-    OL_TRY(code);
-    if (json_is_object(json_object_get(root, "weight_map")))
-        code = open_indexed(out, folder, json_object_get(root, "weight_map"), index, err);
-    else
-        code = bad(err, index, NULL, "has no weight_map");
-    json_decref(root);
-    return code;
-}
-
-static ol_code open_all(ol_safetensors **out, const char *folder, ol_error *err)
-{
-    DIR *dir = opendir(folder);
-    struct dirent *entry;
-    ol_code code;
-
-    if (!dir)
-        return ol_fail_errno(err, "could not open folder", folder);
-    code = create(4096, out, err);
-    while (code == OL_OK && (entry = readdir(dir))) {
-        char path[4096];
-
-        if (!plain_file_name(entry->d_name) || (*out)->n_shards == 4096)
-            continue;
-        snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-        code = add_shard(*out, path, err);
-    }
-    closedir(dir);
-    OL_TRY(code);
-    if ((*out)->n_shards == 0)
-        return ol_fail(err, OL_NOT_FOUND, "there are no .safetensors files in \"%s\"", folder);
-    return finish(*out, folder, err);
-}
-
-ol_code ol_safetensors_open_folder(const char *folder, ol_safetensors **out, ol_error *err)
-{
-    char path[4096];
-    ol_code code;
-    FILE *there;
-
-    *out = NULL;
-    snprintf(path, sizeof(path), "%s/model.safetensors.index.json", folder);
-    there = fopen(path, "r");
-    if (there) {
-        fclose(there);
-        code = open_index(out, folder, path, err);
-    } else {
-        snprintf(path, sizeof(path), "%s/model.safetensors", folder);
-        there = fopen(path, "r");
-        if (there) {
-            fclose(there);
-            return ol_safetensors_open(path, out, err);
-        }
-        code = open_all(out, folder, err);
-    }
-    if (code != OL_OK) {
-        ol_safetensors_close(*out);
-        *out = NULL;
-    }
-    return code;
 }
 
 void ol_safetensors_close(ol_safetensors *st)

@@ -35,8 +35,8 @@ ol_code ol_safetensors_bytes(const void *bytes, size_t len, const char *name, si
                              ol_safetensors **st, ol_error *err);
 /* The folder's model.safetensors.index.json with the shards it names, or its
  * model.safetensors, or (without either) all of its *.safetensors files. Shard names
- * are plain file names; a tensor in two shards, missing from the shard that the
- * index says, or in a shard but not in the index is an error. */
+ * are plain file names; a tensor that is in two shards, or only in the index or only in
+ * a shard, is an error. */
 ol_code ol_safetensors_open_folder(const char *folder, ol_safetensors **st, ol_error *err);
 void ol_safetensors_close(ol_safetensors *st); /* NULL is fine */
 
