@@ -1,6 +1,7 @@
 /* gguf_config.c: see gguf_config.h. Keys as llama.cpp writes and reads them. */
 #include "engine/formats/gguf_config.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -47,6 +48,7 @@ static ol_code read_family(parse *p)
     } known[] = {
         {"llama", OL_FAMILY_LLAMA}, {"qwen2", OL_FAMILY_QWEN2}, {"qwen3", OL_FAMILY_QWEN3}};
     ol_gguf_str arch;
+    char text[64];
 
     OL_TRY(ol_gguf_string(p->g, "general.architecture", &arch, p->err));
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
@@ -56,8 +58,8 @@ static ol_code read_family(parse *p)
             p->c->family = known[i].family;
             return OL_OK;
         }
-    ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": unsupported architecture \"%.*s\"", ol_gguf_name(p->g),
-            arch.len > 60 ? 60 : (int)arch.len, arch.ptr ? arch.ptr : "");
+    ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": unsupported architecture \"%s\"", ol_gguf_name(p->g),
+            ol_gguf_printable(arch, text, sizeof(text)));
     return ol_hint(p->err, "Supported are llama (and Mistral as llama), qwen2 and qwen3.");
 }
 
@@ -97,7 +99,7 @@ static ol_code read_sizes(parse *p)
     if (value_length != c->head_dim)
         return ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": keys and values have other lengths",
                        ol_gguf_name(p->g));
-    return read_float(p, "attention.layer_norm_rms_epsilon", 1e-5f, &c->norm_eps);
+    return read_float(p, "attention.layer_norm_rms_epsilon", 0, &c->norm_eps); /* 0 is refused */
 }
 
 static ol_code read_divisors(parse *p)
@@ -115,30 +117,66 @@ static ol_code read_divisors(parse *p)
     return OL_OK;
 }
 
+/* As llama.cpp: without a type a factor means linear; a factor of 0 means none. */
+static ol_code read_scaling(parse *p)
+{
+    ol_rope *rope = &p->c->rope;
+    char key[128], text[64] = "linear";
+    float factor, attention, fast, slow;
+    ol_gguf_str type;
+    int original;
+
+    OL_TRY(read_float(p, "rope.scale_linear", 0, &factor));
+    OL_TRY(read_float(p, "rope.scaling.factor", factor, &factor));
+    OL_TRY(read_float(p, "rope.scaling.attn_factor", 1, &attention));
+    OL_TRY(read_float(p, "rope.scaling.yarn_beta_fast", 32, &fast));
+    OL_TRY(read_float(p, "rope.scaling.yarn_beta_slow", 1, &slow));
+    OL_TRY(read_int(p, "rope.scaling.original_context_length", p->c->max_position, &original));
+    OL_TRY(ol_gguf_string(p->g, key_of(p, "rope.scaling.type", key), &type, p->err));
+    if (type.ptr)
+        ol_gguf_printable(type, text, sizeof(text));
+    if (strcmp(text, "none") == 0 || (strcmp(text, "linear") == 0 && factor == 0))
+        return OL_OK;
+    rope->factor = (double)factor;
+    if (strcmp(text, "linear") == 0) {
+        rope->scaling = OL_ROPE_LINEAR;
+    } else if (strcmp(text, "yarn") == 0) {
+        rope->scaling = OL_ROPE_YARN;
+        rope->original_max_position = original;
+        rope->beta_fast = (double)fast;
+        rope->beta_slow = (double)slow;
+        rope->truncate = true;
+        rope->attention_factor =
+            (double)attention * (rope->factor > 1 ? 0.1 * log(rope->factor) + 1 : 1);
+    } else {
+        return ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": rope scaling \"%s\" is not supported",
+                       ol_gguf_name(p->g), text);
+    }
+    return OL_OK;
+}
+
 static ol_code read_rope(parse *p)
 {
     ol_rope *rope = &p->c->rope;
-    char key[128];
-    float theta, factor;
-    ol_gguf_str type;
+    float theta;
 
     OL_TRY(read_float(p, "rope.freq_base", 10000.0f, &theta));
     OL_TRY(read_int(p, "rope.dimension_count", p->c->head_dim, &rope->dims));
-    OL_TRY(read_float(p, "rope.scaling.factor", 0.0f, &factor));
-    OL_TRY(ol_gguf_string(p->g, key_of(p, "rope.scaling.type", key), &type, p->err));
     rope->theta = (double)theta;
     rope->interleaved = p->c->family == OL_FAMILY_LLAMA;
-    if (type.ptr && type.len == 6 && memcmp(type.ptr, "linear", 6) == 0) {
-        rope->scaling = OL_ROPE_LINEAR;
-        rope->factor = (double)factor;
-    } else if (type.ptr && !(type.len == 4 && memcmp(type.ptr, "none", 4) == 0)) {
-        return ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": rope scaling \"%.*s\" is not supported",
-                       ol_gguf_name(p->g), type.len > 40 ? 40 : (int)type.len, type.ptr);
-    }
-    if (rope->dims < 2 || rope->dims > OL_MAX_HEAD_DIM)
+    if (rope->dims < 2 || rope->dims > OL_MAX_HEAD_DIM || rope->dims % 2)
         return ol_fail(p->err, OL_CORRUPT, "\"%s\": rope.dimension_count is out of range",
                        ol_gguf_name(p->g));
+    OL_TRY(read_scaling(p));
     return read_divisors(p);
+}
+
+static bool is_eos(const ol_model_config *c, int64_t id)
+{
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos[i] == id)
+            return true;
+    return false;
 }
 
 static ol_code read_tokens(parse *p)
@@ -154,8 +192,37 @@ static ol_code read_tokens(parse *p)
         if (id >= p->c->vocab)
             return ol_fail(p->err, OL_CORRUPT, "\"%s\": %s is not in the vocabulary",
                            ol_gguf_name(p->g), keys[i]);
-        if (id >= 0)
+        if (id >= 0 && !is_eos(p->c, id))
             p->c->eos[p->c->n_eos++] = (int32_t)id;
+    }
+    return OL_OK;
+}
+
+/* What the architecture can have, but the description has no words for. */
+static ol_code refuse_unsupported(const parse *p)
+{
+    static const char *const keys[] = {
+        "expert_count",           "attention.clamp_kqv",     "attention.scale",
+        "attn_logit_softcapping", "final_logit_softcapping", "logit_scale",
+        "embedding_scale",        "residual_scale"};
+    uint32_t parts;
+
+    OL_TRY(ol_gguf_u32(p->g, "split.count", 0, &parts, p->err));
+    if (parts > 1) {
+        ol_fail(p->err, OL_UNSUPPORTED, "\"%s\" is one of %u parts of a model", ol_gguf_name(p->g),
+                parts);
+        return ol_hint(p->err, "Merge the parts with llama-gguf-split --merge.");
+    }
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        char key[128];
+        const ol_gguf_entry *e = ol_gguf_find(p->g, key_of(p, keys[i], key));
+        bool zero = true;
+
+        for (size_t k = 0; e && k < e->bytes; k++)
+            zero = zero && e->data[k] == 0;
+        if (!zero)
+            return ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": %s is not supported",
+                           ol_gguf_name(p->g), key);
     }
     return OL_OK;
 }
@@ -168,6 +235,7 @@ ol_code ol_gguf_config(const ol_gguf *g, ol_model_config *config, ol_error *err)
     memset(config, 0, sizeof(*config));
     config->bos = -1;
     OL_TRY(read_family(&p));
+    OL_TRY(refuse_unsupported(&p));
     OL_TRY(read_sizes(&p));
     OL_TRY(read_rope(&p));
     OL_TRY(read_tokens(&p));
@@ -178,5 +246,6 @@ ol_code ol_gguf_config(const ol_gguf *g, ol_model_config *config, ol_error *err)
     config->tie_embeddings = !ol_gguf_find_tensor(g, "output.weight");
     config->qkv_bias = ol_gguf_find_tensor(g, "blk.0.attn_q.bias") != NULL;
     config->o_bias = ol_gguf_find_tensor(g, "blk.0.attn_output.bias") != NULL;
+    config->mlp_bias = ol_gguf_find_tensor(g, "blk.0.ffn_gate.bias") != NULL;
     return ol_model_config_check(config, ol_gguf_name(g), err);
 }

@@ -3,6 +3,7 @@
 
 #include "engine/formats/json.h"
 
+#include <math.h>
 #include <string.h>
 
 typedef struct parse {
@@ -53,33 +54,77 @@ static ol_code read_family(parse *p)
 
 /* -- rope ---------------------------------------------------------------------------------- */
 
-static ol_code read_scaling(parse *p, const json_t *scaling)
+static ol_code read_double(parse *p, const json_t *object, const char *key, double *value)
+{
+    return ol_json_double(object, p->file, key, value, p->err);
+}
+
+static ol_code read_llama3(parse *p, const json_t *scaling)
 {
     ol_rope *rope = &p->c->rope;
+
+    rope->scaling = OL_ROPE_LLAMA3;
+    OL_TRY(read_double(p, scaling, "low_freq_factor", &rope->low_freq));
+    OL_TRY(read_double(p, scaling, "high_freq_factor", &rope->high_freq));
+    return read_double(p, scaling, "original_max_position_embeddings",
+                       &rope->original_max_position);
+}
+
+static double yarn_scale(double factor, double m)
+{
+    return factor <= 1 ? 1 : 0.1 * m * log(factor) + 1;
+}
+
+static ol_code read_yarn(parse *p, const json_t *scaling)
+{
+    ol_rope *rope = &p->c->rope;
+    double mscale = 0, mscale_all = 0;
+
+    rope->scaling = OL_ROPE_YARN;
+    rope->original_max_position = p->c->max_position;
+    rope->truncate = true;
+    OL_TRY(
+        read_double(p, scaling, "original_max_position_embeddings", &rope->original_max_position));
+    OL_TRY(read_double(p, scaling, "beta_fast", &rope->beta_fast));
+    OL_TRY(read_double(p, scaling, "beta_slow", &rope->beta_slow));
+    OL_TRY(read_double(p, scaling, "attention_factor", &rope->attention_factor));
+    OL_TRY(read_double(p, scaling, "mscale", &mscale));
+    OL_TRY(read_double(p, scaling, "mscale_all_dim", &mscale_all));
+    OL_TRY(ol_json_bool(scaling, p->file, "truncate", &rope->truncate, p->err));
+    if (rope->beta_fast == 0)
+        rope->beta_fast = 32;
+    if (rope->beta_slow == 0)
+        rope->beta_slow = 1;
+    if (!json_is_number(json_object_get(scaling, "attention_factor")))
+        rope->attention_factor =
+            mscale != 0 && mscale_all != 0
+                ? yarn_scale(rope->factor, mscale) / yarn_scale(rope->factor, mscale_all)
+                : yarn_scale(rope->factor, 1);
+    return OL_OK;
+}
+
+/* rope_scaling, or the rope_parameters of later versions. */
+static ol_code read_scaling(parse *p, const json_t *scaling)
+{
     const char *type = text_of(scaling, "rope_type");
-    double original = p->c->max_position;
 
     if (!*type)
         type = text_of(scaling, "type");
-    OL_TRY(ol_json_double(scaling, p->file, "rope_theta", &rope->theta, p->err));
+    OL_TRY(read_double(p, scaling, "rope_theta", &p->c->rope.theta));
     if (!*type || strcmp(type, "default") == 0)
         return OL_OK;
-    OL_TRY(ol_json_double(scaling, p->file, "factor", &rope->factor, p->err));
+    OL_TRY(read_double(p, scaling, "factor", &p->c->rope.factor));
     if (strcmp(type, "linear") == 0) {
-        rope->scaling = OL_ROPE_LINEAR;
+        p->c->rope.scaling = OL_ROPE_LINEAR;
         return OL_OK;
     }
-    if (strcmp(type, "llama3") != 0) {
-        ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": rope scaling \"%s\" is not supported", p->file,
-                type);
-        return ol_detail(p->err, "Supported are default, linear and llama3.");
-    }
-    rope->scaling = OL_ROPE_LLAMA3;
-    OL_TRY(ol_json_double(scaling, p->file, "low_freq_factor", &rope->low_freq, p->err));
-    OL_TRY(ol_json_double(scaling, p->file, "high_freq_factor", &rope->high_freq, p->err));
-    OL_TRY(ol_json_double(scaling, p->file, "original_max_position_embeddings", &original, p->err));
-    rope->original_max_position = original;
-    return OL_OK;
+    if (strcmp(type, "llama3") == 0)
+        return read_llama3(p, scaling);
+    if (strcmp(type, "yarn") == 0)
+        return read_yarn(p, scaling);
+    ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": rope scaling \"%.60s\" is not supported", p->file,
+            type);
+    return ol_detail(p->err, "Supported are default, linear, llama3 and yarn.");
 }
 
 static ol_code read_rope(parse *p)
@@ -89,15 +134,20 @@ static ol_code read_rope(parse *p)
     double partial = 1;
 
     p->c->rope.theta = 10000.0;
-    OL_TRY(ol_json_double(p->root, p->file, "rope_theta", &p->c->rope.theta, p->err));
-    OL_TRY(ol_json_double(p->root, p->file, "partial_rotary_factor", &partial, p->err));
-    if (json_is_object(parameters))
-        OL_TRY(ol_json_double(parameters, p->file, "partial_rotary_factor", &partial, p->err));
+    p->c->rope.dims = p->c->head_dim;
+    OL_TRY(read_double(p, p->root, "rope_theta", &p->c->rope.theta));
+    OL_TRY(read_double(p, p->root, "partial_rotary_factor", &partial));
+    if (json_is_object(parameters)) {
+        OL_TRY(read_double(p, parameters, "partial_rotary_factor", &partial));
+        if (json_object_get(parameters, "full_attention") ||
+            json_object_get(parameters, "sliding_attention"))
+            return refuse(p, "rope_parameters", "by layer type is not supported");
+    }
     if (partial != 1)
         return refuse(p, "partial_rotary_factor", "is not supported");
-    p->c->rope.dims = p->c->head_dim;
-    if (json_is_object(parameters) && json_is_object(json_object_get(parameters, "full_attention")))
-        return refuse(p, "rope_parameters", "by layer type is not supported");
+    if ((scaling && !json_is_null(scaling) && !json_is_object(scaling)) ||
+        (parameters && !json_is_null(parameters) && !json_is_object(parameters)))
+        return refuse(p, "rope_scaling or rope_parameters", "is not an object");
     if (json_is_object(parameters))
         OL_TRY(read_scaling(p, parameters));
     return json_is_object(scaling) ? read_scaling(p, scaling) : OL_OK;
@@ -107,7 +157,7 @@ static ol_code read_rope(parse *p)
 
 static ol_code read_layer_types(parse *p, const json_t *list, int window)
 {
-    if ((int)json_array_size(list) != p->c->n_layers)
+    if (json_array_size(list) != (size_t)p->c->n_layers)
         return refuse(p, "layer_types", "does not have one entry per layer");
     for (int i = 0; i < p->c->n_layers; i++) {
         const char *type = json_string_value(json_array_get(list, (size_t)i));
@@ -120,19 +170,26 @@ static ol_code read_layer_types(parse *p, const json_t *list, int window)
     return OL_OK;
 }
 
+/* Llama has none. Mistral's holds for all layers (its layer_types are ignored, as by
+ * transformers); Qwen's from max_window_layers on, or as layer_types says. Where the key
+ * is absent, the configuration class's default holds; null means no window. */
 static ol_code read_windows(parse *p)
 {
     const json_t *list = json_object_get(p->root, "layer_types");
     bool qwen = p->c->family == OL_FAMILY_QWEN2 || p->c->family == OL_FAMILY_QWEN3;
     bool use = !qwen;
-    int window = 0, first = 28; /* transformers' default of max_window_layers */
+    int window = json_object_get(p->root, "sliding_window") ? 0 : 4096;
+    int first = 28;
 
-    OL_TRY(ol_json_int(p->root, p->file, "sliding_window", 1, INT32_MAX, &window, p->err));
-    OL_TRY(ol_json_bool(p->root, p->file, "use_sliding_window", &use, p->err));
-    OL_TRY(ol_json_int(p->root, p->file, "max_window_layers", 0, INT32_MAX, &first, p->err));
-    if (!use || window == 0 || p->c->family == OL_FAMILY_LLAMA)
+    if (p->c->family == OL_FAMILY_LLAMA)
         return OL_OK;
-    if (json_is_array(list))
+    OL_TRY(ol_json_int(p->root, p->file, "sliding_window", 1, INT32_MAX, &window, p->err));
+    if (qwen)
+        OL_TRY(ol_json_bool(p->root, p->file, "use_sliding_window", &use, p->err));
+    OL_TRY(ol_json_int(p->root, p->file, "max_window_layers", 0, INT32_MAX, &first, p->err));
+    if (!use || window == 0)
+        return OL_OK;
+    if (qwen && json_is_array(list))
         return read_layer_types(p, list, window);
     for (int i = qwen ? first : 0; i < p->c->n_layers; i++)
         p->c->window[i] = window;
@@ -196,7 +253,9 @@ static ol_code read_sizes(parse *p)
     OL_TRY(read_required(p, "num_attention_heads", OL_MAX_HEADS, &c->n_heads));
     OL_TRY(read_required(p, "intermediate_size", OL_MAX_FFN, &c->ffn));
     OL_TRY(read_required(p, "max_position_embeddings", OL_MAX_CONTEXT, &c->max_position));
-    c->n_kv_heads = c->n_heads;
+    c->n_kv_heads = c->n_heads; /* where it is null; absent: the class's default */
+    if (!json_object_get(p->root, "num_key_value_heads") && c->family != OL_FAMILY_LLAMA)
+        c->n_kv_heads = c->family == OL_FAMILY_MISTRAL ? 8 : 32;
     OL_TRY(ol_json_int(p->root, p->file, "num_key_value_heads", 1, c->n_heads, &c->n_kv_heads,
                        p->err));
     if (c->family == OL_FAMILY_QWEN3)
@@ -209,16 +268,48 @@ static ol_code read_sizes(parse *p)
     return OL_OK;
 }
 
+/* Fields that other families, forks or quantisers use to change what is computed. */
+static ol_code refuse_unsupported(const parse *p)
+{
+    static const char *const fields[] = {"quantization_config",
+                                         "compression_config",
+                                         "attn_logit_softcapping",
+                                         "final_logit_softcapping",
+                                         "logit_scale",
+                                         "logits_scaling",
+                                         "embedding_multiplier",
+                                         "residual_multiplier",
+                                         "attention_multiplier",
+                                         "clip_qkv",
+                                         "num_experts",
+                                         "num_local_experts",
+                                         "no_rope_layers",
+                                         "attention_chunk_size",
+                                         "alibi",
+                                         "use_parallel_residual",
+                                         "is_encoder_decoder",
+                                         "add_cross_attention"};
+
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
+        if (!ol_json_is_off(json_object_get(p->root, fields[i]))) {
+            refuse(p, fields[i], "is not supported");
+            return ol_hint(p->err, "It would change results, so it is not ignored.");
+        }
+    return OL_OK;
+}
+
 static ol_code read_flags(parse *p)
 {
     ol_model_config *c = p->c;
     bool bias = c->family == OL_FAMILY_QWEN2;
     const char *act = text_of(p->root, "hidden_act");
 
-    if (*act && strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
-        return refuse(p, "hidden_act", "other than silu is not supported");
-    if (!ol_json_is_off(json_object_get(p->root, "quantization_config")))
-        return refuse(p, "quantization_config", "is not supported: use full-precision weights");
+    if (*act && strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0) {
+        ol_fail(p->err, OL_UNSUPPORTED, "\"%s\": hidden_act \"%.60s\" is not supported", p->file,
+                act);
+        return ol_detail(p->err, "Supported is silu.");
+    }
+    OL_TRY(refuse_unsupported(p));
     if (c->family == OL_FAMILY_LLAMA || c->family == OL_FAMILY_QWEN3)
         OL_TRY(ol_json_bool(p->root, p->file, "attention_bias", &bias, p->err));
     c->qkv_bias = bias;

@@ -1,8 +1,6 @@
 /* model_config.c: see model_config.h. */
 #include "engine/formats/model_config.h"
 
-#include <math.h>
-
 const char *ol_family_name(ol_family family)
 {
     static const char *const names[] = {"llama", "mistral", "qwen2", "qwen3"};
@@ -47,42 +45,6 @@ void ol_module_shape(const ol_model_config *c, ol_module module, int64_t *out, i
     }
 }
 
-/* Llama 3.1's scaling: low frequencies are divided by the factor, high ones kept, those
- * between blended (transformers' _compute_llama3_parameters). */
-static double scale_llama3(const ol_rope *rope, double freq)
-{
-    double wavelength = 2 * M_PI / freq;
-    double low = rope->original_max_position / rope->low_freq;
-    double high = rope->original_max_position / rope->high_freq;
-    double blend;
-
-    if (wavelength > low)
-        return freq / rope->factor;
-    if (wavelength < high)
-        return freq;
-    blend = (rope->original_max_position / wavelength - rope->low_freq) /
-            (rope->high_freq - rope->low_freq);
-    return (1 - blend) * freq / rope->factor + blend * freq;
-}
-
-float ol_rope_frequencies(const ol_model_config *c, float *inv_freq)
-{
-    const ol_rope *rope = &c->rope;
-
-    for (int i = 0; i < rope->dims / 2; i++) {
-        double freq = 1.0 / pow(rope->theta, 2.0 * i / rope->dims);
-
-        if (rope->scaling == OL_ROPE_LINEAR)
-            freq /= rope->factor;
-        else if (rope->scaling == OL_ROPE_LLAMA3)
-            freq = scale_llama3(rope, freq);
-        if (rope->has_divisors)
-            freq /= (double)rope->divisors[i];
-        inv_freq[i] = (float)freq;
-    }
-    return 1.0f;
-}
-
 static ol_code check_range(const char *file, const char *what, int64_t v, int64_t low, int64_t high,
                            ol_error *err)
 {
@@ -106,6 +68,11 @@ static ol_code check_rope(const ol_model_config *c, const char *file, ol_error *
     if (r->scaling == OL_ROPE_LLAMA3 &&
         !(r->low_freq > 0 && r->high_freq > r->low_freq && r->original_max_position >= 1))
         return ol_fail(err, OL_CORRUPT, "\"%s\": llama3 rope scaling is incomplete", file);
+    if (r->scaling == OL_ROPE_YARN &&
+        !(r->factor >= 1 && r->beta_fast > r->beta_slow && r->beta_slow > 0 && r->beta_fast < 1e6 &&
+          r->original_max_position >= 1 && r->attention_factor > 0 && r->attention_factor < 1e3))
+        return ol_fail(err, OL_CORRUPT, "\"%s\": yarn rope scaling is incomplete or out of range",
+                       file);
     for (int i = 0; r->has_divisors && i < r->dims / 2; i++)
         if (!(r->divisors[i] > 0 && r->divisors[i] < 1e6f))
             return ol_fail(err, OL_CORRUPT, "\"%s\": rope_freqs.weight is out of range", file);

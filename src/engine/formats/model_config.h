@@ -34,6 +34,7 @@ typedef enum ol_rope_scaling {
     OL_ROPE_PLAIN,
     OL_ROPE_LINEAR,
     OL_ROPE_LLAMA3,
+    OL_ROPE_YARN,
 } ol_rope_scaling;
 
 typedef struct ol_rope {
@@ -41,9 +42,12 @@ typedef struct ol_rope {
     double theta;
     int dims;                     /* leading dims of a head that rotate; even, <= head_dim */
     bool interleaved;             /* see ol_attention.rope_interleaved */
-    double factor;                /* LINEAR, LLAMA3 */
+    double factor;                /* LINEAR, LLAMA3, YARN */
     double low_freq, high_freq;   /* LLAMA3 */
-    double original_max_position; /* LLAMA3 */
+    double original_max_position; /* LLAMA3, YARN */
+    double beta_fast, beta_slow;  /* YARN */
+    double attention_factor;      /* YARN: multiplies cos and sin; resolved, never 0 */
+    bool truncate;                /* YARN: correction range to whole dims */
     bool has_divisors;            /* GGUF's rope_freqs.weight: inv_freq[i] /= divisors[i] */
     float divisors[OL_MAX_HEAD_DIM / 2];
 } ol_rope;
@@ -87,7 +91,7 @@ void ol_module_shape(const ol_model_config *config, ol_module module, int64_t *o
 
 /* Fills inv_freq[rope.dims / 2], scaling applied, in float arithmetic as
  * transformers does, and returns what multiplies cos and sin
- * (ol_attention.rope_factor). */
+ * (ol_attention.rope_factor; 1 unless YARN). */
 float ol_rope_frequencies(const ol_model_config *config, float *inv_freq);
 
 /* Checks limits and relations; `file` names the origin in errors. Called by whoever
