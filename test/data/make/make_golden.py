@@ -59,7 +59,7 @@ FAMILIES = {
     # Grouped queries 4:1, tied, two shards.
     "llama_gqa": dict(
         config=LlamaConfig(
-            vocab_size=288, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            vocab_size=288, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
             num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=256,
             rms_norm_eps=1e-5, tie_word_embeddings=True),
         style="classic", prompt=24, shards=2,
@@ -76,7 +76,7 @@ FAMILIES = {
     # Llama 3: scaled rotary frequencies; 16 of them in all three bands.
     "llama3": dict(
         config=LlamaConfig(
-            vocab_size=288, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            vocab_size=288, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
             rms_norm_eps=1e-5, tie_word_embeddings=False, eos_token_id=[2, 0],
             rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
@@ -198,7 +198,7 @@ FAMILIES = {
         config=LlamaConfig(
             vocab_size=288, hidden_size=256, intermediate_size=512, num_hidden_layers=1,
             num_attention_heads=4, num_key_value_heads=1, max_position_embeddings=256,
-            rms_norm_eps=1e-5, tie_word_embeddings=False),
+            rms_norm_eps=1e-5, tie_word_embeddings=True),
         style="both", prompt=24, stored="bfloat16",
         off={},
         adapters={
@@ -225,7 +225,7 @@ def random_weights(model, generator):
             elif name.endswith("bias"):
                 p.copy_(normal(p.shape, 0.4))
             elif "embed" in name or "lm_head" in name:
-                p.copy_(normal(p.shape, 0.5))
+                p.copy_(normal(p.shape, min(0.5, 4 / p.shape[1] ** 0.5)))
             else:
                 gain = 1.4 if "q_proj" in name or "k_proj" in name else 1.5
                 p.copy_(normal(p.shape, gain / p.shape[1] ** 0.5))
