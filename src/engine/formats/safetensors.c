@@ -124,7 +124,8 @@ static ol_code check_cover(ol_safetensors_entry *e, size_t n, const char *file, 
 {
     const uint8_t *next = data;
 
-    qsort(e, n, sizeof(*e), by_data);
+    if (n)
+        qsort(e, n, sizeof(*e), by_data);
     for (size_t i = 0; i < n; i++) {
         if ((const uint8_t *)e[i].data < next)
             return ol_safetensors_bad(err, file, e[i].name, "overlaps another tensor");
