@@ -46,6 +46,8 @@ static role_name *expected_names(const ol_model_source *src, size_t *n)
     for (int role = 0; names && role < OL_ROLE_COUNT; role++) {
         int layers = ol_role_per_layer(role) ? src->config.n_layers : 1;
 
+        if (role == OL_ROLE_HEAD && src->config.tie_embeddings)
+            continue;
         for (int layer = 0; layer < layers && ol_role_present(&src->config, role); layer++)
             ol_source_name(src->kind, role, layer, names[(*n)++]);
     }
