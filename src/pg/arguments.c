@@ -1,0 +1,226 @@
+/* arguments.c: see arguments.h. Every figure is checked here, before anything is sent. */
+#include "arguments.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/numeric.h"
+
+/* -- texts ------------------------------------------------------------------------------------ */
+
+bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
+                        ol_error *error)
+{
+    char *local = VARDATA_ANY(value);
+    Size limit = (Size)lora_max_prompt_size * 1024;
+
+    *length = VARSIZE_ANY_EXHDR(value);
+    *utf8 = pg_server_to_any(local, (int)*length, PG_UTF8);
+    if (*utf8 != local)
+        *length = strlen(*utf8);
+    if (*length <= limit)
+        return true;
+    ol_fail(error, OL_LIMIT, "%s is too long: %zu bytes", what, *length);
+    ol_detail(error, "The limit is %zu bytes.", limit);
+    ol_hint(error, "Shorten it, or raise openlora.max_prompt_size.");
+    return false;
+}
+
+text *lora_text_from_utf8(const char *utf8, Size length)
+{
+    char *local = pg_any_to_server(utf8, (int)length, PG_UTF8);
+
+    return local == utf8 ? cstring_to_text_with_len(utf8, (int)length) : cstring_to_text(local);
+}
+
+bool lora_on_error_null(FunctionCallInfo fcinfo, int argument)
+{
+    char *choice = PG_ARGISNULL(argument) ? "raise" : text_to_cstring(PG_GETARG_TEXT_PP(argument));
+
+    if (strcmp(choice, "null") == 0)
+        return true;
+    if (strcmp(choice, "raise") != 0)
+        ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+                        errmsg("invalid value for on_error: \"%s\"", choice),
+                        errhint("Use 'raise' or 'null'.")));
+    return false;
+}
+
+/* -- lists ----------------------------------------------------------------------------------------
+ */
+
+static bool read_stops(ArrayType *array, ol_sampling *sampling, ol_error *error)
+{
+    Datum *values;
+    bool *nulls;
+    ol_text *stops;
+    int n;
+
+    deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &n);
+    if (n > OL_MAX_STOPS) {
+        ol_fail(error, OL_LIMIT, "too many stop strings: %d", n);
+        ol_detail(error, "There can be at most %d.", OL_MAX_STOPS);
+        return false;
+    }
+    stops = palloc0(sizeof(*stops) * (Size)(n + 1));
+    for (int i = 0; i < n; i++) {
+        if (nulls[i]) {
+            ol_fail(error, OL_INVALID, "stop holds NULL");
+            return false;
+        }
+        if (!lora_utf8_argument(DatumGetTextPP(values[i]), "a stop string", &stops[i].data,
+                                &stops[i].len, error))
+            return false;
+    }
+    sampling->stops = stops;
+    sampling->n_stops = n;
+    return true;
+}
+
+/* {"17": -5.0, "42": 3}: token id to what is added to its logit. */
+static bool read_bias(Jsonb *jsonb, ol_sampling *sampling, ol_error *error)
+{
+    JsonbIterator *it = JsonbIteratorInit(&jsonb->root);
+    JsonbIteratorToken token;
+    JsonbValue value;
+    ol_logit_bias *bias;
+    int n = 0;
+
+    if (!JB_ROOT_IS_OBJECT(jsonb) || JB_ROOT_COUNT(jsonb) > OL_MAX_LOGIT_BIAS) {
+        ol_fail(error, OL_INVALID, "logit_bias is not an object of at most %d members",
+                OL_MAX_LOGIT_BIAS);
+        ol_hint(error, "Write token ids and numbers: {\"17\": -5.0}.");
+        return false;
+    }
+    bias = palloc0(sizeof(*bias) * (Size)(JB_ROOT_COUNT(jsonb) + 1));
+    while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE) {
+        if (token == WJB_KEY) {
+            char *key = pnstrdup(value.val.string.val, value.val.string.len), *end;
+            long id = strtol(key, &end, 10);
+
+            if (!key[0] || *end || id < 0 || id > PG_INT32_MAX) {
+                ol_fail(error, OL_INVALID, "logit_bias has the key \"%s\", which is no token id",
+                        key);
+                return false;
+            }
+            bias[n].token = (int32)id;
+        } else if (token == WJB_VALUE) {
+            if (value.type != jbvNumeric) {
+                ol_fail(error, OL_INVALID, "logit_bias of token %d is not a number", bias[n].token);
+                return false;
+            }
+            bias[n++].bias = DatumGetFloat4(
+                DirectFunctionCall1(numeric_float4, NumericGetDatum(value.val.numeric)));
+        }
+    }
+    sampling->bias = bias;
+    sampling->n_bias = n;
+    return true;
+}
+
+/* -- numbers
+ * ------------------------------------------------------------------------------------------ */
+
+static bool read_float(FunctionCallInfo fcinfo, int argument, const char *name, double low,
+                       double high, float *value, ol_error *error)
+{
+    float8 given;
+
+    if (PG_ARGISNULL(argument))
+        return true;
+    given = PG_GETARG_FLOAT8(argument);
+    if (!(given >= low && given <= high)) {
+        ol_fail(error, OL_INVALID, "%s is out of range: %g", name, given);
+        ol_detail(error, "It must be from %g to %g.", low, high);
+        return false;
+    }
+    *value = (float)given;
+    return true;
+}
+
+static bool read_int(FunctionCallInfo fcinfo, int argument, const char *name, int low, int high,
+                     int *value, ol_error *error)
+{
+    int given;
+
+    if (PG_ARGISNULL(argument))
+        return true;
+    given = PG_GETARG_INT32(argument);
+    if (given < low || given > high) {
+        ol_fail(error, OL_INVALID, "%s is out of range: %d", name, given);
+        ol_detail(error, "It must be from %d to %d.", low, high);
+        return false;
+    }
+    *value = given;
+    return true;
+}
+
+static uint64 random_seed(void)
+{
+    uint64 seed;
+
+    if (!pg_strong_random(&seed, sizeof(seed)))
+        ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate a seed")));
+    return seed >> 1; /* a bigint that is not negative */
+}
+
+static bool read_numbers(FunctionCallInfo fcinfo, ol_sampling *s, ol_error *error)
+{
+    return read_int(fcinfo, LORA_ARG_MAX_TOKENS, "max_tokens", 0, PG_INT32_MAX, &s->max_tokens,
+                    error) &&
+           read_float(fcinfo, LORA_ARG_TEMPERATURE, "temperature", 0, 100, &s->temperature,
+                      error) &&
+           read_int(fcinfo, LORA_ARG_TOP_K, "top_k", 0, PG_INT32_MAX, &s->top_k, error) &&
+           read_float(fcinfo, LORA_ARG_TOP_P, "top_p", 0, 1, &s->top_p, error) &&
+           read_float(fcinfo, LORA_ARG_MIN_P, "min_p", 0, 1, &s->min_p, error) &&
+           read_float(fcinfo, LORA_ARG_REPETITION, "repetition_penalty", 0.001, 1000,
+                      &s->repetition_penalty, error) &&
+           read_float(fcinfo, LORA_ARG_PRESENCE, "presence_penalty", -100, 100,
+                      &s->presence_penalty, error) &&
+           read_float(fcinfo, LORA_ARG_FREQUENCY, "frequency_penalty", -100, 100,
+                      &s->frequency_penalty, error);
+}
+
+/* -- the whole
+ * --------------------------------------------------------------------------------------------- */
+
+bool lora_spec_adapters(LoraSpec *spec, ArrayType *ids, ArrayType *weights, ol_error *error)
+{
+    spec->n_adapters = lora_adapters_resolve(ids, weights, &spec->adapters, error);
+    return spec->n_adapters >= 0;
+}
+
+bool lora_spec_from_arguments(FunctionCallInfo fcinfo, const char *function, LoraSpec *spec,
+                              ol_error *error)
+{
+    ol_sampling *s = &spec->sampling;
+
+    memset(spec, 0, sizeof(*spec));
+    spec->function = function;
+    spec->task = OL_TASK_GENERATE;
+    s->top_p = 1;
+    s->repetition_penalty = 1;
+    s->logprobs = -1;
+    s->max_tokens = lora_default_max_tokens;
+    s->seed = PG_ARGISNULL(LORA_ARG_SEED) ? random_seed() : (uint64)PG_GETARG_INT64(LORA_ARG_SEED);
+    s->ignore_eos = !PG_ARGISNULL(LORA_ARG_IGNORE_EOS) && PG_GETARG_BOOL(LORA_ARG_IGNORE_EOS);
+    if (!read_numbers(fcinfo, s, error))
+        return false;
+    if (PG_NARGS() > LORA_ARG_LOGPROBS &&
+        !read_int(fcinfo, LORA_ARG_LOGPROBS, "logprobs", 0, OL_MAX_LOGPROBS, &s->logprobs, error))
+        return false;
+    if (!PG_ARGISNULL(LORA_ARG_LOGIT_BIAS) &&
+        !read_bias(PG_GETARG_JSONB_P(LORA_ARG_LOGIT_BIAS), s, error))
+        return false;
+    if (!PG_ARGISNULL(LORA_ARG_STOP) && !read_stops(PG_GETARG_ARRAYTYPE_P(LORA_ARG_STOP), s, error))
+        return false;
+    if (!lora_utf8_argument(PG_GETARG_TEXT_PP(LORA_ARG_PROMPT), "the prompt", &spec->prompt,
+                            &spec->prompt_len, error))
+        return false;
+    return lora_spec_adapters(
+        spec, PG_ARGISNULL(LORA_ARG_ADAPTERS) ? NULL : PG_GETARG_ARRAYTYPE_P(LORA_ARG_ADAPTERS),
+        PG_ARGISNULL(LORA_ARG_WEIGHTS) ? NULL : PG_GETARG_ARRAYTYPE_P(LORA_ARG_WEIGHTS), error);
+}

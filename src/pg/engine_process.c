@@ -1,0 +1,305 @@
+/* engine_process.c: see engine_process.h. */
+#include "engine_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lib/stringinfo.h"
+#include "libpq/pqsignal.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "wire/message.h"
+
+#define FIRST_PAUSE_MS 100
+#define GRACE_MS 2000
+
+void engine_publish(LoraEngineState state, const ol_error *error)
+{
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->engine = state;
+    lora_shared->engine_since = GetCurrentTimestamp();
+    if (error)
+        lora_shared->engine_error = *error;
+    if (state == LORA_ENGINE_LOADING)
+        lora_shared->progress_done = lora_shared->progress_total = 0;
+    if (state != LORA_ENGINE_READY)
+        lora_shared->info.running = lora_shared->info.waiting = 0;
+    LWLockRelease(lora_shared->lock);
+}
+
+/* -- the command line ------------------------------------------------------------------ */
+
+#define MAX_ARGS 64
+
+typedef struct Command {
+    char *args[MAX_ARGS];
+    int n;
+} Command;
+
+static void add_option(Command *command, const char *name, const char *value)
+{
+    command->args[command->n++] = psprintf("--%s", name);
+    command->args[command->n++] = pstrdup(value);
+    command->args[command->n] = NULL;
+}
+
+static void add_number(Command *command, const char *name, int64 value)
+{
+    if (value > 0)
+        add_option(command, name, psprintf(INT64_FORMAT, value));
+}
+
+static char *engine_program(void)
+{
+    return lora_engine_path[0] ? pstrdup(lora_engine_path)
+                               : psprintf("%s/openlora-engine", pkglib_path);
+}
+
+static void build_command(Command *command)
+{
+    static const char *const quantizations[] = {"auto", "int8", "int4"};
+    const int64 mb = 1024 * 1024;
+
+    command->n = 0;
+    command->args[command->n++] = engine_program();
+    command->args[command->n++] = pstrdup("serve");
+    add_option(command, "model", lora_model);
+    add_option(command, "device", lora_device);
+    add_option(command, "isa", lora_isa);
+    add_option(command, "quantization", quantizations[lora_quantization]);
+    add_number(command, "threads", lora_threads);
+    add_number(command, "kv-bytes", lora_kv_cache_size * mb);
+    add_number(command, "adapter-bytes", lora_adapter_cache_size * mb);
+    add_number(command, "memory-limit", lora_memory_limit * mb);
+    add_number(command, "context", lora_context_length);
+    add_number(command, "max-seqs", lora_max_sequences);
+    add_number(command, "step-tokens", lora_step_tokens);
+    add_number(command, "max-queued", lora_max_queued);
+    add_number(command, "max-adapter-bytes", lora_max_adapter_size * mb);
+}
+
+/* All of it as one string, to see a change of settings. */
+static char *describe_settings(void)
+{
+    Command command;
+    StringInfoData text;
+
+    build_command(&command);
+    initStringInfo(&text);
+    for (int i = 0; i < command.n; i++)
+        appendStringInfo(&text, "%s\n", command.args[i]);
+    return text.data;
+}
+
+bool engine_settings_changed(const EngineProcess *engine)
+{
+    return engine->settings && strcmp(engine->settings, describe_settings()) != 0;
+}
+
+/* -- start -------------------------------------------------------------------------------- */
+
+/* In the child, between fork and exec: only calls that are safe there. */
+static void become_engine(Command *command, int ring_fd, int wake_fd, pid_t parent)
+{
+    sigset_t none;
+    int score = open("/proc/self/oom_score_adj", O_WRONLY);
+    int null = open("/dev/null", O_RDWR);
+
+    /* If memory runs out, this process goes first. */
+    if (score >= 0) {
+        if (write(score, "500", 3) < 0)
+            (void)0;
+        close(score);
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(1);
+    for (int sig = 1; sig < 32; sig++)
+        signal(sig, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (null >= 0) {
+        dup2(null, 0);
+        dup2(2, 1); /* what it prints goes where the server's log goes */
+    }
+    for (int fd = 3; fd < 4096; fd++)
+        if (fd != ring_fd && fd != wake_fd)
+            close(fd);
+    execv(command->args[0], command->args);
+    _exit(127);
+}
+
+static void start_failed(EngineProcess *engine, const ol_error *error)
+{
+    int64 pause = FIRST_PAUSE_MS;
+
+    for (int i = 0; i < engine->failures && pause < lora_restart_backoff_max; i++)
+        pause *= 2;
+    if (pause > lora_restart_backoff_max)
+        pause = lora_restart_backoff_max;
+    engine->failures++;
+    engine->next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause);
+    engine_publish(LORA_ENGINE_RESTARTING, error);
+}
+
+static void start(EngineProcess *engine)
+{
+    Command command;
+    ol_error error;
+    int ring_fd, wake_fd;
+    pid_t pid, self = getpid();
+
+    if (engine->settings)
+        pfree(engine->settings);
+    engine->settings = MemoryContextStrdup(TopMemoryContext, describe_settings());
+    if (ol_channel_create(&engine->channel, &ring_fd, &wake_fd, &error) != OL_OK) {
+        start_failed(engine, &error);
+        return;
+    }
+    build_command(&command);
+    add_number(&command, "ring-fd", ring_fd);
+    add_number(&command, "wake-fd", wake_fd);
+    engine_publish(LORA_ENGINE_LOADING, NULL);
+    fflush(NULL);
+    pid = fork();
+    if (pid == 0)
+        become_engine(&command, ring_fd, wake_fd, self);
+    close(ring_fd);
+    close(wake_fd);
+    if (pid < 0) {
+        ol_fail_errno(&error, "could not start", command.args[0]);
+        ol_channel_close(&engine->channel);
+        start_failed(engine, &error);
+        return;
+    }
+    engine->pid = pid;
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->engine_pid = (int)pid;
+    LWLockRelease(lora_shared->lock);
+    ereport(LOG, (errmsg("openlora engine started with process ID %d", (int)pid)));
+}
+
+static LoraEngineState current_state(void)
+{
+    LoraEngineState state;
+
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    state = lora_shared->engine;
+    LWLockRelease(lora_shared->lock);
+    return state;
+}
+
+void engine_start_if_due(EngineProcess *engine)
+{
+    if (engine->pid)
+        return;
+    if (!lora_model[0]) {
+        if (current_state() != LORA_ENGINE_OFF)
+            engine_publish(LORA_ENGINE_OFF, NULL);
+        return;
+    }
+    if (current_state() == LORA_ENGINE_BROKEN && !engine_settings_changed(engine))
+        return; /* the same settings would fail the same way */
+    if (engine->next_start > GetCurrentTimestamp() && !engine_settings_changed(engine))
+        return;
+    start(engine);
+}
+
+long engine_pause_left(const EngineProcess *engine)
+{
+    LoraEngineState state = current_state();
+
+    if (engine->pid || !lora_model[0] || state == LORA_ENGINE_BROKEN)
+        return -1;
+    return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), engine->next_start) + 1;
+}
+
+/* -- end ------------------------------------------------------------------------------------ */
+
+static void gone(EngineProcess *engine)
+{
+    ol_channel_close(&engine->channel);
+    engine->pid = 0;
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->engine_pid = 0;
+    LWLockRelease(lora_shared->lock);
+}
+
+static void describe_exit(int status, ol_error *error)
+{
+    if (WIFSIGNALED(status))
+        ol_fail(error, OL_LOST, "the openlora engine was terminated by signal %d: %s",
+                WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == 127)
+        ol_fail(error, OL_LOST, "could not execute the openlora engine \"%s\"", engine_program());
+    else
+        ol_fail(error, OL_LOST, "the openlora engine exited with status %d", WEXITSTATUS(status));
+}
+
+bool engine_reap(EngineProcess *engine)
+{
+    int status;
+    ol_error error;
+    LoraEngineState state;
+
+    if (!engine->pid || waitpid(engine->pid, &status, WNOHANG) != engine->pid)
+        return false;
+    state = current_state();
+    gone(engine);
+    if (state == LORA_ENGINE_BROKEN)
+        return true; /* it said why, and left */
+    describe_exit(status, &error);
+    ereport(LOG, (errmsg("%s", error.message)));
+    if (state == LORA_ENGINE_READY)
+        engine->failures = 0;
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->restarts++;
+    LWLockRelease(lora_shared->lock);
+    start_failed(engine, &error);
+    return true;
+}
+
+void engine_stop(EngineProcess *engine, bool polite)
+{
+    int status;
+
+    if (!engine->pid)
+        return;
+    if (polite) {
+        ol_frame frame = {.type = OL_FRAME_SHUTDOWN, .version = OL_WIRE_VERSION};
+
+        (void)ol_channel_send(&engine->channel, &frame, NULL);
+        ol_channel_wake(&engine->channel);
+        kill(engine->pid, SIGTERM);
+        for (int waited = 0; waited < GRACE_MS; waited += 10) {
+            if (waitpid(engine->pid, &status, WNOHANG) == engine->pid) {
+                gone(engine);
+                return;
+            }
+            pg_usleep(10 * 1000L); /* no event tells a child's end to a process that waits */
+        }
+    }
+    kill(engine->pid, SIGKILL);
+    while (waitpid(engine->pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    gone(engine);
+}
+
+void engine_stop_closed(EngineProcess *engine)
+{
+    siginfo_t info;
+
+    for (int waited = 0; waited < GRACE_MS; waited += 5) {
+        info.si_pid = 0;
+        if (waitid(P_PID, (id_t)engine->pid, &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+            info.si_pid)
+            return;
+        pg_usleep(5 * 1000L);
+    }
+    kill(engine->pid, SIGKILL);
+    (void)waitid(P_PID, (id_t)engine->pid, &info, WEXITED | WNOWAIT);
+}

@@ -1,0 +1,110 @@
+/* guc.c: the settings. What an application repeats are function arguments; these are
+ * the DBA's. */
+#include "lora_pg.h"
+
+#include <limits.h>
+
+#include "device/device.h"
+#include "utils/guc.h"
+
+char *lora_model;
+char *lora_device;
+char *lora_isa;
+char *lora_engine_path;
+int lora_quantization = OL_QUANT_AS_IS;
+int lora_threads = 0;
+int lora_kv_cache_size = 0;
+int lora_adapter_cache_size = 0;
+int lora_memory_limit = 0;
+int lora_context_length = 0;
+int lora_max_sequences = 64;
+int lora_step_tokens = 512;
+int lora_max_queued = 1000;
+int lora_max_adapter_size = 1024;
+int lora_max_prompt_size = 1024;
+int lora_restart_backoff_max = 30000;
+int lora_max_retries = 2;
+int lora_engine_timeout = 60000;
+int lora_default_max_tokens = 128;
+
+static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
+                                                         {"none", OL_QUANT_AS_IS, true},
+                                                         {"int8", OL_QUANT_INT8, false},
+                                                         {"int4", OL_QUANT_INT4, false},
+                                                         {NULL, 0, false}};
+
+/* Settings of the engine: a change restarts it. */
+static void define_engine_strings(void)
+{
+    DefineCustomStringVariable("openlora.model", "Base model to serve.",
+                               "A Hugging Face folder or a GGUF file; empty serves none.",
+                               &lora_model, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+    DefineCustomStringVariable("openlora.device", "Device that computes.", "auto, cpu or cuda:N.",
+                               &lora_device, "auto", PGC_SIGHUP, 0, NULL, NULL, NULL);
+    DefineCustomStringVariable("openlora.isa", "Best CPU instruction set to use.",
+                               "auto, avx512, avx2 or portable.", &lora_isa, "auto", PGC_SIGHUP, 0,
+                               NULL, NULL, NULL);
+    DefineCustomStringVariable("openlora.engine_path", "Program that runs the model.",
+                               "Empty: openlora-engine in PostgreSQL's library folder.",
+                               &lora_engine_path, "", PGC_POSTMASTER, GUC_SUPERUSER_ONLY, NULL,
+                               NULL, NULL);
+    DefineCustomEnumVariable("openlora.quantization", "How base weights are stored.",
+                             "auto keeps the file's type.", &lora_quantization, OL_QUANT_AS_IS,
+                             quantizations, PGC_SIGHUP, 0, NULL, NULL, NULL);
+}
+
+static void define_int(const char *name, const char *what, const char *more, int *value, int low,
+                       int high, GucContext context, int flags)
+{
+    DefineCustomIntVariable(name, what, more, value, *value, low, high, context, flags, NULL, NULL,
+                            NULL);
+}
+
+static void define_engine_numbers(void)
+{
+    define_int("openlora.threads", "CPU threads of the engine.", "0: one per core.", &lora_threads,
+               0, 256, PGC_SIGHUP, 0);
+    define_int("openlora.kv_cache_size", "Memory for keys and values.",
+               "0: 512 MB, or less if the model needs less.", &lora_kv_cache_size, 0,
+               MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int("openlora.adapter_cache_size", "Memory for loaded adapters.", "0: 1 GB.",
+               &lora_adapter_cache_size, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int("openlora.memory_limit", "Memory of the device for everything.", "0: no limit.",
+               &lora_memory_limit, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int("openlora.context_length", "Tokens of a request at most, prompt and answer.",
+               "0: the model's.", &lora_context_length, 0, 1 << 24, PGC_SIGHUP, 0);
+    define_int("openlora.max_sequences", "Requests that run at the same time.", NULL,
+               &lora_max_sequences, 1, 1024, PGC_SIGHUP, 0);
+    define_int("openlora.step_tokens", "Tokens of one model step at most.", NULL, &lora_step_tokens,
+               16, 8192, PGC_SIGHUP, 0);
+    define_int("openlora.max_queued", "Requests that may wait.", NULL, &lora_max_queued, 1, 1000000,
+               PGC_SIGHUP, 0);
+}
+
+static void define_limits(void)
+{
+    define_int("openlora.max_adapter_size", "Size of an adapter at most.", NULL,
+               &lora_max_adapter_size, 1, 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int("openlora.max_prompt_size", "Size of a prompt at most.", NULL, &lora_max_prompt_size,
+               1, 16 * 1024, PGC_SUSET, GUC_UNIT_KB);
+    define_int("openlora.restart_backoff_max", "Longest pause before the engine is started again.",
+               NULL, &lora_restart_backoff_max, 100, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS);
+    define_int("openlora.max_retries", "How often a call is tried again when the engine is lost.",
+               NULL, &lora_max_retries, 0, 100, PGC_USERSET, 0);
+    define_int("openlora.engine_timeout", "How long a call waits for an engine that is starting.",
+               NULL, &lora_engine_timeout, 0, 3600 * 1000, PGC_USERSET, GUC_UNIT_MS);
+    define_int("openlora.default_max_tokens", "Length of an answer when max_tokens is not given.",
+               NULL, &lora_default_max_tokens, 1, 1 << 20, PGC_USERSET, 0);
+}
+
+void lora_define_settings(void)
+{
+    define_engine_strings();
+    define_engine_numbers();
+    define_limits();
+#if PG_VERSION_NUM >= 150000
+    MarkGUCPrefixReserved("openlora");
+#else
+    EmitWarningsOnPlaceholders("openlora");
+#endif
+}

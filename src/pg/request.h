@@ -1,0 +1,78 @@
+/*
+ * request.h: requests to the engine, from a backend's side.
+ *
+ * Several may be in flight; frames are handed to the request they are for, whichever is
+ * waited on. When the engine is lost, requests in flight are sent again with the same
+ * seed, so that their tokens are the same; those already handed out are skipped.
+ */
+#ifndef LORA_REQUEST_H
+#define LORA_REQUEST_H
+
+#include "lora_pg.h"
+
+#include "adapters.h"
+#include "engine/engine.h"
+#include "lib/stringinfo.h"
+#include "wire/message.h"
+
+/* What to do. Memory must live as long as the request. */
+typedef struct LoraSpec {
+    const char *function; /* for attribution: "lora_generate" */
+    ol_task task;
+    const char *prompt; /* UTF-8 */
+    Size prompt_len;
+    const char *completion;
+    Size completion_len;
+    int n_adapters;
+    LoraAdapterRef *adapters;
+    ol_sampling sampling;
+} LoraSpec;
+
+/* One token as it arrived. */
+typedef struct LoraToken {
+    struct LoraToken *next;
+    int index;
+    int32 token;
+    char *text; /* UTF-8, NUL-terminated */
+    float4 logprob;
+    int n_alternatives;
+    ol_token_logprob *alternatives;
+} LoraToken;
+
+typedef struct LoraRequest LoraRequest;
+
+/* Sends it. `keep_tokens`: tokens are kept for lora_request_next_token; else only the
+ * text is. False with an error when it cannot be sent. */
+extern LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error *error);
+/* Waits for its end. False with the error when it failed. */
+extern bool lora_request_wait(LoraRequest *request, ol_error *error);
+/* The next token, waiting for it; NULL at the end (see lora_request_failed). */
+extern LoraToken *lora_request_next_token(LoraRequest *request);
+extern bool lora_request_failed(const LoraRequest *request, ol_error *error);
+/* Ends it if it is running, and frees it. */
+extern void lora_request_free(LoraRequest *request);
+
+/* Results, when it has ended well. */
+typedef struct LoraResult {
+    StringInfoData text; /* UTF-8 */
+    ol_finish finish;
+    int prompt_tokens, completion_tokens;
+    double logprob_sum;
+    int n_shares;
+    double shares[OL_MAX_REQUEST_ADAPTERS];
+    uint64 queue_us, prefill_us, decode_us;
+} LoraResult;
+
+extern const LoraResult *lora_request_result(const LoraRequest *request);
+extern LoraToken *lora_request_tokens(const LoraRequest *request);
+
+/* Asks the engine to validate an adapter against its base. 1: good, 0: refused (error),
+ * -1: there is no engine to ask. */
+extern int lora_check_adapter(struct LoraAdapterReader *reader, ol_adapter_facts *facts,
+                              ol_error *error);
+
+/* TOKENIZE and DETOKENIZE: the answer is appended to `out`. */
+extern bool lora_text_operation(uint16 frame_type, const void *bytes, Size length,
+                                const ol_wire_text_op *op, StringInfo out, ol_error *error);
+
+#endif

@@ -1,0 +1,358 @@
+/* session.c: see session.h. */
+#include "session.h"
+
+#include "access/xact.h"
+#include "shared.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+struct LoraSessionMemory {
+    char request[LORA_QUEUE_BYTES];
+    char reply[LORA_QUEUE_BYTES];
+};
+
+typedef struct LiveTag {
+    uint64 tag;
+    SubTransactionId begun_in;
+} LiveTag;
+
+static struct {
+    dsm_segment *segment;
+    shm_mq_handle *out, *in;
+    bool mid_send; /* a frame is half in the queue: nothing else may be sent */
+    ol_buf buffer;
+} session;
+
+static LiveTag *live;
+static int n_live, max_live;
+static uint64 last_tag;
+
+shm_mq *lora_session_request_queue(LoraSessionMemory *memory)
+{
+    return (shm_mq *)memory->request;
+}
+
+shm_mq *lora_session_reply_queue(LoraSessionMemory *memory)
+{
+    return (shm_mq *)memory->reply;
+}
+
+/* -- opening and closing ------------------------------------------------------------------ */
+
+static void close_session(void)
+{
+    if (!session.segment)
+        return;
+    dsm_detach(session.segment);
+    session.segment = NULL;
+    session.mid_send = false;
+    n_live = 0;
+}
+
+static void close_at_exit(int code, Datum arg)
+{
+    if (!session.segment)
+        return;
+    close_session();
+    (void)lora_wake_worker();
+}
+
+static void create_queues(LoraSessionMemory *memory)
+{
+    shm_mq *request = shm_mq_create(memory->request, LORA_QUEUE_BYTES);
+    shm_mq *reply = shm_mq_create(memory->reply, LORA_QUEUE_BYTES);
+
+    shm_mq_set_sender(request, MyProc);
+    shm_mq_set_receiver(reply, MyProc);
+    session.out = shm_mq_attach(request, session.segment, NULL);
+    session.in = shm_mq_attach(reply, session.segment, NULL);
+}
+
+static void open_session(void)
+{
+    static bool exit_hook;
+    MemoryContext before = MemoryContextSwitchTo(TopMemoryContext);
+    LoraSlot *slot = &lora_shared->slots[lora_my_slot()];
+
+    if (!exit_hook) {
+        before_shmem_exit(close_at_exit, 0);
+        exit_hook = true;
+    }
+    session.segment = dsm_create(sizeof(LoraSessionMemory), 0);
+    dsm_pin_mapping(session.segment);
+    create_queues(dsm_segment_address(session.segment));
+    MemoryContextSwitchTo(before);
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    slot->epoch++;
+    slot->segment = dsm_segment_handle(session.segment);
+    slot->pid = MyProcPid;
+    slot->state = LORA_SLOT_OPENING;
+    LWLockRelease(lora_shared->lock);
+    (void)lora_wake_worker();
+}
+
+/* -- tags ---------------------------------------------------------------------------------------
+ */
+
+uint64 lora_session_tag(void)
+{
+    if (n_live == max_live) {
+        int max = max_live ? 2 * max_live : 16;
+
+        if (live)
+            live = repalloc(live, sizeof(LiveTag) * (Size)max);
+        else
+            live = MemoryContextAlloc(TopMemoryContext, sizeof(LiveTag) * (Size)max);
+        max_live = max;
+    }
+    live[n_live].tag = ++last_tag;
+    live[n_live].begun_in = GetCurrentSubTransactionId();
+    n_live++;
+    return last_tag;
+}
+
+bool lora_session_is_live(uint64 tag)
+{
+    for (int i = 0; i < n_live; i++)
+        if (live[i].tag == tag)
+            return true;
+    return false;
+}
+
+void lora_session_forget(uint64 tag)
+{
+    for (int i = 0; i < n_live; i++)
+        if (live[i].tag == tag) {
+            live[i] = live[--n_live];
+            return;
+        }
+}
+
+/* One try, without waiting. False when the frame could not be sent whole. */
+static bool send_now(uint16 type, uint64 tag)
+{
+    ol_frame frame = {.type = type, .version = OL_WIRE_VERSION, .tag = tag};
+    shm_mq_result result;
+
+    if (session.mid_send)
+        return false;
+#if PG_VERSION_NUM >= 150000
+    result = shm_mq_send(session.out, sizeof(frame), &frame, true, true);
+#else
+    result = shm_mq_send(session.out, sizeof(frame), &frame, true);
+#endif
+    return result == SHM_MQ_SUCCESS;
+}
+
+void lora_session_cancel(uint64 tag)
+{
+    lora_session_forget(tag);
+    if (session.segment && !send_now(OL_FRAME_CANCEL, tag)) {
+        close_session();
+        (void)lora_wake_worker();
+    }
+}
+
+/* -- end of transactions
+ * ---------------------------------------------------------------------------- */
+
+static void cancel_begun_in(SubTransactionId id, bool any)
+{
+    for (int i = n_live - 1; i >= 0; i--)
+        if (i < n_live && (any || live[i].begun_in == id))
+            lora_session_cancel(live[i].tag);
+    if (session.mid_send && n_live == 0) { /* an error came in the middle of a frame */
+        close_session();
+        (void)lora_wake_worker();
+    }
+}
+
+static void at_transaction_end(XactEvent event, void *arg)
+{
+    if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PARALLEL_ABORT ||
+        event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE)
+        cancel_begun_in(InvalidSubTransactionId, true);
+}
+
+static void at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId parent,
+                                  void *arg)
+{
+    if (event == SUBXACT_EVENT_ABORT_SUB)
+        cancel_begun_in(id, false);
+    else if (event == SUBXACT_EVENT_COMMIT_SUB)
+        for (int i = 0; i < n_live; i++)
+            if (live[i].begun_in == id)
+                live[i].begun_in = parent;
+}
+
+void lora_session_install_hooks(void)
+{
+    RegisterXactCallback(at_transaction_end, NULL);
+    RegisterSubXactCallback(at_subtransaction_end, NULL);
+}
+
+/* -- waiting for the engine
+ * --------------------------------------------------------------------------- */
+
+/* What is known now: 1 ready, 0 wait, -1 hopeless (error is filled). */
+static int look_at_engine(ol_error *error)
+{
+    LoraEngineState state;
+    ol_error reason;
+    uint64 done, total;
+    int pid;
+
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    state = lora_shared->engine;
+    reason = lora_shared->engine_error;
+    pid = lora_shared->worker_pid;
+    done = lora_shared->progress_done;
+    total = lora_shared->progress_total;
+    LWLockRelease(lora_shared->lock);
+    switch (state) {
+    case LORA_ENGINE_READY:
+        return pid ? 1 : 0;
+    case LORA_ENGINE_LOADING:
+        ol_fail(error, OL_LOST, "the model is still being loaded");
+        if (total)
+            ol_detail(error, UINT64_FORMAT " of " UINT64_FORMAT " bytes are done.", done, total);
+        ol_hint(error, "Wait, or raise openlora.engine_timeout.");
+        return 0;
+    case LORA_ENGINE_RESTARTING:
+        *error = reason;
+        ol_hint(error, "It is being started again; see the server's log.");
+        return 0;
+    case LORA_ENGINE_BROKEN:
+        *error = reason;
+        if (!error->hint[0])
+            ol_hint(error, "Correct openlora.model and reload the configuration.");
+        return -1;
+    case LORA_ENGINE_OFF:
+        break;
+    }
+    if (pid && !lora_model[0]) {
+        ol_fail(error, OL_INVALID, "openlora has no model to serve");
+        ol_hint(error, "Set openlora.model and reload the configuration.");
+        return -1;
+    }
+    ol_fail(error, OL_LOST, "the openlora worker is not running");
+    return 0;
+}
+
+bool lora_session_ready(ol_error *error)
+{
+    TimestampTz start = GetCurrentTimestamp();
+    int state;
+
+    if (!lora_check_preloaded(error))
+        return false;
+    while ((state = look_at_engine(error)) == 0) {
+        if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), lora_engine_timeout))
+            return false;
+        CHECK_FOR_INTERRUPTS();
+        /* Nobody tells backends of a state change: they look again now and then. */
+        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+                        lora_wait_event());
+        ResetLatch(MyLatch);
+    }
+    if (state < 0)
+        return false;
+    if (!session.segment)
+        open_session();
+    return true;
+}
+
+/* -- frames
+ * ------------------------------------------------------------------------------------------------
+ */
+
+static void wait_for_queue(void)
+{
+    (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, 0, lora_wait_event());
+    ResetLatch(MyLatch);
+    CHECK_FOR_INTERRUPTS();
+}
+
+static LoraIo lost(void)
+{
+    close_session();
+    return LORA_IO_LOST;
+}
+
+LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length)
+{
+    ol_frame frame = {.type = type, .version = OL_WIRE_VERSION, .tag = tag, .length = length};
+    shm_mq_iovec parts[2] = {{(const char *)&frame, sizeof(frame)}, {payload, length}};
+
+    if (!session.segment)
+        return LORA_IO_LOST;
+    for (;;) {
+        shm_mq_result result;
+
+        session.mid_send = true;
+#if PG_VERSION_NUM >= 150000
+        result = shm_mq_sendv(session.out, parts, 2, true, true);
+#else
+        result = shm_mq_sendv(session.out, parts, 2, true);
+#endif
+        if (result == SHM_MQ_SUCCESS) {
+            session.mid_send = false;
+            return LORA_IO_OK;
+        }
+        if (result == SHM_MQ_DETACHED)
+            return lost();
+        wait_for_queue();
+    }
+}
+
+LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length)
+{
+    for (Size at = 0; at < length; at += OL_FRAME_PAYLOAD) {
+        Size n = Min(length - at, (Size)OL_FRAME_PAYLOAD);
+        LoraIo io = lora_session_send(OL_FRAME_DATA, tag, (const char *)bytes + at, (uint32)n);
+
+        if (io != LORA_IO_OK)
+            return io;
+    }
+    return LORA_IO_OK;
+}
+
+LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload)
+{
+    for (;;) {
+        Size length;
+        void *data;
+        shm_mq_result result;
+
+        if (!session.segment)
+            return LORA_IO_LOST;
+        result = shm_mq_receive(session.in, &length, &data, true);
+        if (result == SHM_MQ_DETACHED)
+            return lost();
+        if (result == SHM_MQ_WOULD_BLOCK) {
+            wait_for_queue();
+            continue;
+        }
+        if (length < sizeof(*frame))
+            continue;
+        memcpy(frame, data, sizeof(*frame));
+        *payload = (const uint8 *)data + sizeof(*frame);
+        if (frame->length != length - sizeof(*frame))
+            continue;
+        if (frame->type == OL_FRAME_LOST) {
+            n_live = 0;
+            return LORA_IO_LOST;
+        }
+        return LORA_IO_OK;
+    }
+}
+
+ol_buf *lora_session_buffer(void)
+{
+    ol_buf_reset(&session.buffer);
+    return &session.buffer;
+}

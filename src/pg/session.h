@@ -1,0 +1,52 @@
+/*
+ * session.h: a backend's connection to the engine, through the worker.
+ *
+ * One DSM segment with two queues, made at the first call and kept for the life of the
+ * backend; made anew when the worker has restarted. Requests in flight are known by
+ * tag. When the transaction or a subtransaction aborts, all tags begun in it are
+ * cancelled; should that not be possible at once, the session is given up, which the
+ * worker takes for the end of all its requests.
+ */
+#ifndef LORA_SESSION_H
+#define LORA_SESSION_H
+
+#include "lora_pg.h"
+
+#include "storage/shm_mq.h"
+#include "wire/message.h"
+
+#define LORA_QUEUE_BYTES ((Size)256 * 1024)
+
+typedef struct LoraSessionMemory LoraSessionMemory; /* in the segment */
+
+extern shm_mq *lora_session_request_queue(LoraSessionMemory *memory);
+extern shm_mq *lora_session_reply_queue(LoraSessionMemory *memory);
+
+extern void lora_session_install_hooks(void);
+
+/* Waits until there is a worker with an engine that is ready, at most
+ * openlora.engine_timeout. False with an error when there will be none. */
+extern bool lora_session_ready(ol_error *error);
+
+/* A new tag, live until lora_session_forget or the end of its transaction. */
+extern uint64 lora_session_tag(void);
+extern bool lora_session_is_live(uint64 tag);
+extern void lora_session_forget(uint64 tag);
+/* Tells the engine to drop the tag, and forgets it. */
+extern void lora_session_cancel(uint64 tag);
+
+typedef enum LoraIo {
+    LORA_IO_OK,
+    LORA_IO_LOST, /* the worker or the engine went away: all tags are gone */
+} LoraIo;
+
+/* Sends a frame, waiting for room. */
+extern LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length);
+/* Sends bytes in DATA frames. */
+extern LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length);
+/* Waits for the next frame; the payload lives until the next call. */
+extern LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload);
+/* An encoding buffer that the session owns; emptied. */
+extern ol_buf *lora_session_buffer(void);
+
+#endif

@@ -1,0 +1,103 @@
+/* shared.c: see shared.h. */
+#include "shared.h"
+
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/pmsignal.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#if PG_VERSION_NUM >= 170000
+#include "utils/wait_event.h"
+#else
+#include "pgstat.h"
+#endif
+
+LoraShared *lora_shared;
+
+static shmem_startup_hook_type prev_startup_hook;
+#if PG_VERSION_NUM >= 150000
+static shmem_request_hook_type prev_request_hook;
+#endif
+
+static Size shared_size(void)
+{
+    return add_size(offsetof(LoraShared, slots), mul_size(MaxBackends, sizeof(LoraSlot)));
+}
+
+static void request_shared(void)
+{
+#if PG_VERSION_NUM >= 150000
+    if (prev_request_hook)
+        prev_request_hook();
+#endif
+    RequestAddinShmemSpace(shared_size());
+    RequestNamedLWLockTranche("openlora", 1);
+}
+
+static void startup_shared(void)
+{
+    bool found;
+
+    if (prev_startup_hook)
+        prev_startup_hook();
+    LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+    lora_shared = ShmemInitStruct("openlora", shared_size(), &found);
+    if (!found) {
+        memset(lora_shared, 0, shared_size());
+        lora_shared->lock = &GetNamedLWLockTranche("openlora")->lock;
+        lora_shared->n_slots = MaxBackends;
+        lora_shared->worker_procno = -1;
+    }
+    LWLockRelease(AddinShmemInitLock);
+}
+
+void lora_shared_install_hooks(void)
+{
+#if PG_VERSION_NUM >= 150000
+    prev_request_hook = shmem_request_hook;
+    shmem_request_hook = request_shared;
+#else
+    request_shared();
+#endif
+    prev_startup_hook = shmem_startup_hook;
+    shmem_startup_hook = startup_shared;
+}
+
+int lora_my_slot(void)
+{
+#if PG_VERSION_NUM >= 170000
+    int number = MyProcNumber;
+#else
+    int number = MyProc->pgprocno;
+#endif
+
+    if (number < 0 || number >= lora_shared->n_slots)
+        elog(ERROR, "process number %d has no openlora slot", number);
+    return number;
+}
+
+bool lora_wake_worker(void)
+{
+    int procno;
+
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    procno = lora_shared->worker_pid ? lora_shared->worker_procno : -1;
+    LWLockRelease(lora_shared->lock);
+    if (procno < 0)
+        return false;
+    SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+    return true;
+}
+
+uint32 lora_wait_event(void)
+{
+#if PG_VERSION_NUM >= 170000
+    static uint32 event;
+
+    if (!event)
+        event = WaitEventExtensionNew("OpenloraEngine");
+    return event;
+#else
+    return PG_WAIT_EXTENSION;
+#endif
+}

@@ -1,0 +1,68 @@
+/* spi.c: see spi.h. */
+#include "spi.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+uint64 lora_execute(LoraStatement *statement, Datum *values, const char *nulls, bool read_only)
+{
+    int code;
+
+    if (!statement->plan) {
+        SPIPlanPtr plan = SPI_prepare(statement->text, statement->n_args, statement->types);
+
+        if (!plan || SPI_keepplan(plan) != 0)
+            elog(ERROR, "could not prepare \"%s\": %s", statement->text,
+                 SPI_result_code_string(SPI_result));
+        statement->plan = plan;
+    }
+    code = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
+    if (code < 0)
+        elog(ERROR, "could not execute \"%s\": %s", statement->text, SPI_result_code_string(code));
+    return SPI_processed;
+}
+
+Datum lora_value(uint64 row, int column, bool *is_null)
+{
+    return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, is_null);
+}
+
+int64 lora_int64(uint64 row, int column)
+{
+    bool is_null;
+    Datum value = lora_value(row, column, &is_null);
+
+    return is_null ? 0 : DatumGetInt64(value);
+}
+
+char *lora_text(uint64 row, int column)
+{
+    bool is_null;
+    Datum value = lora_value(row, column, &is_null);
+    char *found, *copy;
+
+    if (is_null)
+        return NULL;
+    found = TextDatumGetCString(value);
+    copy = SPI_palloc(strlen(found) + 1);
+    return strcpy(copy, found);
+}
+
+Oid lora_tables_owner(void)
+{
+    Oid relation = get_relname_relid("inferences", get_namespace_oid("openlora", false));
+    HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+    Oid owner;
+
+    if (!HeapTupleIsValid(tuple))
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+                        errmsg("table openlora.inferences does not exist"),
+                        errhint("Create the extension in this database.")));
+    owner = ((Form_pg_class)GETSTRUCT(tuple))->relowner;
+    ReleaseSysCache(tuple);
+    return owner;
+}

@@ -1,0 +1,133 @@
+/* status.c: lora_status: what the worker knows of the engine. */
+#include "lora_pg.h"
+
+#include "funcapi.h"
+#include "shared.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(lora_status);
+
+#define COLUMNS 27
+
+typedef struct Row {
+    Datum values[COLUMNS];
+    bool nulls[COLUMNS];
+    int n;
+} Row;
+
+static void put_text(Row *row, const char *value)
+{
+    row->nulls[row->n] = value == NULL || value[0] == '\0';
+    row->values[row->n] = row->nulls[row->n] ? (Datum)0 : CStringGetTextDatum(value);
+    row->n++;
+}
+
+static void put_int64(Row *row, int64 value, bool known)
+{
+    row->nulls[row->n] = !known;
+    row->values[row->n++] = Int64GetDatum(value);
+}
+
+static void put_int32(Row *row, int value, bool known)
+{
+    row->nulls[row->n] = !known;
+    row->values[row->n++] = Int32GetDatum(value);
+}
+
+static const char *state_name(const LoraShared *s)
+{
+    static const char *const names[] = {"off", "loading", "ready", "broken", "restarting"};
+
+    return s->worker_pid ? names[s->engine] : "no worker";
+}
+
+static void put_model(Row *row, const ol_engine_info *info, bool known)
+{
+    char digest[OL_DIGEST_HEX];
+
+    ol_digest_hex(&info->model_digest, digest);
+    put_text(row, known ? info->model_name : NULL);
+    put_text(row, known ? digest : NULL);
+    put_text(row, known ? info->architecture : NULL);
+    put_text(row, known ? info->format : NULL);
+    put_int64(row, info->parameters, known);
+    put_int32(row, info->context, known);
+    put_text(row, known ? info->device.name : NULL);
+    put_text(row, known ? info->device.description : NULL);
+    put_int32(row, info->device.threads, known);
+    put_int64(row, (int64)info->device.memory_used, known);
+}
+
+static void put_counters(Row *row, const ol_engine_info *info, bool known)
+{
+    put_int32(row, info->kv_pages, known);
+    put_int32(row, info->kv_pages_free, known);
+    put_int32(row, info->running, known);
+    put_int32(row, info->waiting, known);
+    put_int32(row, info->adapters, known);
+    put_int64(row, (int64)info->adapter_bytes, known);
+    put_int64(row, (int64)info->steps, known);
+    put_int64(row, (int64)info->prompt_tokens, known);
+    put_int64(row, (int64)info->generated_tokens, known);
+    put_int64(row, (int64)info->requests, known);
+}
+
+#define FRESH_MS 1000 /* how long to wait for a report; a step of a large model takes long */
+
+/* Asks for a report and waits until it is there, or for as long as is reasonable. */
+static void refresh(void)
+{
+    TimestampTz asked = GetCurrentTimestamp();
+
+    for (bool fresh = false; !fresh;) {
+        LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+        fresh = lora_shared->engine != LORA_ENGINE_READY || lora_shared->info_at >= asked ||
+                !lora_shared->worker_pid;
+        lora_shared->status_wanted = !fresh;
+        LWLockRelease(lora_shared->lock);
+        if (fresh || TimestampDifferenceExceeds(asked, GetCurrentTimestamp(), FRESH_MS))
+            return;
+        (void)lora_wake_worker();
+        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
+                        lora_wait_event());
+        ResetLatch(MyLatch);
+        CHECK_FOR_INTERRUPTS();
+    }
+}
+
+Datum lora_status(PG_FUNCTION_ARGS)
+{
+    LoraShared *copy = palloc(offsetof(LoraShared, slots));
+    Row row = {.n = 0};
+    TupleDesc desc;
+    ol_error error;
+    bool known;
+
+    if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+        elog(ERROR, "lora_status must return a row");
+    if (!lora_check_preloaded(&error))
+        lora_raise(&error);
+    refresh();
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    memcpy(copy, lora_shared, offsetof(LoraShared, slots));
+    LWLockRelease(lora_shared->lock);
+    known = copy->engine == LORA_ENGINE_READY;
+    put_text(&row, state_name(copy));
+    put_text(&row, copy->engine == LORA_ENGINE_BROKEN || copy->engine == LORA_ENGINE_RESTARTING
+                       ? copy->engine_error.message
+                       : NULL);
+    row.nulls[row.n] = copy->engine != LORA_ENGINE_LOADING || copy->progress_total == 0;
+    row.values[row.n++] = Float8GetDatum(
+        copy->progress_total ? (double)copy->progress_done / (double)copy->progress_total : 0);
+    put_int32(&row, copy->engine_pid, copy->engine_pid != 0);
+    put_int64(&row, copy->restarts, true);
+    row.nulls[row.n] = copy->engine_since == 0;
+    row.values[row.n++] = TimestampTzGetDatum(copy->engine_since);
+    put_model(&row, &copy->info, known);
+    put_counters(&row, &copy->info, known);
+    row.nulls[row.n] = !known;
+    row.values[row.n++] = TimestampTzGetDatum(copy->info_at);
+    return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), row.values, row.nulls));
+}

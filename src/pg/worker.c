@@ -1,0 +1,139 @@
+/* worker.c: see worker.h. The loop: look after the engine, attach, move, wait. */
+#include "worker.h"
+
+#include "engine_process.h"
+#include "libpq/pqsignal.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "route.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/procsignal.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "wire/message.h"
+#if PG_VERSION_NUM >= 170000
+#include "utils/wait_event.h"
+#else
+#include "pgstat.h"
+#endif
+
+static EngineProcess engine;
+
+static void child_ended(SIGNAL_ARGS)
+{
+    int saved = errno;
+
+    SetLatch(MyLatch);
+    errno = saved;
+}
+
+static void announce(void)
+{
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->worker_pid = MyProcPid;
+    lora_shared->worker_procno = (int)(MyProc - ProcGlobal->allProcs);
+    lora_shared->engine = LORA_ENGINE_OFF;
+    lora_shared->engine_pid = 0;
+    for (int i = 0; i < lora_shared->n_slots; i++) /* sessions of an earlier worker */
+        if (lora_shared->slots[i].state == LORA_SLOT_OPEN)
+            lora_shared->slots[i].state = LORA_SLOT_FREE;
+    LWLockRelease(lora_shared->lock);
+}
+
+static void leave(int code, Datum arg)
+{
+    engine_stop(&engine, code == 0);
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->worker_pid = 0;
+    lora_shared->worker_procno = -1;
+    lora_shared->engine = LORA_ENGINE_OFF;
+    LWLockRelease(lora_shared->lock);
+}
+
+static void look_after_engine(void)
+{
+    if (ConfigReloadPending) {
+        ConfigReloadPending = false;
+        ProcessConfigFile(PGC_SIGHUP);
+        if (engine.pid && engine_settings_changed(&engine)) {
+            ereport(LOG, (errmsg("openlora engine is restarted for changed settings")));
+            engine_stop(&engine, true);
+            route_engine_lost();
+        }
+    }
+    if (engine_reap(&engine))
+        route_engine_lost();
+    engine_start_if_due(&engine);
+}
+
+/* Asks the engine for a report when lora_status() waits for one. */
+static void ask_status(void)
+{
+    ol_frame frame = {.type = OL_FRAME_STATUS, .version = OL_WIRE_VERSION};
+    bool wanted;
+
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    wanted = lora_shared->status_wanted;
+    lora_shared->status_wanted = false;
+    LWLockRelease(lora_shared->lock);
+    if (wanted && engine.pid)
+        (void)ol_channel_send(&engine.channel, &frame, NULL);
+}
+
+static void wait_for_work(void)
+{
+    WaitEventSet *set;
+    WaitEvent event;
+    long pause = engine_pause_left(&engine);
+
+    if (engine.pid && !ol_channel_may_sleep(&engine.channel))
+        return;
+#if PG_VERSION_NUM >= 170000
+    set = CreateWaitEventSet(CurrentResourceOwner, 3);
+#else
+    set = CreateWaitEventSet(CurrentMemoryContext, 3);
+#endif
+    AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+    AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+    if (engine.pid)
+        AddWaitEventToSet(set, WL_SOCKET_READABLE, engine.channel.wake_fd, NULL, NULL);
+    WaitEventSetWait(set, pause, &event, 1, lora_wait_event());
+    FreeWaitEventSet(set);
+    ResetLatch(MyLatch);
+    if (engine.pid && !ol_channel_woken(&engine.channel)) {
+        /* It closed its end: it is exiting. The signal of its end follows; should it
+         * hang instead, it is of no use. */
+        engine_stop_closed(&engine);
+    }
+}
+
+void lora_worker_main(Datum arg)
+{
+    MemoryContext loop;
+
+    pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+    pqsignal(SIGHUP, SignalHandlerForConfigReload);
+    pqsignal(SIGCHLD, child_ended);
+    BackgroundWorkerUnblockSignals();
+    announce();
+    before_shmem_exit(leave, 0);
+    loop = AllocSetContextCreate(TopMemoryContext, "openlora worker", ALLOCSET_DEFAULT_SIZES);
+    MemoryContextSwitchTo(loop);
+    while (!ShutdownRequestPending) {
+        CHECK_FOR_INTERRUPTS();
+        look_after_engine();
+        ask_status();
+        route_attach_new(&engine);
+        if (!route_move(&engine)) {
+            ereport(LOG, (errmsg("openlora engine broke the protocol and is ended")));
+            engine_stop(&engine, false);
+            route_engine_lost();
+        }
+        wait_for_work();
+        MemoryContextReset(loop);
+    }
+    proc_exit(0);
+}
