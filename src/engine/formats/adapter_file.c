@@ -27,9 +27,12 @@ void ol_adapter_digest(const void *weights, size_t weights_len, const char *conf
     ol_sha256_end(sha, digest);
 }
 
-/* torch.save writes a zip archive, formerly a bare pickle. */
+/* torch.save writes a zip archive, formerly a bare pickle. Both may look like the length
+ * of a safetensors header, which a brace follows. */
 static bool is_pickle(const uint8_t *bytes, size_t len)
 {
+    if (len >= 9 && bytes[8] == '{')
+        return false;
     return (len >= 4 && memcmp(bytes, "PK\3\4", 4) == 0) ||
            (len >= 2 && bytes[0] == 0x80 && bytes[1] <= 5);
 }
