@@ -1,0 +1,97 @@
+/*
+ * adapters.h: the adapters that requests name and that the device holds, by digest.
+ *
+ * A record exists as long as the adapter is resident or some request names it. What is
+ * resident stays within a budget of bytes; room is made by dropping, least recently
+ * used first, what nobody pins. Requests pin what they run with: see admission.c for
+ * when, and for why that cannot lock up.
+ *
+ * Invariants
+ *  1. resident bytes <= budget; the resident bytes of pinned adapters <= resident bytes.
+ *  2. Pinned adapters are resident. Resident and not pinned: in the LRU list.
+ *  3. A record that is not resident has references.
+ */
+#ifndef OL_ENGINE_ADAPTERS_H
+#define OL_ENGINE_ADAPTERS_H
+
+#include "engine/engine.h"
+#include "engine/formats/model_config.h"
+
+typedef struct ol_adapters ol_adapters;
+
+typedef struct ol_adapter {
+    ol_digest digest;
+    ol_lora *lora; /* NULL: not resident */
+    size_t bytes;  /* on the device; 0 until it has been seen once */
+    ol_adapter_facts facts;
+    int refs; /* requests that name it */
+    int pins; /* requests that need it where it is */
+    /* Admission's: a host has been asked for it, on behalf of a request. */
+    bool asked;
+    uint64_t asked_tag;
+    uint64_t denied_at; /* `releases` when there was no room for it, plus 1; or 0 */
+    /* The store's. */
+    struct ol_adapter *chain;               /* same bucket */
+    struct ol_adapter *lru_prev, *lru_next; /* towards less, more recently used */
+} ol_adapter;
+
+typedef struct ol_adapters_counts {
+    int resident;
+    size_t bytes, pinned_bytes, budget;
+    uint64_t loads, hits, evictions;
+    uint64_t releases; /* how often an adapter lost its last pin */
+} ol_adapters_counts;
+
+typedef struct ol_adapters_options {
+    const ol_device_table *table;
+    ol_device *device;
+    const ol_model_config *base;
+    size_t budget;
+} ol_adapters_options;
+
+ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **store, ol_error *err);
+void ol_adapters_free(ol_adapters *store); /* NULL is fine; nothing may be pinned */
+
+/* The record of a digest, made if there is none, with one reference more; NULL when out
+ * of memory. */
+ol_adapter *ol_adapters_ref(ol_adapters *store, const ol_digest *digest);
+void ol_adapters_unref(ol_adapters *store, ol_adapter *adapter);
+/* Or NULL when it is not resident. */
+const ol_adapter *ol_adapters_find(const ol_adapters *store, const ol_digest *digest);
+
+void ol_adapters_pin(ol_adapters *store, ol_adapter *adapter);
+void ol_adapters_unpin(ol_adapters *store, ol_adapter *adapter);
+/* A request found what it needs resident. */
+void ol_adapters_hit(ol_adapters *store);
+
+/* An adapter as it arrives. */
+typedef struct ol_adapter_bytes {
+    const void *weights;
+    size_t weights_len;
+    const char *config;
+    size_t config_len;
+} ol_adapter_bytes;
+
+/* Parses, validates and places the adapter. When everything resident is pinned and leaves no
+ * room, that is no failure: *kept is false, and the record (if requests name it) knows
+ * its size from now on. Bytes of another digest than `expected` fail with OL_INVALID
+ * and *ours false: they say nothing about the adapter that was asked for. */
+typedef struct ol_adapter_verdict {
+    bool kept;
+    bool ours;
+    ol_adapter_facts facts;
+} ol_adapter_verdict;
+
+ol_code ol_adapters_put(ol_adapters *store, const ol_digest *expected,
+                        const ol_adapter_bytes *bytes, ol_adapter_verdict *verdict, ol_error *err);
+/* Parses and validates; facts->device_bytes is an estimate. */
+ol_code ol_adapters_check(const ol_adapters *store, const ol_adapter_bytes *bytes,
+                          ol_adapter_facts *facts, ol_error *err);
+/* Drops everything that is not pinned. */
+void ol_adapters_drop_idle(ol_adapters *store);
+
+ol_adapters_counts ol_adapters_count(const ol_adapters *store);
+/* OL_LIMIT: `bytes` of adapters can never be resident together. */
+ol_code ol_adapters_over_budget(const ol_adapters *store, size_t bytes, int n, ol_error *err);
+
+#endif

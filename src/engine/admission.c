@@ -1,0 +1,235 @@
+/*
+ * admission.c: when a request gets its adapters.
+ *
+ * A request waits in `pending` until all of its adapters are resident; then they are pinned,
+ * all at once, and it goes to the scheduler. The host is asked for those that are missing.
+ * The budget of adapters may be far smaller than what all pending requests name, so:
+ *
+ *  1. Only the oldest pending request pins adapters before it has all of them. (If two did,
+ *     each could wait for the room that the other holds.)
+ *  2. A younger request pins and asks only for what leaves room for what the oldest still
+ *     misses. So the oldest gets its room when enough of those that run have ended.
+ *  3. Nothing is asked for that would find no room: what arrives and cannot be kept is
+ *     dropped, and asked for again when an adapter has been released.
+ *  4. Of requests that miss the same adapter, one host is asked; the next when the
+ *     first goes away.
+ *
+ * Hence NEED_ADAPTER may come more than once for a digest, and late.
+ */
+#include "engine/engine_internal.h"
+
+/* An adapter that was never seen: as large as the mean of those that were, else an
+ * eighth of the budget, so that not everybody sends at once. */
+static size_t expected_bytes(const ol_engine *engine, const ol_adapter *a)
+{
+    ol_adapters_counts c;
+
+    if (a->bytes)
+        return a->bytes;
+    c = ol_adapters_count(engine->adapters);
+    return c.resident ? c.bytes / (size_t)c.resident : c.budget / 8;
+}
+
+static size_t missing_bytes(const ol_engine *engine, const request *r)
+{
+    size_t bytes = 0;
+
+    for (int i = 0; r && i < r->n_adapters; i++)
+        if (!r->adapters[i]->lora)
+            bytes += expected_bytes(engine, r->adapters[i]);
+    return bytes;
+}
+
+/* -- asking --------------------------------------------------------------------------------- */
+
+typedef struct pass {
+    ol_engine *engine;
+    const request *oldest;
+    size_t reserved; /* what the oldest misses */
+    size_t asked;    /* asked for on behalf of others */
+} pass;
+
+/* asked_tag may be a request that ended; then somebody else asks, see release_adapters. */
+static void ask(pass *p, const request *r, ol_adapter *a)
+{
+    ol_event e = {.tag = r->tag, .kind = OL_EVENT_NEED_ADAPTER, .digest = a->digest};
+
+    a->asked = true;
+    a->asked_tag = r->tag;
+    ol_events_push(p->engine->events, &e);
+}
+
+static bool was_denied(const ol_engine *engine, const ol_adapter *a)
+{
+    return a->denied_at == ol_adapters_count(engine->adapters).releases + 1;
+}
+
+/* Rules 2 and 3. The oldest may always ask for what it has never shown. */
+static bool may_ask(const pass *p, const request *r, const ol_adapter *a)
+{
+    ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
+    size_t bytes = expected_bytes(p->engine, a);
+
+    if (was_denied(p->engine, a))
+        return false;
+    if (r == p->oldest)
+        return a->bytes == 0 || c.pinned_bytes + bytes <= c.budget;
+    return c.pinned_bytes + p->reserved + p->asked + bytes <= c.budget;
+}
+
+static void ask_for_missing(pass *p, const request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++) {
+        ol_adapter *a = r->adapters[i];
+
+        if (a->lora || (a->asked && a->asked_tag != r->tag))
+            continue;
+        if (!a->asked && may_ask(p, r, a))
+            ask(p, r, a);
+        if (a->asked && r != p->oldest)
+            p->asked += expected_bytes(p->engine, a);
+    }
+}
+
+/* -- pinning --------------------------------------------------------------------------------- */
+
+static void pin_resident(ol_engine *engine, request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++) {
+        if (r->pinned[i] || !r->adapters[i]->lora)
+            continue;
+        ol_adapters_pin(engine->adapters, r->adapters[i]);
+        r->pinned[i] = true;
+        r->loras[i].lora = r->adapters[i]->lora;
+    }
+}
+
+static bool may_pin(const pass *p, const request *r)
+{
+    ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
+    size_t more = 0;
+
+    if (r->n_adapters == 0)
+        return true;
+    for (int i = 0; i < r->n_adapters; i++)
+        if (!r->adapters[i]->lora)
+            return false;
+        else if (r->adapters[i]->pins == 0)
+            more += r->adapters[i]->bytes;
+    return r == p->oldest || c.pinned_bytes + more + p->reserved <= c.budget;
+}
+
+static void to_scheduler(ol_engine *engine, request *r)
+{
+    pin_resident(engine, r);
+    request_leave_pending(engine, r);
+    if (r->max_output == 0) { /* done before it began */
+        ol_buf_reset(&engine->released);
+        request_done(engine, r, r->task == OL_TASK_SCORE ? OL_FINISH_SCORED : OL_FINISH_LENGTH);
+        return;
+    }
+    r->with_scheduler = true;
+    engine->n_adapted += r->n_adapters > 0;
+    ol_sched_add(engine->sched, &r->seq);
+}
+
+/* -- what can never be ----------------------------------------------------------------------------
+ */
+
+static size_t known_bytes(const request *r)
+{
+    size_t bytes = 0;
+
+    for (int i = 0; i < r->n_adapters; i++)
+        bytes += r->adapters[i]->bytes;
+    return bytes;
+}
+
+/* The device's memory ended before the budget did, and nobody but the oldest holds any. */
+static bool is_stuck(const pass *p, const request *r)
+{
+    if (r != p->oldest || p->engine->n_adapted > 0)
+        return false;
+    for (int i = 0; i < r->n_adapters; i++)
+        if (!r->adapters[i]->lora && was_denied(p->engine, r->adapters[i]))
+            return true;
+    return false;
+}
+
+static bool is_hopeless(const pass *p, const request *r, ol_error *err)
+{
+    size_t bytes = known_bytes(r);
+
+    if (bytes > ol_adapters_count(p->engine->adapters).budget) {
+        ol_adapters_over_budget(p->engine->adapters, bytes, r->n_adapters, err);
+        return true;
+    }
+    if (!is_stuck(p, r))
+        return false;
+    ol_fail(err, OL_NOMEM, "the device's memory does not hold the %d adapters of the request",
+            r->n_adapters);
+    ol_detail(err, "They take %zu bytes.", bytes);
+    return true;
+}
+
+/* -- the pass
+ * -------------------------------------------------------------------------------------- */
+
+/* True when the oldest left, so that another takes its place. */
+static bool run_once(ol_engine *engine)
+{
+    pass p = {.engine = engine, .oldest = engine->pending_head};
+    request *next;
+
+    p.reserved = missing_bytes(engine, p.oldest);
+    for (request *r = engine->pending_head; r; r = next) {
+        ol_error err;
+
+        next = r->next;
+        if (r == p.oldest)
+            pin_resident(engine, r);
+        if (is_hopeless(&p, r, &err))
+            request_fail(engine, r, &err);
+        else if (may_pin(&p, r))
+            to_scheduler(engine, r);
+        else
+            ask_for_missing(&p, r);
+        if (engine->pending_head != p.oldest)
+            return true;
+    }
+    return false;
+}
+
+void admission_run(ol_engine *engine)
+{
+    while (engine->admission_due) {
+        engine->admission_due = false;
+        while (engine->pending_head && run_once(engine))
+            ;
+    }
+}
+
+void admission_arrived(ol_engine *engine, const ol_digest *digest)
+{
+    for (request *r = engine->pending_head; r; r = r->next)
+        for (int i = 0; i < r->n_adapters; i++)
+            if (ol_digest_equal(&r->adapters[i]->digest, digest)) {
+                r->adapters[i]->asked = false;
+                engine->admission_due = true;
+                return; /* they share the record */
+            }
+}
+
+void admission_refuse(ol_engine *engine, const ol_digest *digest, const ol_error *error)
+{
+    request *next;
+
+    for (request *r = engine->pending_head; r; r = next) {
+        next = r->next;
+        for (int i = 0; i < r->n_adapters; i++)
+            if (ol_digest_equal(&r->adapters[i]->digest, digest)) {
+                request_fail(engine, r, error);
+                break;
+            }
+    }
+}

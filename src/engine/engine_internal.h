@@ -1,0 +1,138 @@
+/*
+ * engine_internal.h: what the files behind engine.h share.
+ *
+ *   engine.c     opening, closing, facts, adapters, tokens
+ *   submit.c     checks a request and makes it
+ *   request.c    its end: done, failed, cancelled; finding it by tag
+ *   admission.c  when a request has its adapters, and which are asked for
+ *   step.c       plan -> step -> logits
+ *   output.c     a row of logits -> token, text, events, the end
+ *
+ * A request is in one of two states: waiting for adapters (`pending`, in order of age),
+ * or with the scheduler, all of its adapters pinned. It is freed when its last event is
+ * queued, or when it is cancelled.
+ */
+#ifndef OL_ENGINE_INTERNAL_H
+#define OL_ENGINE_INTERNAL_H
+
+#include "engine/adapters.h"
+#include "engine/engine.h"
+#include "engine/events.h"
+#include "engine/model.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/stops.h"
+#include "engine/tokenizer/tokenizer.h"
+
+#include <stddef.h>
+
+typedef struct request {
+    ol_sched_seq seq;
+    uint64_t tag;
+    ol_task task;
+    bool with_scheduler; /* else pending */
+    bool ignore_eos;
+    int logprobs;
+    int32_t *tokens; /* prompt, then output (GENERATE) or completion (SCORE) */
+    int n_prompt, n_output, max_output, max_tokens; /* max_tokens: size of the array */
+    double logprob_sum;
+    ol_sampler *sampler; /* GENERATE */
+    ol_stops *stops;     /* GENERATE */
+    ol_detok detok;
+    int n_adapters;
+    ol_adapter *adapters[OL_MAX_REQUEST_ADAPTERS];
+    bool pinned[OL_MAX_REQUEST_ADAPTERS];
+    ol_lora_ref loras[OL_MAX_REQUEST_ADAPTERS];
+    double energy[OL_MAX_REQUEST_ADAPTERS];
+    uint64_t submitted_us, started_us, first_us; /* 0: not yet */
+    struct request *prev, *next;                 /* pending */
+    struct request *chain;                       /* same bucket of tags */
+} request;
+
+static inline request *request_of(ol_sched_seq *seq)
+{
+    return (request *)(void *)((char *)seq - offsetof(request, seq));
+}
+
+/* Fixed at opening. */
+typedef struct limits {
+    int context;        /* tokens of a request */
+    bool context_by_kv; /* the KV cache, not the model or an option, sets it */
+    int max_seqs, step_tokens, max_logit_rows, page_tokens, max_queued, n_pages;
+    size_t kv_bytes;
+} limits;
+
+typedef struct counters {
+    uint64_t steps, prompt_tokens, generated_tokens, requests, failed, cancelled;
+} counters;
+
+struct ol_engine {
+    /* Set at opening. */
+    limits limits;
+    ol_model_source *source;
+    ol_digest digest;
+    ol_tokenizer *tok; /* NULL: token requests only */
+    const ol_device_table *table;
+    ol_device *device;
+    ol_model *model;
+    const ol_model_config *config;
+    ol_kv *kv;
+    uint64_t *eos; /* bit per token */
+    /* Requests. */
+    ol_sched *sched;
+    ol_adapters *adapters;
+    request *pending_head, *pending_tail;
+    int n_pending;
+    int n_adapted;  /* requests with the scheduler that have adapters */
+    request **tags; /* [tags_mask + 1] chains */
+    size_t tags_mask;
+    int n_live;
+    uint64_t next_order;
+    bool admission_due;
+    ol_events *events;
+    counters counters;
+    /* Working memory of a step, sized at opening. */
+    ol_sampler_scratch *scratch;
+    int32_t *step_tokens;   /* [limits.step_tokens] */
+    ol_step_seq *step_seqs; /* [limits.max_seqs] */
+    int32_t *step_logits;   /* [limits.max_logit_rows] */
+    ol_buf piece, released; /* text of a token; what of it may be told */
+};
+
+uint64_t ol_now_us(void);
+
+static inline bool engine_is_eos(const ol_engine *engine, int32_t token)
+{
+    return engine->eos[token >> 6] >> (token & 63) & 1;
+}
+
+/* -- request.c ------------------------------------------------------------------ */
+request *request_find(const ol_engine *engine, uint64_t tag);
+/* Makes it known by its tag, and pending. */
+void request_enter(ol_engine *engine, request *r);
+void request_leave_pending(ol_engine *engine, request *r);
+/* Each ends the request: queues its last event and frees it. */
+void request_done(ol_engine *engine, request *r, ol_finish finish);
+void request_fail(ol_engine *engine, request *r, const ol_error *error);
+/* Frees a request and everything it holds; also one that was never entered. */
+void request_free(ol_engine *engine, request *r);
+
+/* -- submit.c ------------------------------------------------------------------- */
+ol_code request_create(ol_engine *engine, const ol_request *from, request **r, ol_error *err);
+
+/* -- admission.c ---------------------------------------------------------------- */
+/* Hands pending requests to the scheduler and asks for adapters; nothing to do unless
+ * admission_due. To be called at the end of whatever may have set that. */
+void admission_run(ol_engine *engine);
+/* Bytes of this digest came, whatever became of them: nobody is asked any more. */
+void admission_arrived(ol_engine *engine, const ol_digest *digest);
+/* The adapter cannot be had: whoever waits for it fails. */
+void admission_refuse(ol_engine *engine, const ol_digest *digest, const ol_error *error);
+
+/* -- output.c ------------------------------------------------------------------- */
+/* Takes the logits [n][vocab] of the last n computed rows of a request. */
+void output_take(ol_engine *engine, request *r, const float *logits, int n);
+/* Nothing (more) is to be generated. */
+void output_finish(ol_engine *engine, request *r, ol_finish finish);
+
+#endif

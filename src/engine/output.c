@@ -1,0 +1,176 @@
+/* output.c: from logits to tokens, text and events. */
+#include "engine/engine_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* -- text -------------------------------------------------------------------------------- */
+
+/* The text that a token completes, into engine->released, minus what may begin a stop
+ * string. True when a stop string is complete. */
+static ol_code take_text(ol_engine *engine, request *r, int32_t token, bool *stopped, ol_error *err)
+{
+    ol_buf_reset(&engine->piece);
+    ol_buf_reset(&engine->released);
+    *stopped = false;
+    if (!engine->tok)
+        return OL_OK;
+    OL_TRY(ol_detok_push(&r->detok, token, &engine->piece, err));
+    if (r->stops)
+        *stopped = ol_stops_feed(r->stops, (const char *)engine->piece.data, engine->piece.len,
+                                 &engine->released);
+    else
+        ol_buf_put(&engine->released, engine->piece.data, engine->piece.len);
+    if (engine->piece.failed || engine->released.failed)
+        return ol_fail_nomem(err, engine->piece.len, "output");
+    return OL_OK;
+}
+
+/* What is still held back, into engine->released. True when its end makes a stop string. */
+static bool flush_text(ol_engine *engine, request *r)
+{
+    ol_buf *piece = &engine->piece, *released = &engine->released;
+    ol_error ignored;
+
+    ol_buf_reset(piece);
+    ol_buf_reset(released);
+    if (engine->tok)
+        (void)ol_detok_end(&r->detok, piece, &ignored); /* fails for want of memory alone */
+    if (!r->stops) {
+        ol_buf_put(released, piece->data, piece->len);
+        return false;
+    }
+    if (ol_stops_feed(r->stops, (const char *)piece->data, piece->len, released))
+        return true;
+    ol_stops_flush(r->stops, released);
+    return false;
+}
+
+void output_finish(ol_engine *engine, request *r, ol_finish finish)
+{
+    if (flush_text(engine, r))
+        finish = OL_FINISH_STOP;
+    request_done(engine, r, finish);
+}
+
+static void tell_token(ol_engine *engine, const request *r, const ol_choice *choice)
+{
+    ol_event e = {.tag = r->tag,
+                  .kind = OL_EVENT_TOKEN,
+                  .index = r->n_output - 1,
+                  .token = choice->token,
+                  .logprob = choice->logprob,
+                  .n_alternatives = choice->n_alternatives,
+                  .alternatives = choice->alternatives};
+
+    e.text = (ol_text){(const char *)engine->released.data, engine->released.len};
+    ol_events_push(engine->events, &e);
+}
+
+/* -- generating ------------------------------------------------------------------------------ */
+
+/* A generated token becomes a known one. */
+static ol_code append_token(request *r, int32_t token, ol_error *err)
+{
+    int n = r->n_prompt + r->n_output;
+
+    if (n == r->max_tokens) {
+        size_t max = (size_t)n * 2 + 64;
+        int32_t *grown = realloc(r->tokens, max * sizeof(int32_t));
+
+        if (!grown)
+            return ol_fail_nomem(err, max * sizeof(int32_t), "a request's tokens");
+        r->tokens = grown;
+        r->max_tokens = (int)max;
+    }
+    r->tokens[n] = token;
+    r->n_output++;
+    r->seq.logits_from = r->seq.known++;
+    return ol_sampler_see_output(r->sampler, token, err);
+}
+
+/* *finish is set when *ended. */
+static ol_code generate(ol_engine *engine, request *r, const float *logits, bool *ended,
+                        ol_finish *finish, ol_error *err)
+{
+    ol_choice choice;
+    bool stopped;
+
+    OL_TRY(ol_sampler_choose(r->sampler, engine->scratch, logits, r->n_output, &choice, err));
+    *ended = true;
+    *finish = OL_FINISH_EOS;
+    if (!r->ignore_eos && engine_is_eos(engine, choice.token))
+        return OL_OK;
+    OL_TRY(append_token(r, choice.token, err));
+    OL_TRY(take_text(engine, r, choice.token, &stopped, err));
+    engine->counters.generated_tokens++;
+    tell_token(engine, r, &choice);
+    *finish = stopped ? OL_FINISH_STOP : OL_FINISH_LENGTH;
+    *ended = stopped || r->n_output == r->max_output;
+    return OL_OK;
+}
+
+static void take_generated(ol_engine *engine, request *r, const float *logits)
+{
+    ol_finish finish;
+    ol_error err;
+    bool ended;
+
+    if (!r->first_us)
+        r->first_us = ol_now_us();
+    if (generate(engine, r, logits, &ended, &finish, &err) != OL_OK) {
+        request_fail(engine, r, &err);
+    } else if (ended && finish == OL_FINISH_STOP) {
+        ol_buf_reset(&engine->released); /* what followed the stop string is dropped */
+        request_done(engine, r, finish);
+    } else if (ended) {
+        output_finish(engine, r, finish);
+    }
+}
+
+/* -- scoring ---------------------------------------------------------------------------------- */
+
+static ol_code score(ol_engine *engine, request *r, const float *logits, ol_error *err)
+{
+    int vocab = engine->config->vocab;
+    ol_choice choice = {.token = r->tokens[r->n_prompt + r->n_output]};
+    bool stopped;
+
+    choice.logprob = ol_logprob_of(logits, vocab, choice.token);
+    if (isnan(choice.logprob)) {
+        ol_fail(err, OL_INTERNAL, "the model gave logits that are not numbers");
+        return ol_hint(err, "The weights of the model or of an adapter may be damaged.");
+    }
+    r->n_output++;
+    r->seq.logits_from++;
+    r->logprob_sum += choice.logprob;
+    if (r->logprobs < 0)
+        return OL_OK;
+    choice.n_alternatives = r->logprobs < vocab ? r->logprobs : vocab;
+    ol_logprob_top(logits, vocab, choice.n_alternatives, choice.alternatives);
+    OL_TRY(take_text(engine, r, choice.token, &stopped, err));
+    tell_token(engine, r, &choice);
+    return OL_OK;
+}
+
+static void take_scored(ol_engine *engine, request *r, const float *logits, int n)
+{
+    for (int i = 0; i < n; i++) {
+        ol_error err;
+
+        if (score(engine, r, logits + (size_t)i * (size_t)engine->config->vocab, &err) != OL_OK) {
+            request_fail(engine, r, &err);
+            return;
+        }
+    }
+    if (r->n_output == r->max_output)
+        output_finish(engine, r, OL_FINISH_SCORED);
+}
+
+void output_take(ol_engine *engine, request *r, const float *logits, int n)
+{
+    if (r->task == OL_TASK_SCORE)
+        take_scored(engine, r, logits, n);
+    else
+        take_generated(engine, r, logits);
+}

@@ -1,0 +1,187 @@
+/* request.c: finding a request, and its end. */
+#include "engine/engine_internal.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+
+uint64_t ol_now_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+const char *ol_finish_name(ol_finish finish)
+{
+    static const char *const names[] = {"eos", "stop", "length", "scored"};
+
+    return names[finish];
+}
+
+/* -- by tag ------------------------------------------------------------------------- */
+
+static request **bucket_of(const ol_engine *engine, uint64_t tag)
+{
+    return &engine->tags[(tag * 0x9E3779B97F4A7C15u >> 32) & engine->tags_mask];
+}
+
+request *request_find(const ol_engine *engine, uint64_t tag)
+{
+    request *r = *bucket_of(engine, tag);
+
+    while (r && r->tag != tag)
+        r = r->chain;
+    return r;
+}
+
+static void forget_tag(ol_engine *engine, const request *r)
+{
+    request **at = bucket_of(engine, r->tag);
+
+    while (*at && *at != r)
+        at = &(*at)->chain;
+    if (*at) {
+        *at = r->chain;
+        engine->n_live--;
+    }
+}
+
+/* -- pending -------------------------------------------------------------------------- */
+
+/* A request enters with a higher order than all before it: at the tail. */
+void request_enter(ol_engine *engine, request *r)
+{
+    request **bucket = bucket_of(engine, r->tag);
+
+    r->chain = *bucket;
+    *bucket = r;
+    engine->n_live++;
+    r->seq.order = engine->next_order++;
+    r->prev = engine->pending_tail;
+    if (r->prev)
+        r->prev->next = r;
+    else
+        engine->pending_head = r;
+    engine->pending_tail = r;
+    engine->n_pending++;
+    engine->admission_due = true;
+}
+
+void request_leave_pending(ol_engine *engine, request *r)
+{
+    if (r->prev)
+        r->prev->next = r->next;
+    else
+        engine->pending_head = r->next;
+    if (r->next)
+        r->next->prev = r->prev;
+    else
+        engine->pending_tail = r->prev;
+    r->prev = r->next = NULL;
+    engine->n_pending--;
+}
+
+/* -- the end ---------------------------------------------------------------------------- */
+
+static void release_adapters(ol_engine *engine, request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++) {
+        ol_adapter *a = r->adapters[i];
+
+        if (a->asked && a->asked_tag == r->tag)
+            a->asked = false; /* somebody else must be asked */
+        if (r->pinned[i])
+            ol_adapters_unpin(engine->adapters, a);
+        ol_adapters_unref(engine->adapters, a);
+    }
+    if (r->n_adapters)
+        engine->admission_due = true;
+}
+
+/* Whether the request is one of the engine's lists, as opposed to half made. */
+static bool is_pending(const ol_engine *engine, const request *r)
+{
+    return r->prev || r->next || engine->pending_head == r;
+}
+
+void request_free(ol_engine *engine, request *r)
+{
+    if (r->with_scheduler) {
+        ol_sched_remove(engine->sched, &r->seq);
+        engine->n_adapted -= r->n_adapters > 0;
+    } else if (is_pending(engine, r)) {
+        request_leave_pending(engine, r);
+    }
+    forget_tag(engine, r);
+    release_adapters(engine, r);
+    ol_sampler_free(r->sampler);
+    ol_stops_free(r->stops);
+    free(r->tokens);
+    free(r);
+}
+
+/* Energies are sums of squares; but a damaged adapter may make them infinite. */
+static void measure_shares(const request *r, double *shares)
+{
+    double total = 0;
+
+    for (int i = 0; i < r->n_adapters; i++)
+        total += r->energy[i];
+    for (int i = 0; i < r->n_adapters; i++)
+        shares[i] = total > 0 && isfinite(total) ? r->energy[i] / total : 1.0 / r->n_adapters;
+}
+
+/* Requests that end before their first step or token have the later times 0. */
+static void tell_times(const request *r, ol_event *e)
+{
+    uint64_t now = ol_now_us();
+
+    e->queue_us = (r->started_us ? r->started_us : now) - r->submitted_us;
+    if (r->started_us)
+        e->prefill_us = (r->first_us ? r->first_us : now) - r->started_us;
+    if (r->first_us)
+        e->decode_us = now - r->first_us;
+}
+
+void request_done(ol_engine *engine, request *r, ol_finish finish)
+{
+    double shares[OL_MAX_REQUEST_ADAPTERS];
+    ol_event e = {.tag = r->tag,
+                  .kind = OL_EVENT_DONE,
+                  .finish = finish,
+                  .prompt_tokens = r->n_prompt,
+                  .completion_tokens = r->n_output,
+                  .logprob_sum = r->logprob_sum,
+                  .n_shares = r->n_adapters,
+                  .shares = shares};
+
+    e.text = (ol_text){(const char *)engine->released.data, engine->released.len};
+    measure_shares(r, shares);
+    tell_times(r, &e);
+    ol_events_push(engine->events, &e);
+    request_free(engine, r);
+}
+
+void request_fail(ol_engine *engine, request *r, const ol_error *error)
+{
+    ol_event e = {.tag = r->tag, .kind = OL_EVENT_FAILED, .error = *error};
+
+    ol_events_push(engine->events, &e);
+    engine->counters.failed++;
+    request_free(engine, r);
+}
+
+void ol_engine_cancel(ol_engine *engine, uint64_t tag)
+{
+    request *r = request_find(engine, tag);
+
+    ol_events_drop(engine->events, tag); /* it may have ended already */
+    if (!r)
+        return;
+    engine->counters.cancelled++;
+    request_free(engine, r);
+    admission_run(engine);
+}

@@ -1,0 +1,115 @@
+/* step.c: one step, from the scheduler's plan to the requests' new tokens. */
+#include "engine/engine_internal.h"
+
+#include <string.h>
+
+/* Neighbours with the same adapters share the work of their segments. The order of the
+ * parts changes speed alone: a row's results do not depend on its place (P6). */
+static const void *group_of(const ol_sched_part *part)
+{
+    const request *r = request_of(part->seq);
+
+    return r->n_adapters ? r->adapters[0] : NULL;
+}
+
+static void group_parts(ol_sched_plan *plan)
+{
+    for (int i = 1; i < plan->n_parts; i++) {
+        ol_sched_part part = plan->parts[i];
+        const char *group = group_of(&part);
+        int at = i;
+
+        while (at > 0 && (const char *)group_of(&plan->parts[at - 1]) > group) {
+            plan->parts[at] = plan->parts[at - 1];
+            at--;
+        }
+        plan->parts[at] = part;
+    }
+}
+
+static void fill_seq(request *r, const ol_sched_part *part, int first_row, ol_step_seq *seq)
+{
+    if (part->first_pos == 0) /* from the start, perhaps not for the first time */
+        memset(r->energy, 0, sizeof(r->energy));
+    *seq = (ol_step_seq){.first_row = first_row,
+                         .n_rows = part->n_rows,
+                         .first_pos = part->first_pos,
+                         .pages = part->seq->table.pages,
+                         .n_loras = r->n_adapters,
+                         .loras = r->loras,
+                         .energy = r->n_adapters > 1 ? r->energy : NULL};
+}
+
+static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *step)
+{
+    int row = 0, logit = 0;
+
+    for (int i = 0; i < plan->n_parts; i++) {
+        const ol_sched_part *part = &plan->parts[i];
+        request *r = request_of(part->seq);
+
+        fill_seq(r, part, row, &engine->step_seqs[i]);
+        memcpy(engine->step_tokens + row, r->tokens + part->first_pos,
+               (size_t)part->n_rows * sizeof(int32_t));
+        row += part->n_rows;
+        for (int k = 0; k < part->n_logits; k++)
+            engine->step_logits[logit++] = row - part->n_logits + k;
+    }
+    *step = (ol_step){.n_rows = row,
+                      .tokens = engine->step_tokens,
+                      .n_seqs = plan->n_parts,
+                      .seqs = engine->step_seqs,
+                      .n_logit_rows = logit,
+                      .logit_rows = engine->step_logits};
+}
+
+static void note_start(const ol_sched_plan *plan)
+{
+    uint64_t now = ol_now_us();
+
+    for (int i = 0; i < plan->n_parts; i++) {
+        request *r = request_of(plan->parts[i].seq);
+
+        if (!r->started_us)
+            r->started_us = now;
+    }
+}
+
+/* A request may end here, and is then no more. */
+static void deliver(ol_engine *engine, const ol_sched_plan *plan, const float *logits)
+{
+    for (int i = 0; i < plan->n_parts; i++) {
+        const ol_sched_part *part = &plan->parts[i];
+
+        if (part->n_logits == 0)
+            continue;
+        output_take(engine, request_of(part->seq), logits, part->n_logits);
+        logits += (size_t)part->n_logits * (size_t)engine->config->vocab;
+    }
+}
+
+bool ol_engine_busy(const ol_engine *engine)
+{
+    return ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
+}
+
+ol_code ol_engine_step(ol_engine *engine, ol_error *err)
+{
+    ol_sched_plan *plan = ol_sched_next(engine->sched);
+    const float *logits;
+    ol_step step;
+
+    if (plan->n_rows == 0)
+        return OL_OK;
+    group_parts(plan);
+    fill_step(engine, plan, &step);
+    note_start(plan);
+    OL_TRY(ol_model_forward(engine->model, &step, engine->kv, &logits, err));
+    ol_sched_done(engine->sched);
+    engine->counters.steps++;
+    deliver(engine, plan, logits);
+    admission_run(engine);
+    if (ol_events_failed(engine->events))
+        return ol_fail(err, OL_NOMEM, "out of memory for events");
+    return OL_OK;
+}
