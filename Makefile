@@ -8,42 +8,17 @@
 #
 # PG_CONFIG chooses the PostgreSQL to build for.
 
-EXTENSION = openlora
-EXTVERSION = 0.1
-MODULE_big = openlora
-DATA_built = openlora--$(EXTVERSION).sql
-
-# -- the extension: src/pg, with the wire and base layers --------------------------
-PG_SOURCES := $(sort $(wildcard src/pg/*.c)) $(sort $(wildcard src/wire/*.c)) \
-	$(filter-out src/base/log.c,$(sort $(wildcard src/base/*.c)))
-OBJS := $(PG_SOURCES:.c=.o)
-PG_CPPFLAGS = -Isrc -D_GNU_SOURCE
-PG_CFLAGS = -std=gnu11 -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
-	-Wno-declaration-after-statement -fvisibility=hidden
-SHLIB_LINK = -lcrypto
-EXTRA_CLEAN = build openlora--$(EXTVERSION).sql
-
 PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
-# Bitcode for inlining buys nothing here: no function of ours is cheap.
-override with_llvm := no
+# Without PostgreSQL's development files the engine alone is built.
+HAVE_PGXS := $(shell test -n "$$($(PG_CONFIG) --pgxs 2>/dev/null)" && echo yes)
 
-all: engine
-
-ifneq ($(PGXS),)
-include $(PGXS)
-else
-$(info pg_config not found: building the engine alone)
-all:
+all: engine $(if $(HAVE_PGXS),extension)
+extension:
+	$(MAKE) -f extension.mk all PG_CONFIG='$(PG_CONFIG)' WERROR='$(WERROR)'
 clean:
 	rm -rf build
-.PHONY: all clean
-endif
-
-openlora--$(EXTVERSION).sql: $(sort $(wildcard sql/*.sql))
-	cat $^ > $@.new && mv $@.new $@
-
-$(OBJS): $(wildcard src/pg/*.h src/wire/*.h src/base/*.h src/engine/*.h)
+	$(if $(HAVE_PGXS),$(MAKE) -f extension.mk clean PG_CONFIG='$(PG_CONFIG)')
+.PHONY: all extension clean
 
 # -- the engine and the CPU device: no PostgreSQL ----------------------------------
 # SANITIZE=1 builds into build/asan with AddressSanitizer and UBSan.
@@ -90,17 +65,15 @@ engine: $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 
 # -- install ---------------------------------------------------------------------
-ifneq ($(PGXS),)
-install: install-engine
-uninstall: uninstall-engine
-install-engine: engine
-	$(MKDIR_P) '$(DESTDIR)$(pkglibdir)'
-	$(INSTALL_PROGRAM) $(BUILD)/openlora-engine '$(DESTDIR)$(pkglibdir)/openlora-engine'
-	$(INSTALL_SHLIB) $(BUILD)/openlora_cpu.so '$(DESTDIR)$(pkglibdir)/openlora_cpu.so'
-uninstall-engine:
-	rm -f '$(DESTDIR)$(pkglibdir)/openlora-engine' '$(DESTDIR)$(pkglibdir)/openlora_cpu.so'
-.PHONY: install-engine uninstall-engine
-endif
+PKGLIBDIR = $(shell $(PG_CONFIG) --pkglibdir)
+install: all
+	$(MAKE) -f extension.mk install PG_CONFIG='$(PG_CONFIG)' DESTDIR='$(DESTDIR)'
+	mkdir -p '$(DESTDIR)$(PKGLIBDIR)'
+	install -m 755 $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so '$(DESTDIR)$(PKGLIBDIR)'
+uninstall:
+	$(MAKE) -f extension.mk uninstall PG_CONFIG='$(PG_CONFIG)' DESTDIR='$(DESTDIR)'
+	rm -f '$(DESTDIR)$(PKGLIBDIR)/openlora-engine' '$(DESTDIR)$(PKGLIBDIR)/openlora_cpu.so'
+.PHONY: install uninstall
 
 # -- tests of the engine -----------------------------------------------------------
 # One program per test/unit/test_*.c; test/device is one program over the CPU

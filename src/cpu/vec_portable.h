@@ -18,6 +18,7 @@ typedef struct vb {
 } vb;
 
 #define VEC_I8_OFFSET 0 /* weights are taken as signed */
+#define VEC_NO_TILES
 
 #define VEC static inline __attribute__((always_inline))
 #define LANES for (int l = 0; l < 16; l++)
