@@ -7,7 +7,6 @@
 #include "engine/formats/adapter_file.h"
 #include "engine/formats/weights.h"
 
-#include <dirent.h>
 #include <jansson.h>
 #include <math.h>
 
@@ -267,13 +266,92 @@ static void test_quants(void **state)
     }
 }
 
+/* -- hostile files: an error each, with the word that says what is wrong ----------------- */
+
+static ol_code open_hostile_model(const char *path, ol_error *err)
+{
+    ol_model_source *src;
+    ol_code code;
+
+    OL_TRY(ol_model_source_open(path, &src, err));
+    code = ol_model_source_check(src, NULL, NULL, err);
+    ol_model_source_close(src);
+    return code;
+}
+
+static ol_code open_hostile_adapter(const char *path, const char *base, ol_error *err)
+{
+    char rest[256], base_path[512];
+    ol_model_source *src;
+    ol_arena *arena = ol_arena_create();
+    ol_adapter_disk disk;
+    ol_adapter_file file;
+    ol_code code;
+
+    snprintf(rest, sizeof(rest), "hostile/%s", base ? base : "base");
+    need(rest, base_path);
+    expect_ok(ol_model_source_open(base_path, &src, err), err);
+    code = ol_adapter_read_path(path, ol_model_source_config(src), arena, &disk, &file, err);
+    if (code == OL_OK)
+        ol_adapter_disk_close(&disk);
+    ol_model_source_close(src);
+    ol_arena_destroy(arena);
+    return code;
+}
+
+static bool says(const ol_error *err, const char *word)
+{
+    return strcasestr(err->message, word) || strcasestr(err->detail, word) ||
+           strcasestr(err->hint, word);
+}
+
+static int check_hostile(const json_t *entry)
+{
+    const char *name = json_string_value(json_object_get(entry, "path"));
+    const char *kind = json_string_value(json_object_get(entry, "kind"));
+    const char *word = json_string_value(json_object_get(entry, "expect"));
+    const char *base = json_string_value(json_object_get(entry, "base"));
+    char rest[256], path[512];
+    ol_error err = {0};
+    ol_code code;
+
+    snprintf(rest, sizeof(rest), "hostile/%s", name);
+    golden(path, rest);
+    code = strcmp(kind, "model") == 0 ? open_hostile_model(path, &err)
+                                      : open_hostile_adapter(path, base, &err);
+    if (word ? code != OL_OK && says(&err, word) : code == OL_OK)
+        return 0;
+    print_error("%s (%s), expected %s: %s, %s | %s | %s\n", name,
+                json_string_value(json_object_get(entry, "wrong")), word ? word : "no error",
+                ol_code_name(code), err.message, err.detail, err.hint);
+    return 1;
+}
+
+static void test_hostile(void **state)
+{
+    char path[512];
+    json_t *list, *entry;
+    size_t i;
+    int wrong = 0;
+
+    (void)state;
+    need("hostile/manifest.json", path);
+    list = json_load_file(path, 0, NULL);
+    assert_true(json_array_size(list) > 0);
+    json_array_foreach(list, i, entry)
+    {
+        wrong += check_hostile(entry);
+    }
+    json_decref(list);
+    assert_int_equal(wrong, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_adapters),
-        cmocka_unit_test(test_gguf_equals_folder),
-        cmocka_unit_test(test_gguf_adapters),
-        cmocka_unit_test(test_quants),
+        cmocka_unit_test(test_adapters),      cmocka_unit_test(test_gguf_equals_folder),
+        cmocka_unit_test(test_gguf_adapters), cmocka_unit_test(test_quants),
+        cmocka_unit_test(test_hostile),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
