@@ -110,6 +110,18 @@ static void ggml_deepseek_coder(void **state)
     check_vocab("deepseek-coder");
 }
 
+static void ggml_deepseek_llm(void **state)
+{
+    (void)state;
+    check_vocab("deepseek-llm");
+}
+
+static void ggml_refact(void **state)
+{
+    (void)state;
+    check_vocab("refact");
+}
+
 static void ggml_starcoder(void **state)
 {
     (void)state;
@@ -363,7 +375,8 @@ int main(void)
         cmocka_unit_test(ggml_llama_spm),      cmocka_unit_test(ggml_phi_3),
         cmocka_unit_test(ggml_gpt_2),          cmocka_unit_test(ggml_mpt),
         cmocka_unit_test(ggml_deepseek_coder), cmocka_unit_test(ggml_starcoder),
-        cmocka_unit_test(ggml_falcon),         cmocka_unit_test(gpt2_json),
+        cmocka_unit_test(ggml_falcon),         cmocka_unit_test(ggml_deepseek_llm),
+        cmocka_unit_test(ggml_refact),         cmocka_unit_test(gpt2_json),
         cmocka_unit_test(llama2_json),         cmocka_unit_test(llama2_spm),
         cmocka_unit_test(llama2_gguf),         cmocka_unit_test(llama2_bin),
         cmocka_unit_test(llama3_ranks),        cmocka_unit_test(qwen2_ranks),

@@ -175,6 +175,7 @@ static ol_code heap_push(tok_work *work, tok_pair pair)
         work->heap = items;
     }
     work->n_heap++;
+    work->n_candidates++;
     for (; at > 0; at = (at - 1) / 2) {
         if (!pair_less(&pair, &work->heap[(at - 1) / 2]))
             break;
@@ -325,6 +326,28 @@ static ol_code merge_and_put(tok_work *work, const uint8_t *piece, size_t n)
     return put_symbols(work, piece, n);
 }
 
+static ol_code encode_chars(tok_work *work, const uint8_t *piece, size_t len)
+{
+    size_t n = 0;
+
+    OL_TRY(char_symbols(work, piece, len, &n));
+    return merge_and_put(work, piece, n);
+}
+
+/* Word by word: the same ids, see words_apart. */
+static ol_code encode_words(tok_work *work, const uint8_t *piece, size_t len)
+{
+    size_t start = 0;
+
+    for (size_t at = 1; at < len; at++) {
+        if (!tok_word_starts(piece, len, at))
+            continue;
+        OL_TRY(encode_chars(work, piece + start, at - start));
+        start = at;
+    }
+    return encode_chars(work, piece + start, len - start);
+}
+
 ol_code tok_bpe(tok_work *work, const uint8_t *piece, size_t len)
 {
     const ol_tokenizer *tok = work->tok;
@@ -336,10 +359,9 @@ ol_code tok_bpe(tok_work *work, const uint8_t *piece, size_t len)
         if (id != OL_NO_TOKEN)
             return tok_push_id(work, id);
     }
-    if (tok->byte_level)
-        OL_TRY(byte_symbols(work, piece, len, &n));
-    else
-        OL_TRY(char_symbols(work, piece, len, &n));
+    if (!tok->byte_level)
+        return tok->words_apart ? encode_words(work, piece, len) : encode_chars(work, piece, len);
+    OL_TRY(byte_symbols(work, piece, len, &n));
     return merge_and_put(work, piece, n);
 }
 

@@ -173,12 +173,11 @@ ol_code tok_add_split(ol_tokenizer *tok, const char *pattern, ol_error *err)
 
 ol_code tok_add_spm_norms(ol_tokenizer *tok, bool collapse, bool prefix, ol_error *err)
 {
-    static const char mark[] = "\xE2\x96\x81"; /* U+2581 */
     tok_norm norm = {.kind = TOK_NORM_COLLAPSE};
 
     if (collapse)
         OL_TRY(tok_add_norm(tok, norm, err));
-    norm.text = tok_span(mark, 3);
+    norm.text = tok_span(TOK_MARK, 3);
     if (prefix) {
         norm.kind = TOK_NORM_PREPEND;
         OL_TRY(tok_add_norm(tok, norm, err));

@@ -126,6 +126,25 @@ static ol_code build_tries(ol_tokenizer *tok, ol_error *err)
     return OL_OK;
 }
 
+/* A SentencePiece text is one piece. Where no token reaches over the beginning of a
+ * word, no merge does, and words can be merged one by one, which is much quicker. */
+static bool words_are_apart(const ol_tokenizer *tok)
+{
+    if (tok->byte_level || tok_map_find(&tok->map, TOK_MARK, 3) == OL_NO_TOKEN)
+        return false;
+    for (int32_t id = 0; id < tok->n_vocab; id++) {
+        const ol_span *key = &tok->keys[id];
+
+        if (!(tok->flags[id] & TOK_PRESENT) || (tok->flags[id] & TOK_UNMAPPED))
+            continue;
+        for (size_t at = 1; at < key->len; at++) {
+            if (tok_word_starts((const uint8_t *)key->data, key->len, at))
+                return false;
+        }
+    }
+    return true;
+}
+
 static ol_code check_id(const ol_tokenizer *tok, int32_t id, const char *what, ol_error *err)
 {
     if (id != OL_NO_TOKEN && (id < 0 || id >= tok->n_vocab))
@@ -147,6 +166,7 @@ ol_code tok_finish(ol_tokenizer *tok, ol_error *err)
     }
     OL_TRY(tok_build_map(tok, err));
     fill_bytes(tok);
+    tok->words_apart = words_are_apart(tok);
     OL_TRY(build_tries(tok, err));
     for (size_t i = 0; i < tok->n_added; i++) {
         if (tok->added[i].special && is_end_name(tok->added[i].content))

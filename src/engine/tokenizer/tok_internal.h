@@ -186,6 +186,7 @@ struct ol_tokenizer {
     uint32_t *ranks; /* by id, for TOK_BPE_RANKS */
     size_t max_key;  /* longest key in map */
     bool has_map;
+    bool words_apart;     /* no key has U+2581 after anything but U+2581 */
     int32_t byte_id[256]; /* byte-level symbols or byte-fallback tokens */
     int32_t ascii_id[128];
 
@@ -270,6 +271,7 @@ typedef struct tok_work {
     size_t cap_symbols;
     struct tok_pair *heap;
     size_t n_heap, cap_heap;
+    size_t n_candidates; /* pairs put into the heap: the work that merging took */
     int32_t *cps; /* code points, for normalization */
     size_t cap_cps;
 } tok_work;
@@ -354,6 +356,15 @@ uint32_t tok_byte_to_char(uint8_t byte);
 int tok_char_to_byte(uint32_t cp);
 /* Undoes the alphabet; false when a character is not of it. out has len bytes. */
 bool tok_unmap_bytes(ol_span in, uint8_t *out, size_t *n_out);
+
+#define TOK_MARK "\xE2\x96\x81" /* U+2581, SentencePiece's space */
+
+/* Whether a word begins at p + at: a mark after something that is none. */
+static inline bool tok_word_starts(const uint8_t *p, size_t len, size_t at)
+{
+    return len - at >= 3 && p[at] == 0xE2 && p[at + 1] == 0x96 && p[at + 2] == 0x81 && at > 0 &&
+           !(at >= 3 && p[at - 3] == 0xE2 && p[at - 2] == 0x96 && p[at - 1] == 0x81);
+}
 
 static inline ol_span tok_span(const void *data, size_t len)
 {

@@ -222,7 +222,7 @@ static size_t unescape(ol_span key, char *out)
     size_t n = 0;
 
     for (size_t i = 0; i < key.len;) {
-        if (key.len - i >= 3 && memcmp(key.data + i, "\xE2\x96\x81", 3) == 0) {
+        if (key.len - i >= 3 && memcmp(key.data + i, TOK_MARK, 3) == 0) {
             out[n++] = ' ';
             i += 3;
         } else {
@@ -355,7 +355,7 @@ static ol_code read_llama2c(spm_model *m, const void *bytes, size_t len, int32_t
         for (uint32_t i = 0; i < n && type != OL_GGUF_CONTROL; i++) {
             bool space = type == OL_GGUF_NORMAL && piece[i] == ' ';
 
-            ol_buf_put(escaped, space ? "\xE2\x96\x81" : (const char *)piece + i, space ? 3 : 1);
+            ol_buf_put(escaped, space ? TOK_MARK : (const char *)piece + i, space ? 3 : 1);
         }
         if (type == OL_GGUF_CONTROL)
             ol_buf_printf(escaped, "%s", id == 1 ? "<s>" : "</s>");
