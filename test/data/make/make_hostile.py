@@ -274,7 +274,8 @@ def safetensors_models():
     model("st-header-array", "header is a JSON array", "JSON", pack(b"[1, 2, 3]", data))
     model("st-header-deep", "header nested 5000 deep", "JSON", pack(b"{\"a\":" + b"[" * 5000, data))
     model("st-duplicate", "the same name twice", "duplicate",
-          pack(text[:-1] + b", \"model.norm.weight\": " + json.dumps(header["model.norm.weight"]).encode() + b"}", data))
+          pack(text[:-1] + b", \"model.norm.weight\": " +
+               json.dumps(header["model.norm.weight"]).encode() + b"}", data))
     model("st-overlap", "a tensor begins 4 bytes inside the one before it", "overlaps",
           bent_header(set_in(norm, "data_offsets", [begin - 4, end - 4])))
     model("st-past-end", "a tensor ends past the file", "past the end",
@@ -306,7 +307,10 @@ def safetensors_models():
     index = {n: "one.safetensors" for n, _, _, _ in first}
     index.update({n: "two.safetensors" for n, _, _, _ in second})
     shards = {"one.safetensors": safetensors(first), "two.safetensors": safetensors(second)}
-    indexed = lambda m: {"model.safetensors.index.json": {"metadata": {}, "weight_map": m}}
+
+    def indexed(weight_map):
+        return {"model.safetensors.index.json": {"metadata": {}, "weight_map": weight_map}}
+
     model("st-index-ok", "nothing", None, files={**indexed(index), **shards})
     model("st-index-traversal", "the index names a file in another folder", "name",
           files={**indexed({n: "../base/model.safetensors" for n in index})})
@@ -373,7 +377,8 @@ def ggufs():
     gguf_model("gguf-short", "cut off after 20 bytes", "count", attr(cut=20))
     gguf_model("gguf-count-tensors", "2^62 tensors", "count", attr(n_tensors=1 << 62))
     gguf_model("gguf-count-keys", "2^62 keys", "count", attr(n_keys=1 << 62))
-    gguf_model("gguf-count-one-more", "one key more than there are", "cut off", attr(n_keys=len(gguf_keys()) + 1))
+    gguf_model("gguf-count-one-more", "one key more than there are", "cut off",
+               attr(n_keys=len(gguf_keys()) + 1))
     gguf_model("gguf-key-length", "a key of 2^63 bytes", "key",
                attr(raw_keys=struct.pack("<Q", 1 << 63) + b"x" * 8 + struct.pack("<II", U32, 1)))
     gguf_model("gguf-string-length", "a string of 2^64 - 1 bytes", "end of the file",
@@ -397,34 +402,48 @@ def ggufs():
                lambda g: g.keys.append(["general.alignment", U32, 24]))
     gguf_model("gguf-alignment-zero", "an alignment of 0", "alignment",
                lambda g: g.keys.append(["general.alignment", U32, 0]))
-    gguf_model("gguf-truncated", "the last 100 bytes of the data are missing", "past the end", attr(cut=size - 100))
+    gguf_model("gguf-truncated", "the last 100 bytes of the data are missing", "past the end",
+               attr(cut=size - 100))
     gguf_model("gguf-truncated-list", "cut off in the tensor list", "cut off",
                attr(cut=Gguf().bytes().index(b"blk.0.ffn_up.weight") + 10))
-    gguf_model("gguf-offset", "an offset near 2^64", "past the end", attr(offsets={norm: (1 << 64) - 64}))
-    gguf_model("gguf-offset-unaligned", "an offset that is not aligned", "aligned", attr(offsets={norm: 4}))
+    gguf_model("gguf-offset", "an offset near 2^64", "past the end",
+               attr(offsets={norm: (1 << 64) - 64}))
+    gguf_model("gguf-offset-unaligned", "an offset that is not aligned", "aligned",
+               attr(offsets={norm: 4}))
     gguf_model("gguf-type-unsupported", "a type that we do not read (Q5_0)", "Q5_0",
                lambda g: (g.tensor(gate).__setitem__(1, 6), g.tensor(gate).__setitem__(2, (FFN, 32)),
                           g.tensor(gate).__setitem__(3, bytes(FFN * 22))))
     gguf_model("gguf-type-unknown", "a type that nobody knows", "type", in_tensor(gate, 1, 999))
     gguf_model("gguf-blocks", "rows of 8 in blocks of 32", "blocks", in_tensor(gate, 1, 8))
-    gguf_model("gguf-dimensions", "5 dimensions", "dimensions", in_tensor(gate, 2, (FFN, HIDDEN, 1, 1, 1)))
-    gguf_model("gguf-dimension-zero", "a dimension of 0", "dimension", in_tensor(gate, 2, (0, HIDDEN)))
-    gguf_model("gguf-shape-overflow", "2^32 x 2^32 elements", "overflow", in_tensor(gate, 2, (1 << 32, 1 << 32)))
-    gguf_model("gguf-shape-turned", "a matrix is transposed", "wrong shape", in_tensor(gate, 2, (HIDDEN, FFN)))
-    gguf_model("gguf-tensor-twice", "the same tensor twice", "twice", in_tensor("blk.0.ffn_up.weight", 0, gate))
+    gguf_model("gguf-dimensions", "5 dimensions", "dimensions",
+               in_tensor(gate, 2, (FFN, HIDDEN, 1, 1, 1)))
+    gguf_model("gguf-dimension-zero", "a dimension of 0", "dimension",
+               in_tensor(gate, 2, (0, HIDDEN)))
+    gguf_model("gguf-shape-overflow", "2^32 x 2^32 elements", "overflow",
+               in_tensor(gate, 2, (1 << 32, 1 << 32)))
+    gguf_model("gguf-shape-turned", "a matrix is transposed", "wrong shape",
+               in_tensor(gate, 2, (HIDDEN, FFN)))
+    gguf_model("gguf-tensor-twice", "the same tensor twice", "twice",
+               in_tensor("blk.0.ffn_up.weight", 0, gate))
     gguf_model("gguf-tensor-missing", "a tensor of the model is missing", "missing",
                lambda g: g.tensors.remove(g.tensor(gate)))
-    gguf_model("gguf-is-adapter", "an adapter given as a model", "adapter", in_key("general.type", STRING, "adapter"))
+    gguf_model("gguf-is-adapter", "an adapter given as a model", "adapter",
+               in_key("general.type", STRING, "adapter"))
 
     b = "blk.0.attn_q.weight.lora_b"
     gguf_adapter("gguf-lora-ok", "nothing", None)
-    gguf_adapter("gguf-lora-is-model", "a model given as an adapter", "adapter", in_key("general.type", STRING, "model"))
-    gguf_adapter("gguf-lora-type", "another kind of adapter", "adapter.type", in_key("adapter.type", STRING, "control"))
-    gguf_adapter("gguf-lora-architecture", "for another architecture", "qwen3", in_key("general.architecture", STRING, "qwen3"))
-    gguf_adapter("gguf-lora-alpha", "an alpha that is infinite", "finite", in_key("adapter.lora.alpha", F32, float("inf")))
+    gguf_adapter("gguf-lora-is-model", "a model given as an adapter", "adapter",
+                 in_key("general.type", STRING, "model"))
+    gguf_adapter("gguf-lora-type", "another kind of adapter", "adapter.type",
+                 in_key("adapter.type", STRING, "control"))
+    gguf_adapter("gguf-lora-architecture", "for another architecture", "qwen3",
+                 in_key("general.architecture", STRING, "qwen3"))
+    gguf_adapter("gguf-lora-alpha", "an alpha that is infinite", "finite",
+                 in_key("adapter.lora.alpha", F32, float("inf")))
     gguf_adapter("gguf-lora-no-b", "B is missing", "lacks", lambda g: g.tensors.remove(g.tensor(b)))
-    gguf_adapter("gguf-lora-shape", "B is transposed", "shape", in_tensor(b, 2, (RANK, 16)))
-    gguf_adapter("gguf-lora-embedding", "adapts the embedding", "not supported", in_tensor(b, 0, "token_embd.weight.lora_b"))
+    gguf_adapter("gguf-lora-shape", "B is transposed", "shape", in_tensor(b, 2, (RANK, HIDDEN)))
+    gguf_adapter("gguf-lora-embedding", "adapts the embedding", "not supported",
+                 in_tensor(b, 0, "token_embd.weight.lora_b"))
     gguf_adapter("gguf-lora-layer", "a layer that the base lacks", "layer",
                  lambda g: [t.__setitem__(0, t[0].replace("blk.0", "blk.5")) for t in g.tensors])
 
@@ -444,17 +463,23 @@ def adapters():
     adapter("lora-dora", "use_dora", "use_dora", {"use_dora": True})
     adapter("lora-lora-bias", "lora_bias", "lora_bias", {"lora_bias": True})
     adapter("lora-bias", "bias \"all\"", "bias", {"bias": "all"})
-    adapter("lora-modules-to-save", "modules_to_save", "modules_to_save", {"modules_to_save": ["lm_head"]})
+    adapter("lora-modules-to-save", "modules_to_save", "modules_to_save",
+            {"modules_to_save": ["lm_head"]})
     adapter("lora-token-indices", "trainable_token_indices", "trainable_token_indices",
             {"trainable_token_indices": [1, 2]})
-    adapter("lora-replication", "layer_replication", "layer_replication", {"layer_replication": [[0, 1], [0, 1]]})
+    adapter("lora-replication", "layer_replication", "layer_replication",
+            {"layer_replication": [[0, 1], [0, 1]]})
     adapter("lora-fan-in", "fan_in_fan_out", "fan_in_fan_out", {"fan_in_fan_out": True})
     adapter("lora-parameters", "target_parameters", "target_parameters",
             {"target_parameters": ["mlp.experts.gate_up_proj"]})
-    adapter("lora-alora", "alora_invocation_tokens", "alora_invocation_tokens", {"alora_invocation_tokens": [5, 6]})
-    adapter("lora-qalora", "use_qalora", "use_qalora", {"use_qalora": True, "qalora_group_size": 16})
-    adapter("lora-unknown-key", "a key of the future that is switched on", "use_tomorrow", {"use_tomorrow": True})
-    adapter("lora-pissa", "belongs to a changed base", "init_lora_weights", {"init_lora_weights": "pissa"})
+    adapter("lora-alora", "alora_invocation_tokens", "alora_invocation_tokens",
+            {"alora_invocation_tokens": [5, 6]})
+    adapter("lora-qalora", "use_qalora", "use_qalora",
+            {"use_qalora": True, "qalora_group_size": 16})
+    adapter("lora-unknown-key", "a key of the future that is switched on", "use_tomorrow",
+            {"use_tomorrow": True})
+    adapter("lora-pissa", "belongs to a changed base", "init_lora_weights",
+            {"init_lora_weights": "pissa"})
     adapter("lora-type", "IA3 instead of LoRA", "peft_type", {"peft_type": "IA3"})
     adapter("lora-task", "a sequence classifier's", "task_type", {"task_type": "SEQ_CLS"})
     adapter("lora-target", "targets a module that is none of ours", "router",
@@ -465,28 +490,36 @@ def adapters():
             {"target_modules": ["q_proj", "down_proj", "lm_head"]},
             tensors=extra("base_model.model.lm_head.lora_A.weight", [RANK, HIDDEN]) +
             extra("base_model.model.lm_head.lora_B.weight", [VOCAB, RANK])[-1:])
-    adapter("lora-no-target", "target_modules is missing", "target_modules", {"target_modules": None})
+    adapter("lora-no-target", "target_modules is missing", "target_modules",
+            {"target_modules": None})
     adapter("lora-regex", "target_modules is no regular expression", "regular expression",
             {"target_modules": ".*(q_proj|down_proj"})
     adapter("lora-regex-work", "target_modules takes exponential work", "work",
             {"target_modules": "((.+)+)+[!?]"})
     adapter("lora-rank", "r is 3, the tensors have rank 2", "shape", {"r": 3})
-    adapter("lora-rank-pattern", "rank_pattern gives down_proj rank 5", "shape", {"rank_pattern": {"down_proj": 5}})
+    adapter("lora-rank-pattern", "rank_pattern gives down_proj rank 5", "shape",
+            {"rank_pattern": {"down_proj": 5}})
     adapter("lora-rank-zero", "r is 0", "range", {"r": 0})
     adapter("lora-rank-huge", "r is 2^40", "range", {"r": 1 << 40})
     adapter("lora-alpha", "lora_alpha is a string", "lora_alpha", {"lora_alpha": "4"})
     adapter("lora-alpha-huge", "lora_alpha is 1e308", "lora_alpha", {"lora_alpha": 1e308})
-    adapter("lora-config-json", "adapter_config.json is not JSON", "JSON", b"{\"peft_type\": \"LORA\"")
+    adapter("lora-config-json", "adapter_config.json is not JSON", "JSON",
+            b"{\"peft_type\": \"LORA\"")
     adapter("lora-config-missing", "there is no adapter_config.json", "adapter_config.json", "none")
     adapter("lora-not-in-file", "v_proj is targeted and has no tensors", "v_proj",
             {"target_modules": ["q_proj", "down_proj", "v_proj"]})
-    adapter("lora-not-targeted", "down_proj has tensors and is not targeted", "down_proj", {"target_modules": ["q_proj"]})
-    adapter("lora-no-b", "q_proj has no B", "q_proj", tensors=[t for t in lora_tensors() if t[0] != q_b])
+    adapter("lora-not-targeted", "down_proj has tensors and is not targeted", "down_proj",
+            {"target_modules": ["q_proj"]})
+    adapter("lora-no-b", "q_proj has no B", "q_proj",
+            tensors=[t for t in lora_tensors() if t[0] != q_b])
     adapter("lora-shape-in", "A is for a wider base", "shape",
             tensors=changed(at + "self_attn.q_proj.lora_A.weight", shape=[RANK, 2 * HIDDEN], data=floats(RANK * 2 * HIDDEN)))
-    adapter("lora-shape-1d", "B has one dimension", "shape", tensors=changed(q_b, shape=[HIDDEN * RANK]))
-    adapter("lora-dtype", "B is of type I8", "I8", tensors=changed(q_b, dtype="I8", data=bytes(HIDDEN * RANK)))
-    adapter("lora-nan", "B holds a NaN", "NaN", tensors=changed(q_b, data=floats(HIDDEN * RANK - 1) + struct.pack("<f", float("nan"))))
+    adapter("lora-shape-1d", "B has one dimension", "shape",
+            tensors=changed(q_b, shape=[HIDDEN * RANK]))
+    adapter("lora-dtype", "B is of type I8", "I8",
+            tensors=changed(q_b, dtype="I8", data=bytes(HIDDEN * RANK)))
+    adapter("lora-nan", "B holds a NaN", "NaN",
+            tensors=changed(q_b, data=floats(HIDDEN * RANK - 1) + struct.pack("<f", float("nan"))))
     adapter("lora-infinite", "B holds an infinite value", "infinite",
             tensors=changed(q_b, data=floats(HIDDEN * RANK - 1) + struct.pack("<f", float("inf"))))
     adapter("lora-layer", "a layer that the base lacks", "layer",
@@ -500,11 +533,13 @@ def adapters():
     adapter("lora-twice", "one matrix in two spellings", "q_proj",
             tensors=extra(at + "self_attn.q_proj.lora_B.default.weight", [HIDDEN, RANK]))
     adapter("lora-empty", "the weights file is empty", "empty", weights=b"")
-    adapter("lora-truncated", "the last 8 bytes are missing", "past the end", weights=safetensors(lora_tensors())[:-8])
+    adapter("lora-truncated", "the last 8 bytes are missing", "past the end",
+            weights=safetensors(lora_tensors())[:-8])
     adapter("lora-header", "a header length past the end", "header length",
             weights=struct.pack("<Q", 1 << 20) + safetensors(lora_tensors())[8:])
     # An empty dict, as a pickle; and the first bytes of the zip that torch.save writes.
-    adapter("lora-bin", "adapter_model.bin", "pickle", weights=b"\x80\x02}q\x00.", file="adapter_model.bin")
+    adapter("lora-bin", "adapter_model.bin", "pickle",
+            weights=b"\x80\x02}q\x00.", file="adapter_model.bin")
     adapter("lora-bin-renamed", "a pickle named .safetensors", "pickle", weights=b"\x80\x02}q\x00.")
     adapter("lora-zip-renamed", "a torch zip named .safetensors", "pickle",
             weights=b"PK\x03\x04" + bytes(26) + b"archive/data.pkl\x80\x02}q\x00.")
