@@ -178,6 +178,7 @@ static void test_targets(void **state)
         {"\"target_modules\":[\"q_proj\",\"v_proj\",\"k_proj\"]", "layers.0.self_attn.k_proj"},
         {"\"target_modules\":\"all-linear\"", "k_proj"},
         {"\"target_modules\":\"q_proj|v_proj\"", "not targeted"}, /* the whole name must match */
+        {"\"target_modules\":\".*(q|v)_pro\"", "not targeted"},
         {"\"target_modules\":[\"proj\"]", "not targeted"},
         {"\"target_modules\":[\"q_proj\",\"v_proj\"],\"layers_to_transform\":0", "layers.1"},
         {"\"target_modules\":[\"q_proj\",\"v_proj\"],\"layers_to_transform\":[0,1],"

@@ -124,17 +124,26 @@ static void test_lengths(void **state)
     ol_buf file = st_raw(T("[0,16]"), 16);
     ol_safetensors *st = NULL;
     ol_error err;
+    uint64_t beyond = file.len - 7;
     uint64_t huge[] = {UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 63, file.len, 0, 1};
 
     (void)state;
-    for (size_t len = 0; len < file.len; len++)
-        assert_int_equal(ol_safetensors_bytes(file.data, len, "x", 0, &st, &err), OL_CORRUPT);
+    for (size_t len = 0; len < file.len; len++) {
+        uint8_t *exact = malloc(len ? len : 1); /* so that a read past the end is seen */
+
+        memcpy(exact, file.data, len);
+        assert_int_equal(ol_safetensors_bytes(exact, len, "x", 0, &st, &err), OL_CORRUPT);
+        free(exact);
+    }
     expect_error(ol_safetensors_bytes(file.data, file.len, "x", 10, &st, &err), OL_CORRUPT, &err,
                  "too large");
     for (size_t i = 0; i < sizeof(huge) / sizeof(huge[0]); i++) {
         memcpy(file.data, &huge[i], 8);
         assert_int_equal(ol_safetensors_bytes(file.data, file.len, "x", 0, &st, &err), OL_CORRUPT);
     }
+    memcpy(file.data, &beyond, 8);
+    expect_error(ol_safetensors_bytes(file.data, file.len, "x", 0, &st, &err), OL_CORRUPT, &err,
+                 "header length");
     ol_buf_free(&file);
 }
 
