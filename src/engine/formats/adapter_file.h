@@ -37,9 +37,8 @@ typedef struct ol_adapter_file {
  * into the arena (tensors that had to be converted: unaligned ones, and q/k rows that
  * change order between the rotate-half and the interleaved RoPE layout to fit the
  * base). With base NULL (inspect) nothing is checked against a base and no order is
- * changed. A PEFT adapter that says target_modules "all-linear", or whose layer
- * selection needs the number of layers, is then taken by what the file holds.
- * config is ignored when the bytes are GGUF and config_len is 0. */
+ * changed; the layers are then those up to the highest in the file. GGUF bytes take no
+ * config. */
 ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config, size_t config_len,
                               const ol_model_config *base, ol_arena *arena, ol_adapter_file *out,
                               ol_error *err);

@@ -230,7 +230,7 @@ static ol_code refuse_unsupported(const parse *p)
 ol_code ol_gguf_config(const ol_gguf *g, ol_model_config *config, ol_error *err)
 {
     parse p = {.g = g, .c = config, .err = err};
-    int window;
+    int window = 0;
 
     memset(config, 0, sizeof(*config));
     config->bos = -1;

@@ -255,7 +255,7 @@ ol_code ol_safetensors_add(ol_safetensors *st, const char *path, ol_error *err)
 
 ol_code ol_safetensors_open(const char *path, ol_safetensors **out, ol_error *err)
 {
-    ol_safetensors *st;
+    ol_safetensors *st = NULL;
 
     OL_TRY(ol_safetensors_create(1, &st, err));
     if (ol_safetensors_add(st, path, err) != OL_OK ||
@@ -270,7 +270,7 @@ ol_code ol_safetensors_open(const char *path, ol_safetensors **out, ol_error *er
 ol_code ol_safetensors_bytes(const void *bytes, size_t len, const char *name, size_t max_header,
                              ol_safetensors **out, ol_error *err)
 {
-    ol_safetensors *st;
+    ol_safetensors *st = NULL;
 
     OL_TRY(ol_safetensors_create(1, &st, err));
     st->n_shards = 1;

@@ -148,7 +148,7 @@ static ol_code open_folder(ol_safetensors *st, const char *folder, ol_error *err
 
 ol_code ol_safetensors_open_folder(const char *folder, ol_safetensors **out, ol_error *err)
 {
-    ol_safetensors *st;
+    ol_safetensors *st = NULL;
 
     OL_TRY(ol_safetensors_create(MAX_SHARDS, &st, err));
     if (open_folder(st, folder, err) != OL_OK) {
