@@ -10,14 +10,15 @@ PG_SOURCES := $(sort $(wildcard src/pg/*.c)) $(sort $(wildcard src/wire/*.c)) \
 OBJS := $(PG_SOURCES:.c=.o)
 PG_CPPFLAGS = -Isrc -D_GNU_SOURCE
 PG_CFLAGS = -std=gnu11 -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
-	-Wno-declaration-after-statement -fvisibility=hidden $(WERROR)
+	-Wno-declaration-after-statement $(WERROR)
 SHLIB_LINK = -lcrypto
 EXTRA_CLEAN = openlora--$(EXTVERSION).sql
 
 PG_CONFIG ?= pg_config
 # Bitcode for inlining buys nothing here: no function of ours is cheap.
 override with_llvm := no
-include $(shell $(PG_CONFIG) --pgxs)
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
 
 openlora--$(EXTVERSION).sql: $(sort $(wildcard sql/*.sql))
 	cat $^ > $@.new && mv $@.new $@

@@ -80,8 +80,14 @@ REVOKE ALL ON FUNCTION lora_grant_usage(regrole, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION lora_grant_usage(regrole, boolean) IS 'grants what a role needs to call openlora; manage: to own adapters, too';
 
 -- ---------------------------------------------------------------- dumps
-SELECT pg_catalog.pg_extension_config_dump('openlora.' || t, '')
-FROM unnest(ARRAY['base_models', 'adapters', 'contributors', 'datasets', 'adapter_datasets',
-    'dataset_contributors', 'adapter_contributors', 'inferences', 'inference_adapters',
-    'attributions', 'adapters_id_seq', 'contributors_id_seq', 'datasets_id_seq',
-    'inferences_id_seq']) t;
+DO $$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['base_models', 'adapters', 'contributors', 'datasets', 'adapter_datasets',
+        'dataset_contributors', 'adapter_contributors', 'inferences', 'inference_adapters',
+        'attributions', 'adapters_id_seq', 'contributors_id_seq', 'datasets_id_seq', 'inferences_id_seq']
+    LOOP
+        PERFORM pg_catalog.pg_extension_config_dump(('openlora.' || t)::regclass, '');
+    END LOOP;
+END $$;

@@ -1,0 +1,64 @@
+# The database survives the engine: promise P3.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('mortal');
+$node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'");
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION openlora');
+$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
+
+my $long = q{SELECT md5(string_agg(lora_generate(NULL, 'Once upon a time ' || i, max_tokens => 800, temperature => 1,
+  seed => i, ignore_eos => true), '' ORDER BY i)) FROM generate_series(1, 8) i};
+my $expected = $node->safe_psql('postgres', $long);
+
+# A session that has nothing to do with it, with state that a crash restart would lose.
+my ($in, $out, $timer) = ('', '', IPC::Run::timeout(180));
+my $other = $node->background_psql('postgres', \$in, \$out, $timer);
+$in .= "CREATE TEMP TABLE keep AS SELECT 42 AS answer;\n\\echo made\n";
+pump $other until $out =~ /made/;
+
+my $restarts = 0;
+for my $signal ('KILL', 'SEGV')
+{
+	my ($stdout, $stderr) = ('', '');
+	my $run = IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 5', '-c', $long ],
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(180));
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+	my $pid = $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	kill $signal, $pid;
+	$run->finish;
+	$restarts++;
+	is($stderr, '', "$signal: the caller sees no error");
+	is($stdout =~ s/\s+//gr, $expected, "$signal: and the same answer, by a retry with the same seed");
+	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
+	cmp_ok($node->safe_psql('postgres', 'SELECT restarts FROM lora_status()'), '>=', $restarts, "$signal: counted");
+}
+
+# Without retries: a clean error, and the session goes on.
+{
+	my ($stdout, $stderr) = ('', '');
+	my $run = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 0',
+		  '-c', $long, '-c', 'SELECT 1' ],
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(180));
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	$run->finish;
+	like($stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE');
+	like($stdout, qr/^1$/m, 'and the session goes on');
+}
+
+$in .= "SELECT 'answer ' || answer FROM keep;\n";
+pump $other until $out =~ /answer 42/;
+like($out, qr/answer 42/, 'the other session never noticed');
+$in .= "\\q\n";
+$other->finish;
+unlike(slurp_file($node->logfile), qr/terminating any other active server processes/, 'no crash restart');
+$node->stop;
+done_testing();
