@@ -1,0 +1,78 @@
+/* cli.h: what the commands of openlora-engine share. */
+#ifndef OL_MAIN_CLI_H
+#define OL_MAIN_CLI_H
+
+#include "base/buf.h"
+#include "engine/engine.h"
+
+#include <getopt.h>
+#include <stdio.h>
+
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+/* One command per file; argv[0] is the command's name. */
+int cmd_inspect(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
+int cmd_logits(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
+
+/* Prints message, detail and hint on stderr; returns EXIT_FAILED. */
+int cli_fail(const ol_error *err);
+/* One line on stderr and where to find help; returns EXIT_USAGE. */
+int cli_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Values of options. Each prints what is wrong with it and returns false. */
+bool cli_int(const char *option, const char *text, long least, long most, int *value);
+bool cli_size(const char *option, const char *text, size_t *value);
+bool cli_u64(const char *option, const char *text, uint64_t *value);
+bool cli_float(const char *option, const char *text, float *value);
+/* "1,2,3" (or with spaces), malloc'ed. */
+bool cli_ids(const char *option, const char *text, int32_t **ids, int *n);
+
+/* All of standard input, NUL-terminated; the NUL does not count in *len. */
+ol_code cli_read_stdin(char **text, size_t *len, ol_error *err);
+
+/* -- options of an engine, the same for every command ------------------------------- */
+#define CLI_ENGINE_HELP                                                                            \
+    "      --model PATH           model folder or GGUF file\n"                                     \
+    "      --device NAME          auto, cpu, cuda, cuda:N\n"                                       \
+    "      --device-dir DIR       where openlora_*.so lie (default: beside this program)\n"        \
+    "      --isa NAME             CPU: portable, avx2, avx512, ...: the best to use at most\n"     \
+    "      --threads N            CPU threads (default: one per core)\n"                           \
+    "      --quantization Q       auto (as the file has it), int8, int4\n"                         \
+    "      --memory-limit BYTES   of the device\n"                                                 \
+    "      --kv-bytes BYTES       KV cache (default: 512 MiB at most)\n"                           \
+    "      --kv-dtype TYPE        auto, f32, f16, bf16\n"                                          \
+    "      --adapter-bytes BYTES  adapter cache (default: 1 GiB)\n"                                \
+    "      --context N            tokens per request at most\n"                                    \
+    "      --max-seqs N           running sequences (default: 64)\n"                               \
+    "      --step-tokens N        token rows per step (default: 512)\n"                            \
+    "      --page-tokens N        tokens per KV page (default: 16)\n"                              \
+    "      --max-queued N         waiting requests (default: 1000)\n"
+
+/* First value of the engine's options; a command's own stay below. */
+#define CLI_ENGINE_FIRST 1000
+extern const struct option cli_engine_options[];
+#define CLI_ENGINE_COUNT 15
+
+/* A command's options followed by the engine's, into `out`, terminated. */
+void cli_join_options(const struct option *own, struct option *out, size_t size);
+ol_engine_options cli_engine_defaults(void);
+/* Takes option c (>= CLI_ENGINE_FIRST) with optarg. */
+bool cli_engine_option(int c, const char *arg, ol_engine_options *options);
+
+/* -- adapters of a request ------------------------------------------------------------ */
+typedef struct cli_adapters {
+    int n;
+    const char *paths[OL_MAX_REQUEST_ADAPTERS];
+    ol_adapter_use uses[OL_MAX_REQUEST_ADAPTERS]; /* digests after loading */
+} cli_adapters;
+
+/* PATH or PATH=WEIGHT; changes `arg`. */
+bool cli_adapter_arg(char *arg, cli_adapters *adapters);
+/* Reads them all into the engine. */
+ol_code cli_load_adapters(ol_engine *engine, cli_adapters *adapters, ol_error *err);
+
+#endif

@@ -1,0 +1,383 @@
+/*
+ * cmd_bench.c: tokens per second.
+ *
+ * Two figures, each over requests that all begin at once: prefill, the prompts alone (one
+ * token of output each); decode, the output while all of the sequences run, after the
+ * last prompt and before the first end. With adapters, runs with and without alternate.
+ */
+#include "engine/main/cli.h"
+
+#include "engine/formats/weights.h"
+#include "engine/main/random_adapter.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static const char help[] =
+    "usage: openlora-engine bench --model PATH [OPTIONS]\n\n"
+    "      --prompt N             tokens of each prompt (default: 128)\n"
+    "      --generate N           tokens of each output (default: 64)\n"
+    "      --parallel N           sequences at once (default: 1)\n"
+    "      --adapters N           random adapters, spread over the sequences (default: 0)\n"
+    "      --rank R               of each (default: 16)\n"
+    "      --combine N            adapters in each request (default: 1)\n"
+    "      --repeats N            (default: 3); medians are told\n"
+    "      --json\n" CLI_ENGINE_HELP;
+
+enum {
+    OPT_HELP = 1,
+    OPT_PROMPT,
+    OPT_GENERATE,
+    OPT_PARALLEL,
+    OPT_ADAPTERS,
+    OPT_RANK,
+    OPT_COMBINE,
+    OPT_REPEATS,
+    OPT_JSON,
+};
+
+static const struct option own_options[] = {
+    {"help", no_argument, NULL, OPT_HELP},
+    {"prompt", required_argument, NULL, OPT_PROMPT},
+    {"generate", required_argument, NULL, OPT_GENERATE},
+    {"parallel", required_argument, NULL, OPT_PARALLEL},
+    {"adapters", required_argument, NULL, OPT_ADAPTERS},
+    {"rank", required_argument, NULL, OPT_RANK},
+    {"combine", required_argument, NULL, OPT_COMBINE},
+    {"repeats", required_argument, NULL, OPT_REPEATS},
+    {"json", no_argument, NULL, OPT_JSON},
+    {0},
+};
+
+#define MAX_REPEATS 100
+
+typedef struct figures {
+    double prefill[MAX_REPEATS], decode[MAX_REPEATS]; /* tokens per second */
+} figures;
+
+typedef struct job {
+    ol_engine_options how;
+    int prompt, generate, parallel, adapters, rank, combine, repeats;
+    bool json;
+    ol_engine *engine;
+    ol_engine_info info;
+    ol_digest *digests; /* [adapters] */
+    int32_t *tokens;    /* [prompt] */
+    uint64_t next_tag, noise;
+    figures with, without;
+} job;
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* -- options ----------------------------------------------------------------------------- */
+
+static bool take_option(int c, const char *arg, job *j)
+{
+    switch (c) {
+    case OPT_PROMPT:
+        return cli_int("prompt", arg, 1, 1 << 24, &j->prompt);
+    case OPT_GENERATE:
+        return cli_int("generate", arg, 1, 1 << 24, &j->generate);
+    case OPT_PARALLEL:
+        return cli_int("parallel", arg, 1, 4096, &j->parallel);
+    case OPT_ADAPTERS:
+        return cli_int("adapters", arg, 0, 1 << 16, &j->adapters);
+    case OPT_RANK:
+        return cli_int("rank", arg, 1, 512, &j->rank);
+    case OPT_COMBINE:
+        return cli_int("combine", arg, 1, OL_MAX_REQUEST_ADAPTERS, &j->combine);
+    case OPT_REPEATS:
+        return cli_int("repeats", arg, 1, MAX_REPEATS, &j->repeats);
+    case OPT_JSON:
+        j->json = true;
+        return true;
+    default:
+        return c >= CLI_ENGINE_FIRST && cli_engine_option(c, arg, &j->how);
+    }
+}
+
+/* -1: go on, else the exit status. */
+static int take_options(int argc, char **argv, job *j)
+{
+    struct option options[32];
+    int c;
+
+    cli_join_options(own_options, options, 32);
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (c == OPT_HELP) {
+            fputs(help, stdout);
+            return EXIT_OK;
+        }
+        if (c == '?' || !take_option(c, optarg, j))
+            return EXIT_USAGE;
+    }
+    if (!j->how.model_path || optind < argc)
+        return cli_usage(argv[0], "--model PATH is needed");
+    if (j->adapters && j->combine > j->adapters)
+        return cli_usage(argv[0], "--combine cannot exceed --adapters");
+    return -1;
+}
+
+/* -- set-up --------------------------------------------------------------------------------- */
+
+static ol_code put_adapter(job *j, const ol_model_config *base, int i, ol_buf bytes[2],
+                           ol_error *err)
+{
+    ol_adapter_facts facts;
+
+    OL_TRY(random_adapter_make(base, j->rank, (uint64_t)i + 1, &bytes[0], &bytes[1], err));
+    ol_adapter_digest(bytes[0].data, bytes[0].len, (const char *)bytes[1].data, bytes[1].len,
+                      &j->digests[i]);
+    OL_TRY(ol_engine_adapter_put(j->engine, &j->digests[i], bytes[0].data, bytes[0].len,
+                                 (const char *)bytes[1].data, bytes[1].len, &facts, err));
+    if (!ol_engine_adapter_has(j->engine, &j->digests[0])) {
+        ol_fail(err, OL_LIMIT, "the adapter cache holds %d of %d adapters", i, j->adapters);
+        return ol_hint(err, "Raise --adapter-bytes.");
+    }
+    return OL_OK;
+}
+
+static ol_code put_adapters(job *j, ol_error *err)
+{
+    ol_model_source *source;
+    ol_buf bytes[2] = {{0}, {0}};
+    ol_code code = OL_OK;
+
+    j->digests = calloc((size_t)j->adapters + 1, sizeof(ol_digest));
+    if (!j->digests)
+        return ol_fail_nomem(err, (size_t)j->adapters * sizeof(ol_digest), "digests");
+    OL_TRY(ol_model_source_open(j->how.model_path, &source, err));
+    for (int i = 0; i < j->adapters && code == OL_OK; i++)
+        code = put_adapter(j, ol_model_source_config(source), i, bytes, err);
+    ol_model_source_close(source);
+    ol_buf_free(&bytes[0]);
+    ol_buf_free(&bytes[1]);
+    return code;
+}
+
+static ol_code set_up(job *j, ol_error *err)
+{
+    if (!j->how.max_seqs || j->how.max_seqs < j->parallel)
+        j->how.max_seqs = j->parallel;
+    if (j->parallel > 1000)
+        j->how.max_queued = j->parallel;
+    OL_TRY(ol_engine_open(&j->how, &j->engine, err));
+    ol_engine_info_get(j->engine, &j->info);
+    j->tokens = malloc((size_t)j->prompt * sizeof(int32_t));
+    if (!j->tokens)
+        return ol_fail_nomem(err, (size_t)j->prompt * sizeof(int32_t), "a prompt");
+    return put_adapters(j, err);
+}
+
+/* -- a run ---------------------------------------------------------------------------------------
+ */
+
+/* Prompts differ, so that nothing can be shared. */
+static ol_code submit_one(job *j, int i, int generate, bool adapted, ol_error *err)
+{
+    ol_adapter_use uses[OL_MAX_REQUEST_ADAPTERS];
+    ol_request q = {.tag = j->next_tag++,
+                    .prompt_tokens = j->tokens,
+                    .n_prompt_tokens = j->prompt,
+                    .adapters = uses,
+                    .n_adapters = adapted ? j->combine : 0,
+                    .sampling = ol_sampling_default()};
+
+    for (int k = 0; k < j->prompt; k++) {
+        j->noise = j->noise * 6364136223846793005u + 1442695040888963407u;
+        j->tokens[k] = (int32_t)((j->noise >> 33) % (uint64_t)j->info.vocab);
+    }
+    for (int k = 0; k < q.n_adapters; k++)
+        uses[k] = (ol_adapter_use){j->digests[(i + k) % j->adapters], 1.0f};
+    q.sampling.max_tokens = generate;
+    q.sampling.ignore_eos = true;
+    return ol_engine_submit(j->engine, &q, err);
+}
+
+typedef struct progress {
+    int tokens, begun, done;
+} progress;
+
+static ol_code one_step(job *j, progress *p, ol_error *err)
+{
+    ol_event e;
+
+    OL_TRY(ol_engine_step(j->engine, err));
+    while (ol_engine_poll(j->engine, &e)) {
+        if (e.kind == OL_EVENT_FAILED) {
+            *err = e.error;
+            return err->code;
+        }
+        p->tokens += e.kind == OL_EVENT_TOKEN;
+        p->begun += e.kind == OL_EVENT_TOKEN && e.index == 0;
+        p->done += e.kind == OL_EVENT_DONE;
+    }
+    return OL_OK;
+}
+
+static ol_code submit_all(job *j, int generate, bool adapted, ol_error *err)
+{
+    for (int i = 0; i < j->parallel; i++)
+        OL_TRY(submit_one(j, i, generate, adapted, err));
+    return OL_OK;
+}
+
+static ol_code run_prefill(job *j, bool adapted, double *rate, ol_error *err)
+{
+    progress p = {0};
+    double begin;
+
+    OL_TRY(submit_all(j, 1, adapted, err));
+    begin = now();
+    while (p.done < j->parallel)
+        OL_TRY(one_step(j, &p, err));
+    *rate = (double)j->parallel * j->prompt / (now() - begin);
+    return OL_OK;
+}
+
+static ol_code run_decode(job *j, bool adapted, double *rate, ol_error *err)
+{
+    progress p = {0};
+    double begin = 0, end = 0;
+    int before = 0, counted = 0;
+
+    *rate = 0;
+    if (j->generate < 2)
+        return OL_OK;
+    OL_TRY(submit_all(j, j->generate, adapted, err));
+    while (p.done < j->parallel) {
+        OL_TRY(one_step(j, &p, err));
+        if (p.begun < j->parallel)
+            continue;
+        if (begin == 0) {
+            begin = now();
+            before = p.tokens;
+        } else if (counted == 0 || p.done == 0) {
+            end = now();
+            counted = p.tokens - before;
+        }
+    }
+    if (counted)
+        *rate = counted / (end - begin);
+    return OL_OK;
+}
+
+static ol_code run_both(job *j, bool adapted, double *prefill, double *decode, ol_error *err)
+{
+    OL_TRY(run_prefill(j, adapted, prefill, err));
+    return run_decode(j, adapted, decode, err);
+}
+
+static ol_code run_all(job *j, ol_error *err)
+{
+    double warm;
+
+    OL_TRY(run_prefill(j, j->adapters > 0, &warm, err));
+    for (int i = 0; i < j->repeats; i++) {
+        OL_TRY(run_both(j, false, &j->without.prefill[i], &j->without.decode[i], err));
+        if (j->adapters)
+            OL_TRY(run_both(j, true, &j->with.prefill[i], &j->with.decode[i], err));
+    }
+    return OL_OK;
+}
+
+/* -- report -------------------------------------------------------------------------------------
+ */
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double median(const job *j, const double *values)
+{
+    double sorted[MAX_REPEATS];
+    int n = j->repeats;
+
+    memcpy(sorted, values, (size_t)n * sizeof(double));
+    qsort(sorted, (size_t)n, sizeof(double), compare);
+    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+static void report_json(const job *j)
+{
+    const figures *main = j->adapters ? &j->with : &j->without;
+    json_t *o = json_pack(
+        "{s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:I}", "model", j->info.model_name, "format",
+        j->info.format, "device", j->info.device.name, "processor", j->info.device.description,
+        "threads", j->info.device.threads, "prompt", j->prompt, "generate", j->generate, "parallel",
+        j->parallel, "adapters", j->adapters, "rank", j->rank, "repeats", j->repeats,
+        "memory_bytes", (json_int_t)j->info.device.memory_used);
+
+    if (!o)
+        return;
+    json_object_set_new(o, "prefill_tokens_per_second", json_real(median(j, main->prefill)));
+    json_object_set_new(o, "decode_tokens_per_second", json_real(median(j, main->decode)));
+    if (j->adapters) {
+        json_object_set_new(o, "base_prefill_tokens_per_second",
+                            json_real(median(j, j->without.prefill)));
+        json_object_set_new(o, "base_decode_tokens_per_second",
+                            json_real(median(j, j->without.decode)));
+    }
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(8));
+    putchar('\n');
+    json_decref(o);
+}
+
+static void report_row(const job *j, const char *what, const figures *f)
+{
+    printf("%-28s %12.1f %12.1f\n", what, median(j, f->prefill), median(j, f->decode));
+}
+
+static void report_text(const job *j)
+{
+    char what[64];
+
+    printf("%s, %s, %s, %d threads (%s)\n", j->info.model_name, j->info.format, j->info.device.name,
+           j->info.device.threads, j->info.device.description);
+    printf("%d x (%d prompt + %d output) tokens, medians of %d\n\n", j->parallel, j->prompt,
+           j->generate, j->repeats);
+    printf("%-28s %12s %12s\n", "tokens per second", "prefill", "decode");
+    report_row(j, "no adapter", &j->without);
+    if (!j->adapters)
+        return;
+    snprintf(what, sizeof(what), "%d adapters of rank %d", j->adapters, j->rank);
+    report_row(j, what, &j->with);
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    job *j = calloc(1, sizeof(*j));
+    ol_error err;
+    int status;
+
+    if (!j)
+        return EXIT_FAILED;
+    j->how = cli_engine_defaults();
+    j->prompt = 128;
+    j->generate = 64;
+    j->parallel = j->combine = 1;
+    j->rank = 16;
+    j->repeats = 3;
+    status = take_options(argc, argv, j);
+    if (status < 0) {
+        status = set_up(j, &err) == OL_OK && run_all(j, &err) == OL_OK ? EXIT_OK : cli_fail(&err);
+        if (status == EXIT_OK)
+            (j->json ? report_json : report_text)(j);
+    }
+    ol_engine_close(j->engine);
+    free(j->digests);
+    free(j->tokens);
+    free(j);
+    return status;
+}

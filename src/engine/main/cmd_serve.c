@@ -1,0 +1,262 @@
+/*
+ * cmd_serve.c: the mode in which the extension's worker runs the engine.
+ *
+ * One thread, one loop: take frames, do a step, send events; when there is nothing to do,
+ * wait on the wake socket. Its end of file is the worker's end, and ours.
+ */
+#include "engine/main/cli.h"
+
+#include "base/log.h"
+#include "engine/main/serve.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char help[] =
+    "usage: openlora-engine serve --ring-fd N --wake-fd N --model PATH [OPTIONS]\n\n"
+    "Started by the extension's worker, not by hand: it speaks over inherited descriptors.\n\n"
+    "      --ring-fd N  --wake-fd N\n"
+    "      --max-adapter-bytes BYTES   one adapter's upload at most\n" CLI_ENGINE_HELP;
+
+enum { OPT_HELP = 1, OPT_RING_FD, OPT_WAKE_FD, OPT_MAX_ADAPTER_BYTES };
+
+static const struct option own_options[] = {
+    {"help", no_argument, NULL, OPT_HELP},
+    {"ring-fd", required_argument, NULL, OPT_RING_FD},
+    {"wake-fd", required_argument, NULL, OPT_WAKE_FD},
+    {"max-adapter-bytes", required_argument, NULL, OPT_MAX_ADAPTER_BYTES},
+    {0},
+};
+
+#define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
+#define OTHER_UPLOADS ((size_t)256 << 20) /* prompts, texts */
+
+typedef struct job {
+    ol_engine_options engine;
+    int ring_fd, wake_fd;
+    server server;
+    uint8_t *payload; /* [OL_FRAME_PAYLOAD] */
+    uint64_t told_us; /* when progress was last told */
+} job;
+
+/* -- options ------------------------------------------------------------------------------ */
+
+static bool take_option(int c, const char *arg, job *j)
+{
+    switch (c) {
+    case OPT_RING_FD:
+        return cli_int("ring-fd", arg, 0, INT32_MAX, &j->ring_fd);
+    case OPT_WAKE_FD:
+        return cli_int("wake-fd", arg, 0, INT32_MAX, &j->wake_fd);
+    case OPT_MAX_ADAPTER_BYTES:
+        return cli_size("max-adapter-bytes", arg, &j->server.max_adapter_bytes);
+    default:
+        return c >= CLI_ENGINE_FIRST && cli_engine_option(c, arg, &j->engine);
+    }
+}
+
+/* -1: go on, else the exit status. */
+static int take_options(int argc, char **argv, job *j)
+{
+    struct option options[32];
+    int c;
+
+    cli_join_options(own_options, options, 32);
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (c == OPT_HELP) {
+            fputs(help, stdout);
+            return EXIT_OK;
+        }
+        if (c == '?' || !take_option(c, optarg, j))
+            return EXIT_USAGE;
+    }
+    if (j->ring_fd < 0 || j->wake_fd < 0 || !j->engine.model_path || optind < argc)
+        return cli_usage(argv[0], "--ring-fd, --wake-fd and --model are needed");
+    return -1;
+}
+
+/* -- the process ----------------------------------------------------------------------------- */
+
+static void write_file(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    if (write(fd, text, strlen(text)) < 0)
+        ol_log(OL_LOG_DEBUG, "could not write %s: %s", path, strerror(errno));
+    close(fd);
+}
+
+/* We die with the worker, take no part in the terminal's signals, and are the process to
+ * kill when memory runs out: the worker starts another. */
+static void become_child(void)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_NAME, "openlora-engine");
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
+    write_file("/proc/self/oom_score_adj", "500");
+}
+
+static void send_log(ol_log_level level, const char *message, void *context)
+{
+    static const ol_frame worker;
+    outbox *out = context;
+
+    ol_buf_put_u8(&out->payload, (uint8_t)level);
+    ol_buf_put_blob(&out->payload, message, strlen(message));
+    outbox_send(out, &worker, OL_FRAME_LOG);
+}
+
+/* Ten times a second, and at the end. */
+static void send_progress(void *context, size_t done, size_t total)
+{
+    static const ol_frame worker;
+    job *j = context;
+    struct timespec t;
+    uint64_t now;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    now = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+    if (done < total && now - j->told_us < 100000)
+        return;
+    j->told_us = now;
+    ol_buf_put_u64(&j->server.out.payload, done);
+    ol_buf_put_u64(&j->server.out.payload, total);
+    outbox_send(&j->server.out, &worker, OL_FRAME_PROGRESS);
+}
+
+/* -- the loop -----------------------------------------------------------------------------------
+ */
+
+static ol_code take_frames(job *j, ol_error *err)
+{
+    server *s = &j->server;
+    ol_frame frame;
+    int there = 1;
+
+    /* As many as a full ring holds: a step is never far away. */
+    for (int i = 0; i < 256 && !s->shutdown && there == 1; i++) {
+        there = ol_channel_receive(&s->channel, &frame, j->payload);
+        if (there < 0 || (there > 0 && frame.version != OL_WIRE_VERSION))
+            return ol_fail(err, OL_CORRUPT, "the channel from the worker is corrupt");
+        if (there > 0)
+            serve_frame(s, &frame, j->payload);
+    }
+    return OL_OK;
+}
+
+/* Waits for the worker; false when it is gone. While our frames find no room, it looks again
+ * soon: the worker does not know that we wait for it to read. */
+static bool wait_for_worker(server *s, bool blocked)
+{
+    struct pollfd wake = {.fd = s->channel.wake_fd, .events = POLLIN};
+
+    if (blocked || ol_channel_may_sleep(&s->channel)) {
+        if (poll(&wake, 1, blocked ? 2 : -1) < 0 && errno != EINTR)
+            return false;
+    }
+    return ol_channel_woken(&s->channel);
+}
+
+static ol_code loop(job *j, ol_error *err)
+{
+    server *s = &j->server;
+
+    while (!s->shutdown && ol_channel_woken(&s->channel)) {
+        bool blocked;
+
+        OL_TRY(take_frames(j, err));
+        serve_events(s);
+        blocked = !outbox_flush(&s->out);
+        if (!blocked && ol_engine_busy(s->engine)) {
+            OL_TRY(ol_engine_step(s->engine, err));
+            serve_events(s);
+        } else if (!s->shutdown && !wait_for_worker(s, blocked)) {
+            return OL_OK;
+        }
+        if (outbox_failed(&s->out))
+            return ol_fail(err, OL_NOMEM, "out of memory for answers");
+    }
+    return OL_OK;
+}
+
+/* The worker reads why before it sees us go. */
+static void send_broken(server *s, const ol_error *err)
+{
+    ol_frame worker = {0};
+
+    ol_wire_put_error(&s->out.payload, err);
+    outbox_send(&s->out, &worker, OL_FRAME_BROKEN);
+    for (int i = 0; i < 1000 && !outbox_flush(&s->out); i++)
+        if (!wait_for_worker(s, true))
+            return;
+}
+
+static ol_code start(job *j, ol_error *err)
+{
+    server *s = &j->server;
+    size_t adapters = j->engine.adapter_bytes ? j->engine.adapter_bytes : DEFAULT_ADAPTER_BYTES;
+
+    if (!s->max_adapter_bytes)
+        s->max_adapter_bytes = adapters;
+    s->max_uploads = 2 * (adapters + s->max_adapter_bytes) + OTHER_UPLOADS;
+    s->tags = tag_table_create();
+    j->payload = malloc(OL_FRAME_PAYLOAD);
+    if (!s->tags || !j->payload)
+        return ol_fail_nomem(err, OL_FRAME_PAYLOAD, "the server");
+    j->engine.progress = send_progress;
+    j->engine.progress_context = j;
+    OL_TRY(ol_engine_open(&j->engine, &s->engine, err));
+    serve_info(s);
+    return OL_OK;
+}
+
+static int serve(job *j)
+{
+    server *s = &j->server;
+    ol_error err;
+    int status = EXIT_OK;
+
+    become_child();
+    if (ol_channel_attach(&s->channel, j->ring_fd, j->wake_fd, &err) != OL_OK)
+        return cli_fail(&err);
+    s->out.channel = &s->channel;
+    ol_log_set(send_log, &s->out);
+    if (start(j, &err) != OL_OK || loop(j, &err) != OL_OK) {
+        send_broken(s, &err);
+        status = cli_fail(&err);
+    }
+    ol_log_set(NULL, NULL);
+    ol_engine_close(s->engine);
+    tag_table_free(s->tags);
+    outbox_free(&s->out);
+    ol_channel_close(&s->channel);
+    return status;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    job *j = calloc(1, sizeof(*j));
+    int status;
+
+    if (!j)
+        return EXIT_FAILED;
+    j->engine = cli_engine_defaults();
+    j->ring_fd = j->wake_fd = -1;
+    status = take_options(argc, argv, j);
+    if (status < 0)
+        status = serve(j);
+    free(j->payload);
+    free(j);
+    return status;
+}

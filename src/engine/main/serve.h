@@ -1,0 +1,27 @@
+/* serve.h: the state of `serve`, shared by its loop (cmd_serve.c) and what it does with a
+ * frame (serve_frames.c). */
+#ifndef OL_MAIN_SERVE_H
+#define OL_MAIN_SERVE_H
+
+#include "engine/engine.h"
+#include "engine/main/outbox.h"
+#include "engine/main/tags.h"
+
+typedef struct server {
+    ol_channel channel;
+    outbox out;
+    tag_table *tags;
+    ol_engine *engine;
+    size_t max_adapter_bytes; /* of one upload */
+    size_t max_uploads;       /* of all together */
+    bool shutdown;
+} server;
+
+/* A frame that arrived, its payload already ours. Whatever is wrong with it is answered,
+ * never fatal. */
+void serve_frame(server *s, const ol_frame *frame, const uint8_t *payload);
+/* The engine's events to the sessions. */
+void serve_events(server *s);
+void serve_info(server *s);
+
+#endif
