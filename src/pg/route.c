@@ -57,10 +57,13 @@ static void attach(int slot, const LoraSlot *from)
 {
     Session *s = &sessions[slot];
     dsm_segment *segment = dsm_attach(from->segment);
+    MemoryContext before = MemoryContextSwitchTo(TopMemoryContext); /* for the handles */
     LoraSessionMemory *memory;
 
-    if (!segment)
-        return; /* the backend has gone meanwhile */
+    if (!segment) { /* the backend has gone meanwhile */
+        MemoryContextSwitchTo(before);
+        return;
+    }
     dsm_pin_mapping(segment);
     memory = dsm_segment_address(segment);
     memset(s, 0, sizeof(*s));
@@ -72,6 +75,7 @@ static void attach(int slot, const LoraSlot *from)
     s->from_backend = shm_mq_attach(lora_session_request_queue(memory), segment, NULL);
     s->to_backend = shm_mq_attach(lora_session_reply_queue(memory), segment, NULL);
     s->open = true;
+    MemoryContextSwitchTo(before);
 }
 
 static void tell_session_end(EngineProcess *engine, int slot)
