@@ -15,7 +15,7 @@
 #include <stdio.h>
 
 #define N_GREEDY 64
-#define BLOCK_BOUND 0.12 /* of the largest logit */
+#define BLOCK_BOUND 0.05 /* of the largest logit */
 
 static const char *const paths[] = {"portable", "avx2", "auto"};
 #define N_PATHS (sizeof(paths) / sizeof(paths[0]))
