@@ -17,10 +17,10 @@ my $long = q{SELECT md5(string_agg(lora_generate(NULL, 'Once upon a time ' || i,
 my $expected = $node->safe_psql('postgres', $long);
 
 # A session that has nothing to do with it, with state that a crash restart would lose.
-my ($in, $out, $timer) = ('', '', IPC::Run::timeout(180));
-my $other = $node->background_psql('postgres', \$in, \$out, $timer);
+my ($in, $out) = ('', '');
+my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \$in, '>', \$out, IPC::Run::timeout(600));
 $in .= "CREATE TEMP TABLE keep AS SELECT 42 AS answer;\n\\echo made\n";
-pump $other until $out =~ /made/;
+$other->pump until $out =~ /made/;
 
 my $restarts = 0;
 for my $signal ('KILL', 'SEGV')
@@ -28,7 +28,7 @@ for my $signal ('KILL', 'SEGV')
 	my ($stdout, $stderr) = ('', '');
 	my $run = IPC::Run::start(
 		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 5', '-c', $long ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(180));
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
 	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
 	my $pid = $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
 	kill $signal, $pid;
@@ -46,7 +46,7 @@ for my $signal ('KILL', 'SEGV')
 	my $run = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 0',
 		  '-c', $long, '-c', 'SELECT 1' ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(180));
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
 	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
 	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
 	$run->finish;
@@ -55,7 +55,7 @@ for my $signal ('KILL', 'SEGV')
 }
 
 $in .= "SELECT 'answer ' || answer FROM keep;\n";
-pump $other until $out =~ /answer 42/;
+$other->pump until $out =~ /answer 42/;
 like($out, qr/answer 42/, 'the other session never noticed');
 $in .= "\\q\n";
 $other->finish;

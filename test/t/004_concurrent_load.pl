@@ -1,0 +1,64 @@
+# Same request, same answer, whatever shares the batch (P6), under concurrent load; and
+# adapters that change meanwhile (P1).
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('busy');
+$node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'");
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION openlora');
+$node->safe_psql('postgres', qq{
+	SELECT lora_adapter_import(name, pg_read_binary_file('$ENV{OPENLORA_DEMO}/adapters/' || name || '/adapter_model.safetensors'),
+	  pg_read_file('$ENV{OPENLORA_DEMO}/adapters/' || name || '/adapter_config.json')::jsonb)
+	FROM unnest(ARRAY['shakespeare', 'grimm', 'manual', 'sql']) AS name;
+	CREATE TABLE request AS
+	  SELECT i, CASE i % 5 WHEN 0 THEN NULL WHEN 1 THEN '{shakespeare}'::text[] WHEN 2 THEN '{grimm}' WHEN 3 THEN '{manual,sql}'
+	    ELSE '{grimm,shakespeare}' END AS adapters, repeat('Once upon a time ', i % 7 + 1) || i AS prompt
+	  FROM generate_series(1, 40) i;});
+my $answer = q{md5(lora_generate(adapters, prompt, max_tokens => 20 + i, temperature => (i % 3) / 2.0, top_p => 0.9, seed => i, ignore_eos => true))};
+$node->safe_psql('postgres', "CREATE TABLE alone AS SELECT i, $answer AS answer FROM request");
+is($node->safe_psql('postgres', 'SELECT count(DISTINCT answer) FROM alone'), '40', 'forty different answers');
+
+# Eight sessions, each in its own order, all at once.
+my @runs;
+for my $session (1 .. 8)
+{
+	my ($stdout, $stderr) = ('', '');
+	push @runs, [ IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', qq{
+			SELECT count(*) FROM (SELECT i, $answer AS answer FROM (SELECT * FROM request ORDER BY md5(i || 'x$session')) r OFFSET 0) now
+			JOIN alone USING (i) WHERE now.answer <> alone.answer} ],
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600)), \$stdout, \$stderr ];
+}
+my $together = $node->poll_query_until('postgres', 'SELECT running > 1 FROM lora_status()');
+ok($together, 'sessions share steps');
+for my $run (@runs)
+{
+	$run->[0]->finish;
+	is(${ $run->[2] }, '', 'no error');
+	is(${ $run->[1] } =~ s/\s//gr, '0', 'every answer is the one it had alone');
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.inferences'), 9 * 40, 'each answer has its row');
+is($node->safe_psql('postgres', q{
+	SELECT count(*) FROM (SELECT inference, kind, sum(share) FROM openlora.attributions GROUP BY inference, kind HAVING sum(share) <> 1000000) wrong}),
+	'0', 'the shares of each kind sum to the whole');
+is($node->safe_psql('postgres', 'SELECT running + waiting + kv_pages - kv_pages_free FROM lora_status()'), '0', 'nothing is left behind');
+
+# Dump and restore: rows, identities and attribution survive, without an engine too.
+my $dump = $node->backup_dir . '/dump.sql';
+mkdir $node->backup_dir;
+$node->command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ], 'pg_dump');
+$node->safe_psql('postgres', 'CREATE DATABASE copy');
+$node->command_ok([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d', $node->connstr('copy') ], 'restore');
+for my $table (qw(adapters inferences inference_adapters attributions base_models))
+{
+	my $sql = "SELECT count(*), md5(string_agg(t::text, '|' ORDER BY t::text)) FROM openlora.$table t";
+	is($node->safe_psql('copy', $sql), $node->safe_psql('postgres', $sql), "$table came back as it was");
+}
+isnt($node->safe_psql('copy', q{SELECT lora_generate('{grimm}', 'Once', max_tokens => 3)}), '', 'and answers');
+$node->stop;
+done_testing();
