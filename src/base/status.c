@@ -24,6 +24,9 @@ static void trim_utf8(char *text)
 }
 
 static void format_into(char *out, size_t size, const char *fmt, va_list ap)
+    __attribute__((format(printf, 3, 0)));
+
+static void format_into(char *out, size_t size, const char *fmt, va_list ap)
 {
     int n = vsnprintf(out, size, fmt, ap);
 
