@@ -142,11 +142,12 @@ tap() {
 		prove --failures -I "$perl" -I t t/*.pl)
 }
 
-if wanted regress || wanted isolation || wanted pgtap; then
+if wanted regress || wanted isolation || wanted pgtap || wanted readme; then
 	start_cluster "openlora.model=$MODEL" "client_connection_check_interval=100ms"
 	wanted regress && step regress regress
 	wanted isolation && step isolation isolation
 	wanted pgtap && step pgtap pgtap
+	wanted readme && step readme bash test/readme.sh
 	grep -E 'PANIC|terminated by signal|Assert' "$WORK/server.log" && failed=$((failed + 1))
 	stop_cluster
 fi
