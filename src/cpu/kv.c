@@ -3,7 +3,16 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+
+static ol_code check(const ol_kv_desc *desc, ol_error *err)
+{
+    if (desc->dtype != OL_F32 && desc->dtype != OL_F16 && desc->dtype != OL_BF16)
+        return ol_fail(err, OL_UNSUPPORTED, "the KV cache cannot be %s",
+                       ol_dtype_name(desc->dtype));
+    if (desc->page_tokens < KV_GRAIN || (desc->page_tokens & (desc->page_tokens - 1)) != 0)
+        return ol_fail(err, OL_INVALID, "a KV page cannot hold %d tokens", desc->page_tokens);
+    return OL_OK;
+}
 
 ol_code cpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol_error *err)
 {
@@ -11,11 +20,7 @@ ol_code cpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol
     size_t slots = (size_t)desc->head_dim * (size_t)desc->page_tokens;
     ol_kv *kv;
 
-    if (desc->dtype != OL_F32 && desc->dtype != OL_F16 && desc->dtype != OL_BF16)
-        return ol_fail(err, OL_UNSUPPORTED, "the KV cache cannot be %s",
-                       ol_dtype_name(desc->dtype));
-    if (desc->page_tokens < PANEL || (desc->page_tokens & (desc->page_tokens - 1)) != 0)
-        return ol_fail(err, OL_INVALID, "a KV page cannot hold %d tokens", desc->page_tokens);
+    OL_TRY(check(desc, err));
     kv = calloc(1, sizeof(*kv));
     if (!kv)
         return ol_fail_nomem(err, sizeof(*kv), "the KV cache");
@@ -27,15 +32,8 @@ ol_code cpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol
         free(kv);
         return ol_fail(err, OL_LIMIT, "the KV cache is too large");
     }
-    kv->bytes += 64; /* vectors may read past the last value */
-    if (cpu_reserve(device, kv->bytes, "the KV cache", err) != OL_OK) {
-        free(kv);
-        return err->code;
-    }
-    kv->data = mmap(NULL, kv->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (kv->data == MAP_FAILED) {
-        device->used -= kv->bytes;
-        ol_fail_nomem(err, kv->bytes, "the KV cache");
+    kv->data = cpu_block(&device->memory, kv->bytes, "the KV cache", err);
+    if (!kv->data) {
         free(kv);
         return err->code;
     }
@@ -47,22 +45,39 @@ void cpu_kv_free(ol_device *device, ol_kv *kv)
 {
     if (!kv)
         return;
-    munmap(kv->data, kv->bytes);
-    device->used -= kv->bytes;
+    cpu_block_free(&device->memory, kv->data, kv->bytes);
     free(kv);
+}
+
+/* The first n slots of one head: whole grains of keys, then lanes of a part one. */
+static void copy_head(const ol_kv *kv, const uint8_t *from, uint8_t *to, size_t n)
+{
+    size_t dim = (size_t)kv->desc.head_dim, size = kv->desc.dtype == OL_F32 ? 4 : 2;
+    size_t grain = dim * KV_GRAIN * size, whole = n / KV_GRAIN * grain;
+
+    memcpy(to, from, whole);
+    for (size_t d = 0; d < dim && n % KV_GRAIN; d++) {
+        size_t at = whole + d * KV_GRAIN * size;
+
+        memcpy(to + at, from + at, n % KV_GRAIN * size);
+    }
+    from += kv->head_stride / 2;
+    to += kv->head_stride / 2;
+    memcpy(to, from, n * dim * size);
 }
 
 ol_code cpu_kv_copy_page(ol_device *device, ol_kv *kv, int32_t from, int32_t to, int n_tokens,
                          ol_error *err)
 {
     (void)device;
-    (void)n_tokens; /* whole pages: slots beyond are overwritten before they are read */
     (void)err;
-    for (int layer = 0; layer < kv->desc.n_layers; layer++) {
-        uint8_t *base = kv->data + (size_t)layer * kv->layer_stride;
+    for (int layer = 0; layer < kv->desc.n_layers; layer++)
+        for (int head = 0; head < kv->desc.n_kv_heads; head++) {
+            uint8_t *base =
+                kv->data + (size_t)layer * kv->layer_stride + (size_t)head * kv->head_stride;
 
-        memcpy(base + (size_t)to * kv->page_stride, base + (size_t)from * kv->page_stride,
-               kv->page_stride);
-    }
+            copy_head(kv, base + (size_t)from * kv->page_stride,
+                      base + (size_t)to * kv->page_stride, (size_t)n_tokens);
+        }
     return OL_OK;
 }

@@ -1,248 +1,398 @@
 /*
  * linear.c: linear modules with their LoRA deltas.
  *
- * One fork and join for up to three modules of the same input. Phases, with a barrier
- * between them where the next one reads what other threads wrote:
- *   1. quantise the input rows (block panels only): rows are shared out
- *   2. h = A x for every run of rows with an adapter: (module, run, rows) shared out;
- *      and y = W x: each thread takes its part of every module's panels
- *   3. y += B h for the thread's own panels, bias, SwiGLU: no barrier before it when
- *      no row has an adapter
+ * One fork and join for up to three modules of the same input. Two phases, with a
+ * barrier between them when the first has anything to do:
+ *   1. quantise the input rows (when a module has block panels), and h = A x for
+ *      every segment of rows with an adapter
+ *   2. panel chunk by panel chunk: y = W x + bias for all rows, y += B h for each
+ *      segment while the chunk is in the cache, then what the job wants of y: stored,
+ *      added to the residual, or SwiGLU of gate and up and on to Down's input
+ * An output element is made by one thread, in the order base, bias, deltas in the
+ * order of the request's list.
  */
 #include "cpu/core.h"
 
 #include <string.h>
 
-#define SHRINK_ROWS 16 /* rows of one piece of phase 2 */
+#define QUANTIZE_QUEUE 0
+#define SHRINK_QUEUE 1
+#define CHUNK_QUEUE 2
+#define ENERGY_QUEUE 3
+#define QUEUES_PER_SLOT 4
 
-static const cpu_lora_module *adapted(const cpu_linear *job, const cpu_run *run, int part)
+#define SHRINK_ROWS 24 /* rows and panels of one unit of phase 1 */
+#define SHRINK_PANELS 3
+#define MAX_GRAIN 4 /* panels of a chunk */
+
+static int queue_of(const cpu_linear *job, int queue)
 {
-    const ol_lora *lora = run->lora;
-    const cpu_lora_module *module;
-
-    if (job->layer >= lora->n_layers)
-        return NULL;
-    module = &lora->modules[job->layer * OL_MODULES + job->parts[part].module];
-    return module->rank ? module : NULL;
+    return job->slot * QUEUES_PER_SLOT + queue;
 }
 
 /* -- phase 1 -------------------------------------------------------------------------- */
 
-static void quantize_share(const cpu_linear *job, int thread, int threads)
+static void quantize_share(const cpu_linear *job, int thread)
 {
-    const cpu_kernels *kernels = job->device->kernels;
-    const cpu_quants *q = &job->quants;
-    int64_t from, to, blocks = q->cols / OL_BLOCK;
+    int64_t t;
 
-    cpu_share(job->n, 1, thread, threads, &from, &to);
-    for (int64_t r = from; r < to; r++)
-        kernels->quantize(job->x + r * job->ldx, q->cols, q->q + r * q->cols, q->scale + r * blocks,
-                          q->sum + r * blocks);
+    while ((t = cpu_queue_take(job->device->pool, queue_of(job, QUANTIZE_QUEUE), thread)) >= 0) {
+        int row = cpu_tile_row(job->n, (int)t), end = cpu_tile_row(job->n, (int)t + 1);
+        const float *x[CPU_TILE];
+
+        for (int r = row; r < end; r++)
+            x[r - row] = job->x + r * job->ldx;
+        job->device->kernels->quantize(x, end - row, job->tiles.blocks,
+                                       cpu_tile_at(&job->tiles, row));
+    }
+}
+
+/* h *= weight of the row * scale of the part, for columns [from, to). */
+static void scale_shrunk(const cpu_shrunk *s, int row, int n, int from, int to)
+{
+    for (int r = row; r < row + n; r++)
+        for (int i = 0; i < 3; i++) {
+            const cpu_lora_part *part = &s->group->parts[i];
+            int first = part->offset > from ? part->offset : from;
+            int last = part->offset + part->rank < to ? part->offset + part->rank : to;
+            float factor = s->segment->weights[r] * part->scale;
+
+            for (int c = first; c < last; c++)
+                s->h[r * s->ldh + c] *= factor;
+        }
+}
+
+static void shrink_unit(const cpu_linear *job, const cpu_shrunk *s, int unit)
+{
+    int row = unit / s->panel_units * SHRINK_ROWS;
+    int n = s->segment->n - row < SHRINK_ROWS ? s->segment->n - row : SHRINK_ROWS;
+    int64_t from = unit % s->panel_units * SHRINK_PANELS, to = from + SHRINK_PANELS;
+    int64_t panels = cpu_panels(&s->group->a);
+    cpu_product p = {.m = &s->group->a,
+                     .from = from,
+                     .to = to < panels ? to : panels,
+                     .n = n,
+                     .x = job->x,
+                     .ldx = job->ldx,
+                     .x_rows = s->segment->rows + row,
+                     .y = s->h + row * s->ldh + from * PANEL,
+                     .ldy = s->ldh};
+
+    job->device->kernels->multiply[p.m->kind](&p);
+    scale_shrunk(s, row, n, (int)from * PANEL, (int)(p.to * PANEL));
+}
+
+static void shrink_share(const cpu_linear *job, int thread)
+{
+    int64_t unit;
+    int at = 0;
+
+    while ((unit = cpu_queue_take(job->device->pool, queue_of(job, SHRINK_QUEUE), thread)) >= 0) {
+        while (unit < job->shrunk[at].first_unit) /* stolen, perhaps: backwards */
+            at--;
+        while (at + 1 < job->n_shrunk && unit >= job->shrunk[at + 1].first_unit)
+            at++;
+        shrink_unit(job, &job->shrunk[at], (int)unit - job->shrunk[at].first_unit);
+    }
 }
 
 /* -- phase 2 -------------------------------------------------------------------------- */
 
-static void shrink_piece(const cpu_linear *job, int part, int run_number, int row)
-{
-    const cpu_run *run = &job->device->runs[run_number];
-    const cpu_lora_module *module = adapted(job, run, part);
-    int n = run->n - row < SHRINK_ROWS ? run->n - row : SHRINK_ROWS;
-    float *h = job->shrunk + job->shrunk_at[part * job->device->n_runs + run_number] +
-               (size_t)row * (size_t)module->rank;
-    cpu_product p = {.m = &module->a,
-                     .to = cpu_panels(&module->a),
-                     .x = job->x + (run->first + row) * job->ldx,
-                     .ldx = job->ldx,
-                     .n = n,
-                     .y = h,
-                     .ldy = module->rank};
-    float factor = run->weight * module->scale;
-
-    job->device->kernels->multiply[module->a.kind](&p);
-    for (int i = 0; i < n * module->rank; i++)
-        h[i] *= factor;
-}
-
-/* Pieces are numbered through and dealt out in turn. */
-static void shrink_share(const cpu_linear *job, int thread, int threads)
-{
-    int number = 0;
-
-    for (int part = 0; part < job->n_parts; part++)
-        for (int r = 0; r < job->device->n_runs; r++) {
-            if (!adapted(job, &job->device->runs[r], part))
-                continue;
-            for (int row = 0; row < job->device->runs[r].n; row += SHRINK_ROWS)
-                if (number++ % threads == thread)
-                    shrink_piece(job, part, r, row);
-        }
-}
-
-static void base_share(const cpu_linear *job, const cpu_part *part, int64_t from, int64_t to)
-{
-    cpu_product p = {.m = &part->weight->m,
-                     .from = from,
-                     .to = to,
-                     .x = job->x,
-                     .ldx = job->ldx,
-                     .quants = job->quants,
-                     .n = job->n,
-                     .y = part->y,
-                     .ldy = part->ldy,
-                     .add = part->add};
-
-    if (from < to)
-        job->device->kernels->multiply[p.m->kind](&p);
-}
-
-/* -- phase 3 -------------------------------------------------------------------------- */
-
-static void expand_share(const cpu_linear *job, int part, int64_t from, int64_t to)
-{
-    for (int r = 0; r < job->device->n_runs; r++) {
-        const cpu_run *run = &job->device->runs[r];
-        const cpu_lora_module *module = adapted(job, run, part);
-        cpu_product p;
-
-        if (!module || from >= to)
-            continue;
-        p = (cpu_product){.m = &module->b,
-                          .from = from,
-                          .to = to,
-                          .x = job->shrunk + job->shrunk_at[part * job->device->n_runs + r],
-                          .ldx = module->rank,
-                          .n = run->n,
-                          .y = job->parts[part].y + run->first * job->parts[part].ldy,
-                          .ldy = job->parts[part].ldy,
-                          .add = true};
-        job->device->kernels->multiply[p.m->kind](&p);
-    }
-}
-
-/* Columns of panels [from, to). */
-static int64_t columns(const cpu_part *part, int64_t from, int64_t to)
-{
-    int64_t end = to * PANEL < part->weight->m.rows ? to * PANEL : part->weight->m.rows;
-
-    return end > from * PANEL ? end - from * PANEL : 0;
-}
-
-static void finish_share(const cpu_linear *job, const int64_t *from, const int64_t *to)
+/* y (chunk's first column, row stride ldy) = base + bias + deltas. */
+static void chunk_outputs(const cpu_linear *job, int number, int64_t from, int64_t to, float *y,
+                          int64_t ldy)
 {
     const cpu_kernels *kernels = job->device->kernels;
+    const cpu_part *part = &job->parts[number];
+    cpu_product base = {.m = &part->weight->m,
+                        .from = from,
+                        .to = to,
+                        .n = job->n,
+                        .x = job->x,
+                        .ldx = job->ldx,
+                        .tiles = &job->tiles,
+                        .y = y,
+                        .ldy = ldy,
+                        .bias = part->bias ? part->bias->vector : NULL};
 
-    for (int i = 0; i < job->n_parts; i++) {
-        const cpu_part *part = &job->parts[i];
+    kernels->multiply[base.m->kind](&base);
+    for (int i = 0; i < job->n_shrunk; i++) {
+        const cpu_shrunk *s = &job->shrunk[i];
+        const cpu_lora_part *lora = &s->group->parts[number];
+        cpu_product delta = {.m = &lora->b,
+                             .from = from,
+                             .to = to,
+                             .n = s->segment->n,
+                             .x = s->h + lora->offset,
+                             .ldx = s->ldh,
+                             .y = y,
+                             .ldy = ldy,
+                             .y_rows = s->segment->rows,
+                             .add = true};
 
-        for (int r = 0; part->bias && r < job->n; r++)
-            kernels->add(part->bias->vector + from[i] * PANEL,
-                         part->y + r * part->ldy + from[i] * PANEL, columns(part, from[i], to[i]));
+        if (lora->rank)
+            kernels->multiply[delta.m->kind](&delta);
     }
-    for (int r = 0; job->swiglu && r < job->n; r++)
-        kernels->swiglu(job->parts[0].y + r * job->parts[0].ldy + from[0] * PANEL,
-                        job->parts[1].y + r * job->parts[1].ldy + from[0] * PANEL,
-                        columns(&job->parts[0], from[0], to[0]));
 }
 
-static void measure(const cpu_linear *job)
+static int64_t chunk_columns(const cpu_part *part, int64_t from, int64_t to)
 {
-    for (int part = 0; part < job->n_parts; part++)
-        for (int r = 0; r < job->device->n_runs; r++) {
-            const cpu_run *run = &job->device->runs[r];
-            const cpu_lora_module *module = adapted(job, run, part);
+    int64_t rows = part->weight->m.rows;
 
-            if (module)
-                cpu_lora_energy(job->device, run, module,
-                                job->shrunk + job->shrunk_at[part * job->device->n_runs + r]);
+    return (to * PANEL < rows ? to * PANEL : rows) - from * PANEL;
+}
+
+/* Room for a chunk of two modules, of this thread. */
+static float *strip_of(const cpu_linear *job, int thread)
+{
+    return (float *)job->device->strips.data +
+           (int64_t)thread * 2 * job->device->options.max_rows * MAX_GRAIN * PANEL;
+}
+
+static void add_chunk(const cpu_linear *job, int thread, int64_t from, int64_t to)
+{
+    float *strip = strip_of(job, thread);
+    int64_t ld = (to - from) * PANEL, cols = chunk_columns(&job->parts[0], from, to);
+
+    chunk_outputs(job, 0, from, to, strip, ld);
+    for (int r = 0; r < job->n; r++)
+        job->device->kernels->add(strip + r * ld,
+                                  job->parts[0].y + r * job->parts[0].ldy + from * PANEL, cols);
+}
+
+/* Quantises the chunk's columns, which are blocks [from / 2, ...) of act, for `next`. */
+static void quantize_chunk(const cpu_linear *next, const float *strip, int64_t ld, int64_t from,
+                           int64_t blocks)
+{
+    for (int t = 0; t < cpu_tile_count(next->n); t++) {
+        int row = cpu_tile_row(next->n, t), rows = cpu_tile_row(next->n, t + 1) - row;
+        const float *x[CPU_TILE];
+
+        for (int r = 0; r < rows; r++)
+            x[r] = strip + (row + r) * ld;
+        next->device->kernels->quantize(x, rows, blocks,
+                                        cpu_tile_at(&next->tiles, row) +
+                                            (size_t)from / 2 * (size_t)rows * CPU_TILE_BYTES);
+    }
+}
+
+static void swiglu_chunk(const cpu_linear *job, int thread, int64_t from, int64_t to)
+{
+    float *gate = strip_of(job, thread), *up = gate + job->n * (to - from) * PANEL;
+    int64_t ld = (to - from) * PANEL, cols = chunk_columns(&job->parts[0], from, to);
+    const cpu_linear *next = job->next;
+
+    chunk_outputs(job, 0, from, to, gate, ld);
+    chunk_outputs(job, 1, from, to, up, ld);
+    if (cols == ld)
+        job->device->kernels->swiglu(gate, up, job->n * ld);
+    else
+        for (int r = 0; r < job->n; r++)
+            job->device->kernels->swiglu(gate + r * ld, up + r * ld, cols);
+    if (next->quantize)
+        quantize_chunk(next, gate, ld, from, cols / OL_BLOCK);
+    for (int r = 0; r < job->n && next->floats; r++)
+        memcpy((float *)job->device->act.data + r * next->ldx + from * PANEL, gate + r * ld,
+               (size_t)cols * sizeof(float));
+}
+
+static int64_t chunks_of(const cpu_linear *job, int part)
+{
+    return (cpu_panels(&job->parts[part].weight->m) + job->grain - 1) / job->grain;
+}
+
+static void chunk_share(const cpu_linear *job, int thread)
+{
+    int64_t unit;
+
+    while ((unit = cpu_queue_take(job->device->pool, queue_of(job, CHUNK_QUEUE), thread)) >= 0) {
+        int part = 0;
+        int64_t from, to, panels;
+
+        while (job->finish == FINISH_STORE && unit >= chunks_of(job, part))
+            unit -= chunks_of(job, part++);
+        panels = cpu_panels(&job->parts[part].weight->m);
+        from = unit * job->grain;
+        to = from + job->grain < panels ? from + job->grain : panels;
+        if (job->finish == FINISH_SWIGLU)
+            swiglu_chunk(job, thread, from, to);
+        else if (job->finish == FINISH_ADD)
+            add_chunk(job, thread, from, to);
+        else
+            chunk_outputs(job, part, from, to, job->parts[part].y + from * PANEL,
+                          job->parts[part].ldy);
+    }
+}
+
+/* |B h|^2 of a row: h already holds weight and scale. */
+static double row_energy(const cpu_lora_group *group, const float *h)
+{
+    double sum = 0;
+
+    for (int i = 0; i < 3; i++) {
+        const cpu_lora_part *part = &group->parts[i];
+        const float *x = h + part->offset;
+
+        for (int a = 0; a < part->rank; a++) {
+            double dot = 0;
+
+            for (int b = 0; b < part->rank; b++)
+                dot += (double)part->gram[a * part->rank + b] * (double)x[b];
+            sum += dot * (double)x[a];
         }
+    }
+    return sum > 0 ? sum : 0;
 }
 
-static void linear_share(void *context, int thread, int threads)
+static void energy_share(const cpu_linear *job, int thread)
 {
-    const cpu_linear *job = context;
-    cpu_pool *pool = job->device->pool;
-    int64_t from[3], to[3];
+    int64_t unit;
 
-    if (job->any_block) {
-        quantize_share(job, thread, threads);
-        cpu_pool_barrier(pool);
+    while ((unit = cpu_queue_take(job->device->pool, queue_of(job, ENERGY_QUEUE), thread)) >= 0) {
+        const cpu_shrunk *s = &job->shrunk[unit];
+        const ol_step *step = job->device->step;
+
+        for (int r = 0; s->segment->energy && r < s->segment->n; r++)
+            if (step->seqs[job->device->row_seq[s->segment->rows[r]]].energy)
+                s->segment->energy[r] += row_energy(s->group, s->h + r * s->ldh);
     }
-    if (job->any_lora)
-        shrink_share(job, thread, threads);
-    for (int i = 0; i < job->n_parts; i++) {
-        cpu_share(cpu_panels(&job->parts[i].weight->m), 1, thread, threads, &from[i], &to[i]);
-        base_share(job, &job->parts[i], from[i], to[i]);
-    }
-    if (job->any_lora) {
-        cpu_pool_barrier(pool);
-        for (int i = 0; i < job->n_parts; i++)
-            expand_share(job, i, from[i], to[i]);
-        if (thread == 0)
-            measure(job);
-    }
-    finish_share(job, from, to);
-    if (job->after) {
-        cpu_pool_barrier(pool);
-        job->after(job->after_context, thread, threads);
-    }
+}
+
+void cpu_linear_work(const cpu_linear *job, int thread)
+{
+    if (job->quantize && !job->ready)
+        quantize_share(job, thread);
+    if (job->n_shrunk)
+        shrink_share(job, thread);
+    if ((job->quantize && !job->ready) || job->n_shrunk)
+        cpu_pool_barrier(job->device->pool);
+    chunk_share(job, thread);
+    if (job->n_shrunk)
+        energy_share(job, thread);
 }
 
 /* -- preparation ------------------------------------------------------------------------ */
 
-static ol_code prepare_quants(cpu_linear *job, ol_error *err)
+static ol_code prepare_tiles(cpu_linear *job, ol_error *err)
 {
-    size_t n = (size_t)job->n, cols = (size_t)job->parts[0].weight->m.cols;
-    size_t blocks = cols / OL_BLOCK, q_bytes = (n * cols + 63) & ~(size_t)63;
-    size_t scale_bytes = (n * blocks * 4 + 63) & ~(size_t)63;
-    uint8_t *at;
+    cpu_scratch *scratch = &job->device->tiles[job->slot];
+    int64_t blocks = job->parts[0].weight->m.cols / OL_BLOCK;
 
-    OL_TRY(cpu_scratch_need(job->device, &job->device->quants, q_bytes + 2 * scale_bytes, err));
-    at = job->device->quants.data;
-    job->quants = (cpu_quants){.cols = (int64_t)cols,
-                               .q = (int8_t *)at,
-                               .scale = (float *)(void *)(at + q_bytes),
-                               .sum = (int32_t *)(void *)(at + q_bytes + scale_bytes)};
+    for (int i = 0; i < job->n_parts; i++) {
+        bool block = cpu_kind_is_block(job->parts[i].weight->m.kind);
+
+        job->quantize |= block && job->device->kernels->quantize;
+        job->floats |= !block || !job->device->kernels->quantize;
+    }
+    if (!job->quantize)
+        return OL_OK;
+    OL_TRY(cpu_scratch_need(&job->device->memory, scratch,
+                            (size_t)job->n * (size_t)blocks * CPU_TILE_BYTES, err));
+    job->tiles = (cpu_tiles){job->n, blocks, scratch->data};
     return OL_OK;
 }
 
-static ol_code prepare_shrunk(cpu_linear *job, ol_error *err)
+static int64_t shrunk_stride(const cpu_lora_group *group)
 {
-    int n_runs = job->device->n_runs;
-    size_t table = (sizeof(size_t) * (size_t)(job->n_parts * n_runs) + 63) & ~(size_t)63;
-    size_t floats = 0;
+    return cpu_panels(&group->a) * PANEL;
+}
 
-    for (int pass = 0; pass < 2; pass++) {
-        floats = 0;
-        for (int i = 0; i < job->n_parts; i++)
-            for (int r = 0; r < n_runs; r++) {
-                const cpu_run *run = &job->device->runs[r];
-                const cpu_lora_module *module = adapted(job, run, i);
+static void list_shrunk(cpu_linear *job, float *h, int *units)
+{
+    *units = 0;
+    for (int i = 0; i < job->device->n_segments; i++) {
+        const cpu_segment *segment = &job->device->segments[i];
+        const cpu_lora_group *group = cpu_lora_find(segment->lora, job->layer, job->input);
+        cpu_shrunk *s;
 
-                if (pass)
-                    job->shrunk_at[i * n_runs + r] = floats;
-                if (module)
-                    floats += (size_t)run->n * (size_t)module->rank;
-            }
-        if (pass == 0 && floats == 0)
-            return OL_OK;
-        if (pass == 0) {
-            OL_TRY(cpu_scratch_need(job->device, &job->device->shrunk, table + floats * 4, err));
-            job->shrunk_at = job->device->shrunk.data;
-            job->shrunk = (float *)(void *)((uint8_t *)job->device->shrunk.data + table);
-        }
+        if (!group)
+            continue;
+        s = &job->shrunk[job->n_shrunk++];
+        *s = (cpu_shrunk){.segment = segment,
+                          .group = group,
+                          .h = h,
+                          .ldh = shrunk_stride(group),
+                          .first_unit = *units,
+                          .row_units = (segment->n + SHRINK_ROWS - 1) / SHRINK_ROWS,
+                          .panel_units =
+                              (int)((cpu_panels(&group->a) + SHRINK_PANELS - 1) / SHRINK_PANELS)};
+        h += segment->n * s->ldh;
+        *units += s->row_units * s->panel_units;
     }
-    job->any_lora = true;
+}
+
+static ol_code prepare_shrunk(cpu_linear *job, int *units, ol_error *err)
+{
+    cpu_scratch *scratch = &job->device->shrunk[job->slot];
+    size_t head = cpu_align((size_t)job->device->n_segments * sizeof(cpu_shrunk)), floats = 0;
+
+    for (int i = 0; i < job->device->n_segments; i++) {
+        const cpu_segment *segment = &job->device->segments[i];
+        const cpu_lora_group *group = cpu_lora_find(segment->lora, job->layer, job->input);
+
+        if (group)
+            floats += (size_t)segment->n * (size_t)shrunk_stride(group);
+    }
+    if (!floats)
+        return OL_OK;
+    OL_TRY(cpu_scratch_need(&job->device->memory, scratch, head + floats * sizeof(float), err));
+    job->shrunk = scratch->data;
+    list_shrunk(job, (float *)(void *)((uint8_t *)scratch->data + head), units);
+    job->floats = true;
     return OL_OK;
+}
+
+static ol_code prepare_strips(cpu_linear *job, ol_error *err)
+{
+    size_t threads = (size_t)cpu_pool_threads(job->device->pool);
+
+    if (job->finish == FINISH_STORE)
+        return OL_OK;
+    return cpu_scratch_need(&job->device->memory, &job->device->strips,
+                            threads * 2 * (size_t)job->device->options.max_rows * MAX_GRAIN *
+                                PANEL * sizeof(float),
+                            err);
+}
+
+/* Even chunks make whole blocks of act; few rows want large ones, many rows a chunk
+ * whose outputs stay in the cache. */
+static int64_t grain_of(const cpu_linear *job)
+{
+    return job->quantize || (job->next && job->next->quantize) ? 2 : 3;
+}
+
+ol_code cpu_linear_prepare(cpu_linear *job, int slot, ol_error *err)
+{
+    cpu_pool *pool = job->device->pool;
+    int64_t chunks = 0;
+    int units = 0;
+
+    job->slot = slot;
+    OL_TRY(prepare_tiles(job, err));
+    if (job->layer >= 0 && job->device->n_segments)
+        OL_TRY(prepare_shrunk(job, &units, err));
+    OL_TRY(prepare_strips(job, err));
+    if (job->next)
+        job->next->ready = true;
+    job->grain = grain_of(job);
+    for (int i = 0; i < (job->finish == FINISH_SWIGLU ? 1 : job->n_parts); i++)
+        chunks += chunks_of(job, i);
+    cpu_queue_fill(pool, queue_of(job, QUANTIZE_QUEUE), cpu_tile_count(job->n));
+    cpu_queue_fill(pool, queue_of(job, SHRINK_QUEUE), units);
+    cpu_queue_fill(pool, queue_of(job, CHUNK_QUEUE), chunks);
+    cpu_queue_fill(pool, queue_of(job, ENERGY_QUEUE), job->n_shrunk);
+    return OL_OK;
+}
+
+static void linear_share(void *context, int thread, int threads)
+{
+    (void)threads;
+    cpu_linear_work(context, thread);
 }
 
 ol_code cpu_linear_run(cpu_linear *job, ol_error *err)
 {
-    for (int i = 0; i < job->n_parts; i++)
-        job->any_block |= cpu_kind_is_block(job->parts[i].weight->m.kind);
-    if (job->any_block)
-        OL_TRY(prepare_quants(job, err));
-    if (job->layer >= 0 && job->device->n_runs)
-        OL_TRY(prepare_shrunk(job, err));
+    OL_TRY(cpu_linear_prepare(job, 0, err));
     cpu_pool_run(job->device->pool, linear_share, job);
     return OL_OK;
 }

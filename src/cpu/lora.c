@@ -1,97 +1,288 @@
-/* lora.c: adapters in the device's layout, and which rows of a step use them. */
+/*
+ * lora.c: adapters in the device's layout.
+ *
+ * An adapter is one allocation: thousands of adapters must not be hundreds of
+ * mappings each. The A matrices of modules that share an input are stacked into one,
+ * so that their h = A x comes out of one pass over x; every B is a matrix of its own
+ * with `rank` columns. Ranks are true ranks: nothing is padded but the last panel.
+ */
 #include "cpu/core.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* -- creation ---------------------------------------------------------------------- */
-
-/* gram = B'B: |B h|^2 = h' gram h, so that an adapter's energy costs rank^2 per row. */
-static ol_code make_gram(cpu_lora_module *module, ol_error *err)
+const cpu_lora_group *cpu_lora_find(const ol_lora *lora, int layer, cpu_input input)
 {
-    size_t rank = (size_t)module->rank;
-    float *row = malloc(rank * sizeof(float));
-    double *sum = calloc(rank * rank, sizeof(double));
+    const cpu_lora_group *group;
 
-    module->gram = malloc(rank * rank * sizeof(float));
-    if (!row || !sum || !module->gram) {
-        free(row);
-        free(sum);
-        return ol_fail_nomem(err, rank * rank * sizeof(double), "an adapter");
+    if (layer < 0 || layer >= lora->n_layers)
+        return NULL;
+    group = &lora->groups[layer * CPU_INPUTS + (int)input];
+    return group->rank ? group : NULL;
+}
+
+/* -- layout -------------------------------------------------------------------------- */
+
+/* One matrix to be packed, and for a B its Gram matrix to be made. */
+typedef struct task {
+    cpu_matrix *m;
+    cpu_source source;
+    cpu_lora_part *part;
+} task;
+
+typedef struct making {
+    ol_device *device;
+    ol_lora *lora;
+    const ol_lora_module **modules; /* [n_layers * CPU_INPUTS][3], NULL: not adapted */
+    task *tasks;
+    int n_tasks;
+    cpu_row *rows; /* of all stacked A */
+    size_t n_rows;
+    float *values; /* room for each thread */
+    size_t n_values;
+} making;
+
+static cpu_panel_kind plain_kind(ol_dtype dtype)
+{
+    return dtype == OL_F16 ? PANEL_F16 : dtype == OL_BF16 ? PANEL_BF16 : PANEL_F32;
+}
+
+/* Of a stacked A: the type of its parts, or F32 when they differ. */
+static cpu_panel_kind stacked_kind(const ol_lora_module *const *parts)
+{
+    const ol_lora_module *first = parts[0] ? parts[0] : parts[1] ? parts[1] : parts[2];
+
+    for (int i = 0; i < 3; i++)
+        if (parts[i] && parts[i]->a.dtype != first->a.dtype)
+            return PANEL_F32;
+    return plain_kind(first->a.dtype);
+}
+
+static size_t gram_bytes(int rank)
+{
+    return cpu_align((size_t)rank * (size_t)rank * sizeof(float));
+}
+
+/* Shapes of a group's matrices; returns the bytes that they need. */
+static size_t shape_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
+{
+    size_t bytes = 0, most = 0;
+
+    for (int i = 0; i < 3; i++) {
+        const ol_lora_module *m = modules[i];
+        cpu_lora_part *part = &group->parts[i];
+        size_t rank = m ? (size_t)m->rank : 0;
+
+        if (!rank)
+            continue;
+        *part = (cpu_lora_part){.rank = m->rank, .offset = group->rank, .scale = m->scale};
+        bytes += cpu_matrix_shape(&part->b, plain_kind(m->b.dtype), m->b.shape[0], m->rank) +
+                 gram_bytes(m->rank);
+        group->rank += m->rank;
+        group->a.cols = m->a.shape[1];
+        most = rank * (PANEL + 1) > most ? rank * (PANEL + 1) : most;
     }
-    for (int64_t r = 0; r < module->b.rows; r++) {
-        cpu_matrix_row(&module->b, r, row);
-        for (size_t i = 0; i < rank; i++)
-            for (size_t j = 0; j <= i; j++)
-                sum[i * rank + j] += (double)row[i] * (double)row[j];
+    if (!group->rank)
+        return 0;
+    mk->n_rows += (size_t)group->rank;
+    most = (size_t)group->a.cols > most ? (size_t)group->a.cols : most;
+    mk->n_values = most > mk->n_values ? most : mk->n_values;
+    return bytes + cpu_matrix_shape(&group->a, stacked_kind(modules), group->rank, group->a.cols);
+}
+
+static void *advance(uint8_t **at, size_t bytes)
+{
+    void *here = *at;
+
+    *at += bytes;
+    return here;
+}
+
+static cpu_source whole(const ol_tensor *t)
+{
+    cpu_source source = {.data = t->data, .dtype = t->dtype};
+
+    (void)ol_dtype_row_bytes(t->dtype, t->shape[1], &source.row_bytes);
+    return source;
+}
+
+/* Gives a group's matrices their places and lists them for packing. */
+static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules,
+                        uint8_t **at)
+{
+    cpu_row *rows = mk->rows + mk->n_rows;
+
+    if (!group->rank)
+        return;
+    mk->tasks[mk->n_tasks++] = (task){&group->a, {.rows = rows}, NULL};
+    group->a.data = advance(at, group->a.panel_bytes * (size_t)cpu_panels(&group->a));
+    for (int i = 0; i < 3; i++) {
+        cpu_lora_part *part = &group->parts[i];
+        cpu_source a;
+
+        if (!part->rank)
+            continue;
+        a = whole(&modules[i]->a);
+        for (int r = 0; r < part->rank; r++)
+            rows[part->offset + r] = (cpu_row){a.data + (size_t)r * a.row_bytes, a.dtype};
+        part->b.data = advance(at, part->b.panel_bytes * (size_t)cpu_panels(&part->b));
+        part->gram = advance(at, gram_bytes(part->rank));
+        mk->tasks[mk->n_tasks++] = (task){&part->b, whole(&modules[i]->b), part};
     }
-    for (size_t i = 0; i < rank; i++)
-        for (size_t j = 0; j < rank; j++)
-            module->gram[i * rank + j] = (float)(j <= i ? sum[i * rank + j] : sum[j * rank + i]);
-    free(row);
-    free(sum);
+    mk->n_rows += (size_t)group->rank;
+}
+
+/* -- packing, by all threads -------------------------------------------------------------- */
+
+/* gram = B'B: |B h|^2 = h' gram h, so that measuring a row costs rank^2. A panel of B
+ * is 16 rows of it: the sum of their outer products with themselves. */
+static void make_gram(const cpu_kernels *kernels, const cpu_lora_part *part, float *values)
+{
+    static const ol_dtype dtypes[] = {OL_F32, OL_F16, OL_BF16};
+    size_t rank = (size_t)part->rank, n = rank * PANEL;
+    float *row = values + n;
+
+    for (int64_t panel = 0; panel < cpu_panels(&part->b); panel++) {
+        const void *src = part->b.data + (size_t)panel * part->b.panel_bytes;
+
+        if (part->b.kind == PANEL_F32)
+            memcpy(values, src, n * sizeof(float));
+        else
+            kernels->from_half(dtypes[part->b.kind], src, values, (int64_t)n);
+        for (size_t lane = 0; lane < PANEL; lane++) {
+            for (size_t i = 0; i < rank; i++)
+                row[i] = values[i * PANEL + lane];
+            for (size_t i = 0; i < rank; i++)
+                for (size_t j = 0; j < rank; j++)
+                    part->gram[i * rank + j] += row[i] * row[j];
+        }
+    }
+}
+
+static void pack_share(void *context, int thread, int threads)
+{
+    const making *mk = context;
+    float *values = mk->values + (size_t)thread * mk->n_values;
+    int64_t number;
+
+    (void)threads;
+    while ((number = cpu_queue_take(mk->device->pool, 0, thread)) >= 0) {
+        const task *t = &mk->tasks[number];
+
+        for (int64_t panel = 0; panel < cpu_panels(t->m); panel++)
+            cpu_matrix_pack(mk->device->kernels, t->m, &t->source, panel, values);
+        if (t->part)
+            make_gram(mk->device->kernels, t->part, values);
+    }
+}
+
+/* -- creation ------------------------------------------------------------------------------ */
+
+static ol_code check(const ol_lora_module *modules, int n, int *n_layers, ol_error *err)
+{
+    *n_layers = 0;
+    for (int i = 0; i < n; i++) {
+        const ol_tensor *both[] = {&modules[i].a, &modules[i].b};
+
+        if (modules[i].layer >= *n_layers)
+            *n_layers = modules[i].layer + 1;
+        for (int j = 0; j < 2; j++)
+            if (ol_dtype_block(both[j]->dtype) != 1)
+                return ol_fail(err, OL_UNSUPPORTED, "adapter tensor \"%s\" is %s", both[j]->name,
+                               ol_dtype_name(both[j]->dtype));
+    }
     return OL_OK;
 }
 
-static ol_code place_module(ol_device *device, const ol_lora_module *from, cpu_lora_module *to,
-                            ol_lora *lora, ol_error *err)
+/* Temporary tables; freed by the caller, whatever comes. */
+static ol_code sort_modules(making *mk, const ol_lora_module *modules, int n, int n_groups,
+                            ol_error *err)
 {
-    cpu_panel_kind a = cpu_matrix_kind(from->a.dtype, from->a.shape[1], OL_QUANT_AS_IS);
-    cpu_panel_kind b = cpu_matrix_kind(from->b.dtype, from->b.shape[1], OL_QUANT_AS_IS);
-    size_t bytes = cpu_matrix_bytes(a, from->a.shape[0], from->a.shape[1]) +
-                   cpu_matrix_bytes(b, from->b.shape[0], from->b.shape[1]) +
-                   (size_t)from->rank * (size_t)from->rank * sizeof(float);
+    mk->modules = calloc((size_t)n_groups * 3 + 1, sizeof(*mk->modules));
+    mk->tasks = calloc((size_t)n_groups * 4 + 1, sizeof(*mk->tasks));
+    if (!mk->modules || !mk->tasks)
+        return ol_fail_nomem(err, (size_t)n_groups * 4 * sizeof(task), "an adapter");
+    for (int i = 0; i < n; i++) {
+        int group = modules[i].layer * CPU_INPUTS + (int)cpu_input_of(modules[i].module);
 
-    if (cpu_kind_is_block(a) || cpu_kind_is_block(b))
-        return ol_fail(err, OL_UNSUPPORTED, "adapter tensor \"%s\" is %s", from->a.name,
-                       ol_dtype_name(from->a.dtype));
-    OL_TRY(cpu_reserve(device, bytes, "an adapter", err));
-    lora->bytes += bytes;
-    to->rank = from->rank;
-    to->scale = from->scale;
-    OL_TRY(cpu_matrix_create(device->pool, &from->a, a, &to->a, err));
-    OL_TRY(cpu_matrix_create(device->pool, &from->b, b, &to->b, err));
-    return make_gram(to, err);
+        mk->modules[group * 3 + cpu_part_of(modules[i].module)] = &modules[i];
+    }
+    return OL_OK;
+}
+
+/* The adapter's one block: groups first, matrices behind them. */
+static ol_code allocate(making *mk, int n_layers, ol_lora **out, ol_error *err)
+{
+    int n_groups = n_layers * CPU_INPUTS;
+    size_t head = cpu_align((size_t)n_groups * sizeof(cpu_lora_group)), bytes = head;
+    cpu_lora_group *groups = calloc((size_t)n_groups + 1, sizeof(*groups));
+    ol_lora *lora = calloc(1, sizeof(*lora));
+
+    *out = lora;
+    if (!groups || !lora) {
+        free(groups);
+        return ol_fail_nomem(err, head, "an adapter");
+    }
+    for (int g = 0; g < n_groups; g++)
+        bytes += shape_group(mk, &groups[g], mk->modules + 3 * g);
+    lora->groups = cpu_block(&mk->device->memory, bytes, "an adapter", err);
+    if (lora->groups) {
+        lora->bytes = bytes;
+        lora->n_layers = n_layers;
+        memcpy(lora->groups, groups, (size_t)n_groups * sizeof(*groups));
+    }
+    free(groups);
+    return lora->groups ? OL_OK : err->code;
+}
+
+static ol_code fill(making *mk, ol_lora *lora, ol_error *err)
+{
+    int n_groups = lora->n_layers * CPU_INPUTS;
+    size_t threads = (size_t)cpu_pool_threads(mk->device->pool);
+    uint8_t *at = (uint8_t *)lora->groups + cpu_align((size_t)n_groups * sizeof(cpu_lora_group));
+
+    mk->rows = calloc(mk->n_rows + 1, sizeof(*mk->rows));
+    mk->values = malloc((threads * mk->n_values + 1) * sizeof(float));
+    if (!mk->rows || !mk->values)
+        return ol_fail_nomem(err, threads * mk->n_values * sizeof(float), "an adapter");
+    mk->n_rows = 0;
+    for (int g = 0; g < n_groups; g++)
+        place_group(mk, &lora->groups[g], mk->modules + 3 * g, &at);
+    cpu_queue_fill(mk->device->pool, 0, mk->n_tasks);
+    cpu_pool_run(mk->device->pool, pack_share, mk);
+    return OL_OK;
 }
 
 ol_code cpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
                         ol_lora **out, ol_error *err)
 {
-    ol_lora *lora = calloc(1, sizeof(*lora));
+    making mk = {.device = device};
+    ol_lora *lora = NULL;
+    int n_layers;
+    ol_code code = check(modules, n_modules, &n_layers, err);
 
-    if (!lora)
-        return ol_fail_nomem(err, sizeof(*lora), "an adapter");
-    for (int i = 0; i < n_modules; i++)
-        if (modules[i].layer >= lora->n_layers)
-            lora->n_layers = modules[i].layer + 1;
-    lora->modules = calloc((size_t)lora->n_layers * OL_MODULES + 1, sizeof(cpu_lora_module));
-    if (!lora->modules) {
-        free(lora);
-        return ol_fail_nomem(err, sizeof(cpu_lora_module), "an adapter");
-    }
-    for (int i = 0; i < n_modules; i++) {
-        cpu_lora_module *to = &lora->modules[modules[i].layer * OL_MODULES + modules[i].module];
-
-        if (place_module(device, &modules[i], to, lora, err) != OL_OK) {
-            cpu_lora_free(device, lora);
-            return err->code;
-        }
-    }
-    *out = lora;
-    return OL_OK;
+    if (code == OL_OK)
+        code = sort_modules(&mk, modules, n_modules, n_layers * CPU_INPUTS, err);
+    if (code == OL_OK)
+        code = allocate(&mk, n_layers, &lora, err);
+    if (code == OL_OK)
+        code = fill(&mk, lora, err);
+    free(mk.modules);
+    free(mk.tasks);
+    free(mk.rows);
+    free(mk.values);
+    if (code == OL_OK)
+        *out = lora;
+    else
+        cpu_lora_free(device, lora);
+    return code;
 }
 
 void cpu_lora_free(ol_device *device, ol_lora *lora)
 {
     if (!lora)
         return;
-    for (int i = 0; i < lora->n_layers * OL_MODULES; i++) {
-        cpu_matrix_free(&lora->modules[i].a);
-        cpu_matrix_free(&lora->modules[i].b);
-        free(lora->modules[i].gram);
-    }
-    device->used -= lora->bytes;
-    free(lora->modules);
+    cpu_block_free(&device->memory, lora->groups, lora->bytes);
     free(lora);
 }
 
@@ -99,70 +290,4 @@ size_t cpu_lora_bytes(ol_device *device, const ol_lora *lora)
 {
     (void)device;
     return lora->bytes;
-}
-
-/* -- runs of a step ------------------------------------------------------------------- */
-
-static ol_code add_run(ol_device *device, const ol_step_seq *seq, int entry, ol_error *err)
-{
-    const ol_lora_ref *ref = &seq->loras[entry];
-    cpu_run *last = device->n_runs ? &device->runs[device->n_runs - 1] : NULL;
-
-    if (last && last->entry == entry && last->lora == ref->lora && last->weight == ref->weight &&
-        last->first + last->n == seq->first_row) {
-        last->n += seq->n_rows;
-        return OL_OK;
-    }
-    if (device->n_runs == device->max_runs) {
-        int max = device->max_runs ? 2 * device->max_runs : 64;
-        cpu_run *grown = realloc(device->runs, (size_t)max * sizeof(cpu_run));
-
-        if (!grown)
-            return ol_fail_nomem(err, (size_t)max * sizeof(cpu_run), "adapters of a step");
-        device->runs = grown;
-        device->max_runs = max;
-    }
-    device->runs[device->n_runs++] = (cpu_run){.first = seq->first_row,
-                                               .n = seq->n_rows,
-                                               .lora = ref->lora,
-                                               .weight = ref->weight,
-                                               .entry = entry};
-    return OL_OK;
-}
-
-ol_code cpu_runs_build(ol_device *device, ol_error *err)
-{
-    const ol_step *step = device->step;
-    int most = 0;
-
-    device->n_runs = 0;
-    for (int s = 0; s < step->n_seqs; s++)
-        most = step->seqs[s].n_loras > most ? step->seqs[s].n_loras : most;
-    for (int entry = 0; entry < most; entry++)
-        for (int s = 0; s < step->n_seqs; s++)
-            if (entry < step->seqs[s].n_loras && step->seqs[s].n_rows)
-                OL_TRY(add_run(device, &step->seqs[s], entry, err));
-    return OL_OK;
-}
-
-void cpu_lora_energy(ol_device *device, const cpu_run *run, const cpu_lora_module *module,
-                     const float *h)
-{
-    int rank = module->rank;
-
-    for (int r = 0; r < run->n; r++, h += rank) {
-        const ol_step_seq *seq = &device->step->seqs[device->row_seq[run->first + r]];
-        double sum = 0;
-
-        if (!seq->energy)
-            continue;
-        for (int i = 0; i < rank; i++) {
-            float dot = 0;
-
-            for (int j = 0; j < rank; j++)
-                dot += module->gram[i * rank + j] * h[j];
-            sum += (double)h[i] * (double)dot;
-        }
-        seq->energy[run->entry] += sum > 0 ? sum : 0;
-    }
 }

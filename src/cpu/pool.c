@@ -1,10 +1,23 @@
-/* pool.c: see pool.h. Workers spin for a few microseconds after a job, since the next
- * one usually follows at once within a step, then sleep on a futex. */
+/*
+ * pool.c: see pool.h.
+ *
+ * Waiting. Within a step the next job or barrier is microseconds away, so threads spin
+ * first. They spin for SPINS pauses (some tens of microseconds) and then sleep on a
+ * futex: an idle engine burns nothing, and a thread whose peer has lost its processor
+ * gives up its own, which the peer may need.
+ *
+ * Every wait is for one word to leave a value. A waiter announces itself in
+ * `sleepers` before it sleeps, and the futex rechecks the word, so a waker that
+ * changes the word first and reads `sleepers` second misses nobody; both are
+ * sequentially consistent.
+ */
 #include "cpu/pool.h"
 
+#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,20 +25,31 @@
 #include <unistd.h>
 
 #define MAX_THREADS 256
-#define SPINS 20000
+#define SPINS 1000
+
+/* A word on a cache line of its own, with those who sleep on it. */
+typedef struct event {
+    _Alignas(64) _Atomic uint32_t word;
+    _Atomic uint32_t sleepers;
+} event;
+
+/* A thread's share of a queue. */
+typedef struct share {
+    _Alignas(64) _Atomic int64_t next;
+    int64_t end;
+} share;
 
 struct cpu_pool {
     int threads;
     pthread_t ids[MAX_THREADS];
     cpu_job job;
     void *context;
-    /* The job's number; workers run once per change. */
-    _Alignas(64) _Atomic uint32_t ticket;
-    _Atomic uint32_t sleepers;
-    _Alignas(64) _Atomic uint32_t running; /* workers not yet finished */
+    event ticket;                          /* the job's number; workers run once per change */
+    event running;                         /* workers not yet finished */
+    event phase;                           /* barriers passed */
     _Alignas(64) _Atomic uint32_t arrived; /* at the barrier */
-    _Atomic uint32_t phase;
     _Atomic bool quit;
+    share *shares; /* [CPU_QUEUES][threads] */
 };
 
 typedef struct worker_start {
@@ -33,48 +57,44 @@ typedef struct worker_start {
     int number;
 } worker_start;
 
+/* -- waiting ------------------------------------------------------------------------ */
+
 static void pause_briefly(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
 #else
     atomic_signal_fence(memory_order_seq_cst);
 #endif
 }
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t value)
+/* Waits for the word to be other than `last`; returns what it became. */
+static uint32_t await_change(event *e, uint32_t last)
 {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
-}
-
-static void futex_wake_all(_Atomic uint32_t *word)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-}
-
-/* Waits for a ticket other than `last`. */
-static uint32_t next_ticket(cpu_pool *pool, uint32_t last)
-{
-    for (int i = 0; i < SPINS; i++) {
-        uint32_t now = atomic_load_explicit(&pool->ticket, memory_order_acquire);
-
-        if (now != last)
-            return now;
-        pause_briefly();
-    }
     for (;;) {
-        uint32_t now;
+        for (int i = 0; i < SPINS; i++) {
+            uint32_t now = atomic_load_explicit(&e->word, memory_order_acquire);
 
-        atomic_fetch_add(&pool->sleepers, 1);
-        now = atomic_load(&pool->ticket);
-        if (now == last)
-            futex_wait(&pool->ticket, last);
-        atomic_fetch_sub(&pool->sleepers, 1);
-        now = atomic_load_explicit(&pool->ticket, memory_order_acquire);
-        if (now != last)
-            return now;
+            if (now != last)
+                return now;
+            pause_briefly();
+        }
+        atomic_fetch_add(&e->sleepers, 1);
+        if (atomic_load(&e->word) == last)
+            syscall(SYS_futex, &e->word, FUTEX_WAIT_PRIVATE, last, NULL, NULL, 0);
+        atomic_fetch_sub(&e->sleepers, 1);
     }
 }
+
+static void wake(event *e)
+{
+    if (atomic_load(&e->sleepers))
+        syscall(SYS_futex, &e->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* -- workers -------------------------------------------------------------------------- */
 
 static void *worker_main(void *arg)
 {
@@ -84,11 +104,12 @@ static void *worker_main(void *arg)
 
     free(arg);
     for (;;) {
-        last = next_ticket(pool, last);
+        last = await_change(&pool->ticket, last);
         if (atomic_load(&pool->quit))
             return NULL;
         pool->job(pool->context, start.number, pool->threads);
-        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
+        if (atomic_fetch_sub(&pool->running.word, 1) == 1)
+            wake(&pool->running);
     }
 }
 
@@ -101,9 +122,51 @@ static int usable_processors(void)
     return 1;
 }
 
+static bool start_worker(cpu_pool *pool, int number)
+{
+    worker_start *start = malloc(sizeof(*start));
+
+    if (!start)
+        return false;
+    *start = (worker_start){pool, number};
+    if (pthread_create(&pool->ids[number], NULL, worker_main, start) != 0) {
+        free(start);
+        return false;
+    }
+    pthread_setname_np(pool->ids[number], "openlora-cpu");
+    return true;
+}
+
+/* Signals are the engine's thread's business. */
+static bool start_workers(cpu_pool *pool, int *started)
+{
+    sigset_t all, before;
+    bool good = true;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (*started = 1; *started < pool->threads && good; *started += good)
+        good = start_worker(pool, *started);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return good;
+}
+
+static void stop_workers(cpu_pool *pool, int started)
+{
+    atomic_store(&pool->quit, true);
+    atomic_fetch_add(&pool->ticket.word, 1);
+    wake(&pool->ticket);
+    for (int i = 1; i < started; i++)
+        pthread_join(pool->ids[i], NULL);
+    free(pool->shares);
+    free(pool);
+}
+
 ol_code cpu_pool_create(int threads, cpu_pool **out, ol_error *err)
 {
     cpu_pool *pool = aligned_alloc(64, (sizeof(*pool) + 63) & ~(size_t)63);
+    size_t bytes;
+    int started = 1;
 
     if (!pool)
         return ol_fail_nomem(err, sizeof(*pool), "the thread pool");
@@ -111,20 +174,17 @@ ol_code cpu_pool_create(int threads, cpu_pool **out, ol_error *err)
     pool->threads = threads > 0 ? threads : usable_processors();
     if (pool->threads > MAX_THREADS)
         pool->threads = MAX_THREADS;
-    for (int i = 1; i < pool->threads; i++) {
-        worker_start *start = malloc(sizeof(*start));
-        int failed = 1;
-
-        if (start) {
-            *start = (worker_start){pool, i};
-            failed = pthread_create(&pool->ids[i], NULL, worker_main, start);
-        }
-        if (failed) {
-            free(start);
-            pool->threads = i;
-            cpu_pool_destroy(pool);
-            return ol_fail(err, OL_NOMEM, "could not start thread %d of %d", i + 1, threads);
-        }
+    bytes = (size_t)CPU_QUEUES * (size_t)pool->threads * sizeof(share);
+    pool->shares = aligned_alloc(64, bytes);
+    if (!pool->shares) {
+        stop_workers(pool, started);
+        return ol_fail_nomem(err, bytes, "the thread pool");
+    }
+    memset(pool->shares, 0, bytes);
+    if (!start_workers(pool, &started)) {
+        threads = pool->threads;
+        stop_workers(pool, started);
+        return ol_fail(err, OL_NOMEM, "could not start thread %d of %d", started + 1, threads);
     }
     *out = pool;
     return OL_OK;
@@ -132,14 +192,8 @@ ol_code cpu_pool_create(int threads, cpu_pool **out, ol_error *err)
 
 void cpu_pool_destroy(cpu_pool *pool)
 {
-    if (!pool)
-        return;
-    atomic_store(&pool->quit, true);
-    atomic_fetch_add(&pool->ticket, 1);
-    futex_wake_all(&pool->ticket);
-    for (int i = 1; i < pool->threads; i++)
-        pthread_join(pool->ids[i], NULL);
-    free(pool);
+    if (pool)
+        stop_workers(pool, pool->threads);
 }
 
 int cpu_pool_threads(const cpu_pool *pool)
@@ -147,41 +201,79 @@ int cpu_pool_threads(const cpu_pool *pool)
     return pool->threads;
 }
 
+/* -- jobs -------------------------------------------------------------------------------- */
+
 void cpu_pool_run(cpu_pool *pool, cpu_job job, void *context)
 {
-    if (pool->threads == 1) {
+    uint32_t running = (uint32_t)pool->threads - 1;
+
+    if (running == 0) {
         job(context, 0, 1);
         return;
     }
     pool->job = job;
     pool->context = context;
-    atomic_store_explicit(&pool->running, (uint32_t)pool->threads - 1, memory_order_relaxed);
-    atomic_fetch_add(&pool->ticket, 1); /* sequentially consistent: pairs with sleepers */
-    if (atomic_load(&pool->sleepers))
-        futex_wake_all(&pool->ticket);
+    atomic_store(&pool->running.word, running);
+    atomic_fetch_add(&pool->ticket.word, 1);
+    wake(&pool->ticket);
     job(context, 0, pool->threads);
-    for (int i = 0; atomic_load_explicit(&pool->running, memory_order_acquire); i++)
-        if (i < SPINS)
-            pause_briefly();
-        else
-            sched_yield();
+    while ((running = atomic_load(&pool->running.word)) != 0)
+        await_change(&pool->running, running);
 }
 
 void cpu_pool_barrier(cpu_pool *pool)
 {
-    uint32_t phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
+    uint32_t phase;
 
     if (pool->threads == 1)
         return;
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 ==
-        (uint32_t)pool->threads) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
+    phase = atomic_load(&pool->phase.word);
+    if (atomic_fetch_add(&pool->arrived, 1) + 1 < (uint32_t)pool->threads) {
+        await_change(&pool->phase, phase);
         return;
     }
-    for (int i = 0; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; i++)
-        if (i < SPINS)
-            pause_briefly();
-        else
-            sched_yield();
+    atomic_store(&pool->arrived, 0);
+    atomic_fetch_add(&pool->phase.word, 1);
+    wake(&pool->phase);
+}
+
+/* They find the ticket unchanged, and spin for it again. */
+void cpu_pool_wake(cpu_pool *pool)
+{
+    wake(&pool->ticket);
+}
+
+/* -- queues -------------------------------------------------------------------------------- */
+
+void cpu_queue_fill(cpu_pool *pool, int queue, int64_t n)
+{
+    share *shares = pool->shares + queue * pool->threads;
+
+    for (int i = 0; i < pool->threads; i++) {
+        atomic_store_explicit(&shares[i].next, n * i / pool->threads, memory_order_relaxed);
+        shares[i].end = n * (i + 1) / pool->threads;
+    }
+}
+
+static int64_t take_from(share *s)
+{
+    int64_t unit;
+
+    if (atomic_load_explicit(&s->next, memory_order_relaxed) >= s->end)
+        return -1;
+    unit = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
+    return unit < s->end ? unit : -1;
+}
+
+int64_t cpu_queue_take(cpu_pool *pool, int queue, int thread)
+{
+    share *shares = pool->shares + queue * pool->threads;
+
+    for (int i = 0; i < pool->threads; i++) {
+        int64_t unit = take_from(&shares[(thread + i) % pool->threads]);
+
+        if (unit >= 0)
+            return unit;
+    }
+    return -1;
 }

@@ -1,7 +1,12 @@
 /*
  * pool.h: the CPU device's threads. One caller, the engine's thread, which works as
- * thread 0 itself. Work is cut statically: what a thread computes never depends on
- * timing, and no result depends on the number of threads (see README.md).
+ * thread 0 itself.
+ *
+ * Work is a queue of numbered units. Each thread begins with its own contiguous share
+ * (the same at every step, so small weights stay in its cache) and then takes what
+ * other threads have left: on a machine that is shared with others, a thread that
+ * loses its processor for a while does not hold up the rest. Which thread computes a
+ * unit has no influence on its result.
  */
 #ifndef OL_CPU_POOL_H
 #define OL_CPU_POOL_H
@@ -15,25 +20,21 @@ typedef void (*cpu_job)(void *context, int thread, int threads);
 
 /* threads 0: one per processor that the process may run on. */
 ol_code cpu_pool_create(int threads, cpu_pool **pool, ol_error *err);
-void cpu_pool_destroy(cpu_pool *pool);
+void cpu_pool_destroy(cpu_pool *pool); /* NULL is fine */
 int cpu_pool_threads(const cpu_pool *pool);
-/* Returns when all threads have finished the job. */
+
+/* Calls the job on all threads; returns when all have finished. */
 void cpu_pool_run(cpu_pool *pool, cpu_job job, void *context);
 /* Within a job: waits until all threads of the job are here. */
 void cpu_pool_barrier(cpu_pool *pool);
+/* Wakes sleeping threads, since a job will follow soon. */
+void cpu_pool_wake(cpu_pool *pool);
 
-/* The part of n items that falls to a thread, in whole grains. */
-static inline void cpu_share(int64_t n, int64_t grain, int thread, int threads, int64_t *from,
-                             int64_t *to)
-{
-    int64_t grains = (n + grain - 1) / grain;
+#define CPU_QUEUES 9
 
-    *from = grains * thread / threads * grain;
-    *to = grains * (thread + 1) / threads * grain;
-    if (*to > n)
-        *to = n;
-    if (*from > n)
-        *from = n;
-}
+/* Fills a queue with units 0 .. n - 1: before the job that empties it. */
+void cpu_queue_fill(cpu_pool *pool, int queue, int64_t n);
+/* A unit for this thread, or -1 when none is left. */
+int64_t cpu_queue_take(cpu_pool *pool, int queue, int thread);
 
 #endif

@@ -1,4 +1,4 @@
-/* vec_avx2.h: 16 lanes in two registers. AVX2, FMA, F16C. */
+/* vec_avx2.h: 16 lanes in two registers. AVX2, FMA, F16C; VEC_VNNI: AVX-VNNI too. */
 #ifndef OL_CPU_VEC_AVX2_H
 #define OL_CPU_VEC_AVX2_H
 
@@ -16,9 +16,24 @@ typedef struct vb {
     __m256i a, b;
 } vb;
 
-/* vpmaddubsw saturates on large unsigned weights, so weights are taken as signed:
- * |w| times the input with w's sign. */
-#define VEC_I8_OFFSET 0
+/* vpdpbusd takes the weights unsigned: 128 times the sum of inputs comes off again.
+ * vpmaddubsw saturates on large unsigned weights, so there they are taken as signed:
+ * |w| times the input with w's sign, which fits. */
+#if VEC_VNNI
+#define VEC_I8_SHIFT 7
+#else
+#define VEC_I8_SHIFT 0
+#endif
+
+/* Tiles: 12 accumulators of 16 registers for plain panels; for block panels 4 integer
+ * and 4 float ones. */
+#define PLAIN_ROWS 6
+#define PLAIN_PANELS 1
+#define PLAIN_FEW 2
+#define PLAIN_FEW_PANELS 2
+#define BLOCK_ROWS 2
+#define BLOCK_PANELS 1
+#define BLOCK_FEW_PANELS 2
 
 #define VEC static inline __attribute__((always_inline))
 
@@ -81,9 +96,9 @@ VEC vf vf_mul(vf x, vf y)
 {
     return (vf){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
 }
-VEC vf vf_div(vf x, vf y)
+VEC vf vf_min(vf x, vf y)
 {
-    return (vf){_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+    return (vf){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
 }
 VEC vf vf_max(vf x, vf y)
 {
@@ -119,15 +134,22 @@ VEC float vf_max_of(vf v)
     t = _mm_max_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_max_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
-VEC float vf_first(vf v)
-{
-    return _mm256_cvtss_f32(v.a);
-}
 
-VEC vi vi_set1(int32_t x)
+VEC vi vi_zero(void)
 {
-    return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+    return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()};
 }
+/* Four bytes, or one int32, in all lanes. */
+VEC vi vi_load1(const void *p)
+{
+    __m256i v;
+    int32_t x;
+
+    memcpy(&x, p, sizeof(x));
+    v = _mm256_set1_epi32(x);
+    return (vi){v, v};
+}
+#define vi_shl(v, n) ((vi){_mm256_slli_epi32((v).a, (n)), _mm256_slli_epi32((v).b, (n))})
 VEC vf vf_from_vi(vi v)
 {
     return (vf){_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)};
@@ -148,70 +170,125 @@ VEC vb vb_high(vb v)
 {
     return vb_low((vb){_mm256_srli_epi16(v.a, 4), _mm256_srli_epi16(v.b, 4)});
 }
+#if VEC_VNNI
+VEC vi vi_dot_u4(vi acc, vb w, vi x)
+{
+    return (vi){_mm256_dpbusd_avx_epi32(acc.a, w.a, x.a), _mm256_dpbusd_avx_epi32(acc.b, w.b, x.b)};
+}
+VEC vi vi_dot_i8(vi acc, vb w, vi x)
+{
+    return vi_dot_u4(acc, w, x);
+}
+#else
 VEC __m256i vec_pairs(__m256i acc, __m256i u8, __m256i s8)
 {
     __m256i pairs = _mm256_maddubs_epi16(u8, s8);
 
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-VEC vi vi_dot_u4(vi acc, vb w, int32_t x)
+VEC vi vi_dot_u4(vi acc, vb w, vi x)
 {
-    __m256i q = _mm256_set1_epi32(x);
-
-    return (vi){vec_pairs(acc.a, w.a, q), vec_pairs(acc.b, w.b, q)};
+    return (vi){vec_pairs(acc.a, w.a, x.a), vec_pairs(acc.b, w.b, x.b)};
 }
-VEC vi vi_dot_i8(vi acc, vb w, int32_t x)
+VEC vi vi_dot_i8(vi acc, vb w, vi x)
 {
-    __m256i q = _mm256_set1_epi32(x), flip = _mm256_set1_epi8((char)0x80);
+    __m256i flip = _mm256_set1_epi8((char)0x80);
     __m256i a = _mm256_xor_si256(w.a, flip), b = _mm256_xor_si256(w.b, flip);
 
-    return (vi){vec_pairs(acc.a, _mm256_abs_epi8(a), _mm256_sign_epi8(q, a)),
-                vec_pairs(acc.b, _mm256_abs_epi8(b), _mm256_sign_epi8(q, b))};
+    return (vi){vec_pairs(acc.a, _mm256_abs_epi8(a), _mm256_sign_epi8(x.a, a)),
+                vec_pairs(acc.b, _mm256_abs_epi8(b), _mm256_sign_epi8(x.b, b))};
 }
+#endif
 VEC void vec_prefetch(const void *p)
 {
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
-/* Rounds to int8, stores, returns the sum. */
-VEC int32_t vf_quantize(vf v, int8_t *q)
+VEC __m128i vec_bytes(__m256i a, __m256i b)
 {
-    __m256i a = _mm256_cvtps_epi32(v.a), b = _mm256_cvtps_epi32(v.b);
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-    __m128i bytes =
-        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    int32_t sums[8], sum = 0;
 
-    _mm_storeu_si128((__m128i *)(void *)q, bytes);
-    _mm256_storeu_si256((__m256i *)(void *)sums, _mm256_add_epi32(a, b));
-    for (int i = 0; i < 8; i++)
-        sum += sums[i];
-    return sum;
+    return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+VEC int32_t vec_sum_i32(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
 }
 
-/* exp: 2^n * p(r), as in vec_avx512.h; zero below -87. */
-VEC __m256 vec_exp_half(__m256 x)
+/* 32 values, rounded to int8 and stored; returns their sum. */
+VEC int32_t vf_quantize(vf low, vf high, int8_t *q)
 {
-    __m256 zero = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ), n, r, p;
+    __m256i a = _mm256_cvtps_epi32(low.a), b = _mm256_cvtps_epi32(low.b);
+    __m256i c = _mm256_cvtps_epi32(high.a), d = _mm256_cvtps_epi32(high.b);
+
+    _mm_storeu_si128((__m128i *)(void *)q, vec_bytes(a, b));
+    _mm_storeu_si128((__m128i *)(void *)(q + 16), vec_bytes(c, d));
+    return vec_sum_i32(_mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)));
+}
+
+/* Half precision, saturating; bfloat16, to nearest even (NaN aside). */
+VEC void vf_to_f16(uint16_t *p, vf v)
+{
+    __m256 low = _mm256_set1_ps(-65504.0f), high = _mm256_set1_ps(65504.0f);
+    __m128i *at = (__m128i *)(void *)p;
+
+    v.a = _mm256_min_ps(_mm256_max_ps(v.a, low), high);
+    v.b = _mm256_min_ps(_mm256_max_ps(v.b, low), high);
+    _mm_storeu_si128(at, _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(at + 1, _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT));
+}
+VEC __m256i vec_bf16_words(__m256 v)
+{
+    __m256i u = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+
+    u = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    return _mm256_srli_epi32(u, 16);
+}
+VEC void vf_to_bf16(uint16_t *p, vf v)
+{
+    __m256i words = _mm256_packus_epi32(vec_bf16_words(v.a), vec_bf16_words(v.b));
+
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(words, 0xD8));
+}
+
+/* 1 / v, to about 2 ulp: an estimate of 12 bits and one step of Newton's. */
+VEC __m256 vec_reciprocal_half(__m256 v)
+{
+    __m256 r = _mm256_rcp_ps(v);
+
+    return _mm256_fmadd_ps(r, _mm256_fnmadd_ps(v, r, _mm256_set1_ps(1.0f)), r);
+}
+VEC vf vf_reciprocal(vf v)
+{
+    return (vf){vec_reciprocal_half(v.a), vec_reciprocal_half(v.b)};
+}
+
+/* 2^x = 2^n * p(r), as in vec_avx512.h; 0 below -126, no more than 2^127. */
+VEC __m256 vec_exp2_half(__m256 x)
+{
+    __m256 zero = _mm256_cmp_ps(x, _mm256_set1_ps(-126.0f), _CMP_LT_OQ), n, r, p;
     __m256i power;
 
-    x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(88.3f)), _mm256_set1_ps(-87.0f));
-    n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 8);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    p = _mm256_set1_ps(1.0f / 720);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(127.0f)), _mm256_set1_ps(-126.0f));
+    n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    r = _mm256_sub_ps(x, n);
+    p = _mm256_set1_ps(1.5403530e-4f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3333558e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.6181291e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.5504109e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.4022651e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.9314718e-1f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
     power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_andnot_ps(zero, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
 }
-VEC vf vf_exp(vf x)
+VEC vf vf_exp2(vf x)
 {
-    return (vf){vec_exp_half(x.a), vec_exp_half(x.b)};
+    return (vf){vec_exp2_half(x.a), vec_exp2_half(x.b)};
 }
 
 #endif

@@ -4,13 +4,24 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef __m512 vf;
 typedef __m512i vi;
 typedef __m512i vb;
 
-/* vpdpbusd takes the weights unsigned: the sum of inputs times 128 comes off again. */
-#define VEC_I8_OFFSET 128
+/* vpdpbusd takes the weights unsigned: 128 times the sum of inputs comes off again. */
+#define VEC_I8_SHIFT 7
+
+/* Tiles: 24 accumulators of 32 registers for plain panels; for block panels 12 integer
+ * and 12 float ones. */
+#define PLAIN_ROWS 8
+#define PLAIN_PANELS 3
+#define PLAIN_FEW 2 /* rows up to which more panels are taken at once */
+#define PLAIN_FEW_PANELS 4
+#define BLOCK_ROWS 6
+#define BLOCK_PANELS 2
+#define BLOCK_FEW_PANELS 4 /* for one row */
 
 #define VEC static inline __attribute__((always_inline))
 
@@ -64,9 +75,9 @@ VEC vf vf_mul(vf a, vf b)
 {
     return _mm512_mul_ps(a, b);
 }
-VEC vf vf_div(vf a, vf b)
+VEC vf vf_min(vf x, vf y)
 {
-    return _mm512_div_ps(a, b);
+    return _mm512_min_ps(x, y);
 }
 VEC vf vf_max(vf a, vf b)
 {
@@ -92,15 +103,20 @@ VEC float vf_max_of(vf v)
 {
     return _mm512_reduce_max_ps(v);
 }
-VEC float vf_first(vf v)
-{
-    return _mm512_cvtss_f32(v);
-}
 
-VEC vi vi_set1(int32_t x)
+VEC vi vi_zero(void)
 {
+    return _mm512_setzero_si512();
+}
+/* Four bytes, or one int32, in all lanes. */
+VEC vi vi_load1(const void *p)
+{
+    int32_t x;
+
+    memcpy(&x, p, sizeof(x));
     return _mm512_set1_epi32(x);
 }
+#define vi_shl(v, n) _mm512_slli_epi32((v), (n))
 VEC vf vf_from_vi(vi v)
 {
     return _mm512_cvtepi32_ps(v);
@@ -117,43 +133,64 @@ VEC vb vb_high(vb v)
 {
     return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
 }
-VEC vi vi_dot_i8(vi acc, vb w, int32_t x)
+VEC vi vi_dot_i8(vi acc, vb w, vi x)
 {
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x));
+    return _mm512_dpbusd_epi32(acc, w, x);
 }
-VEC vi vi_dot_u4(vi acc, vb w, int32_t x)
+VEC vi vi_dot_u4(vi acc, vb w, vi x)
 {
-    return vi_dot_i8(acc, w, x);
+    return _mm512_dpbusd_epi32(acc, w, x);
 }
 VEC void vec_prefetch(const void *p)
 {
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
-/* Rounds to int8, stores, returns the sum. */
-VEC int32_t vf_quantize(vf v, int8_t *q)
+/* 32 values, rounded to int8 and stored; returns their sum. */
+VEC int32_t vf_quantize(vf low, vf high, int8_t *q)
 {
-    vi i = _mm512_cvtps_epi32(v);
+    vi a = _mm512_cvtps_epi32(low), b = _mm512_cvtps_epi32(high);
 
-    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(i));
-    return _mm512_reduce_add_epi32(i);
+    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(void *)(q + 16), _mm512_cvtepi32_epi8(b));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
 }
 
-/* exp: 2^n * p(r), r in [-ln2/2, ln2/2], p the degree 6 expansion; about 1 ulp. */
-VEC vf vf_exp(vf x)
+/* Half precision, saturating; bfloat16, to nearest even (NaN aside). */
+VEC void vf_to_f16(uint16_t *p, vf v)
 {
-    vf n, r, p;
+    v = _mm512_min_ps(_mm512_max_ps(v, vf_set1(-65504.0f)), vf_set1(65504.0f));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+VEC void vf_to_bf16(uint16_t *p, vf v)
+{
+    vi u = _mm512_castps_si512(v);
+    vi odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
 
-    x = _mm512_max_ps(_mm512_min_ps(x, vf_set1(88.7f)), vf_set1(-110.0f));
-    n = _mm512_roundscale_ps(_mm512_mul_ps(x, vf_set1(1.44269504f)), 8);
-    r = _mm512_fnmadd_ps(n, vf_set1(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, vf_set1(-2.12194440e-4f), r);
-    p = vf_set1(1.0f / 720);
-    p = vf_fma(p, r, vf_set1(1.0f / 120));
-    p = vf_fma(p, r, vf_set1(1.0f / 24));
-    p = vf_fma(p, r, vf_set1(1.0f / 6));
-    p = vf_fma(p, r, vf_set1(0.5f));
-    p = vf_fma(p, r, vf_set1(1.0f));
+    u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
+}
+
+/* 1 / v, to about 1 ulp: an estimate of 14 bits and one step of Newton's. */
+VEC vf vf_reciprocal(vf v)
+{
+    vf r = _mm512_rcp14_ps(v);
+
+    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(v, r, vf_set1(1.0f)), r);
+}
+
+/* 2^x = 2^n * p(r), r in [-1/2, 1/2], p the expansion to degree 6: about 1 ulp. Far
+ * out it is 0 or infinite, as it should be. */
+VEC vf vf_exp2(vf x)
+{
+    vf n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vf r = _mm512_sub_ps(x, n), p = vf_set1(1.5403530e-4f);
+
+    p = vf_fma(p, r, vf_set1(1.3333558e-3f));
+    p = vf_fma(p, r, vf_set1(9.6181291e-3f));
+    p = vf_fma(p, r, vf_set1(5.5504109e-2f));
+    p = vf_fma(p, r, vf_set1(2.4022651e-1f));
+    p = vf_fma(p, r, vf_set1(6.9314718e-1f));
     p = vf_fma(p, r, vf_set1(1.0f));
     return _mm512_scalef_ps(p, n);
 }
