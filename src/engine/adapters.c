@@ -114,17 +114,20 @@ static void evict(ol_adapters *store, ol_adapter *a)
     forget_unless_held(store, a);
 }
 
-void ol_adapters_drop_idle(ol_adapters *store)
+bool ol_adapters_drop_idle(ol_adapters *store)
 {
+    bool any = store->oldest != NULL;
+
     while (store->oldest)
         evict(store, store->oldest);
+    return any;
 }
 
 void ol_adapters_free(ol_adapters *store)
 {
     if (!store)
         return;
-    ol_adapters_drop_idle(store);
+    (void)ol_adapters_drop_idle(store);
     assert(store->counts.resident == 0 && store->counts.bytes == 0);
     for (int i = 0; i < BUCKETS; i++)
         assert(!store->buckets[i]);

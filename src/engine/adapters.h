@@ -87,8 +87,8 @@ ol_code ol_adapters_put(ol_adapters *store, const ol_digest *expected,
 /* Parses and validates; facts->device_bytes is an estimate. */
 ol_code ol_adapters_check(const ol_adapters *store, const ol_adapter_bytes *bytes,
                           ol_adapter_facts *facts, ol_error *err);
-/* Drops everything that is not pinned. */
-void ol_adapters_drop_idle(ol_adapters *store);
+/* Drops everything that is not pinned; false when there is nothing. */
+bool ol_adapters_drop_idle(ol_adapters *store);
 
 ol_adapters_counts ol_adapters_count(const ol_adapters *store);
 /* OL_LIMIT: `bytes` of adapters can never be resident together. */

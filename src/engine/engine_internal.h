@@ -93,10 +93,11 @@ struct ol_engine {
     counters counters;
     /* Working memory of a step, sized at opening. */
     ol_sampler_scratch *scratch;
-    int32_t *step_tokens;   /* [limits.step_tokens] */
-    ol_step_seq *step_seqs; /* [limits.max_seqs] */
-    int32_t *step_logits;   /* [limits.max_logit_rows] */
-    ol_buf piece, released; /* text of a token; what of it may be told */
+    int32_t *step_tokens;                           /* [limits.step_tokens] */
+    ol_step_seq *step_seqs;                         /* [limits.max_seqs] */
+    int32_t *step_logits;                           /* [limits.max_logit_rows] */
+    double (*step_energy)[OL_MAX_REQUEST_ADAPTERS]; /* [limits.max_seqs] */
+    ol_buf piece, released;                         /* text of a token; what of it may be told */
 };
 
 uint64_t ol_now_us(void);

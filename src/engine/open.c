@@ -270,7 +270,9 @@ static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_err
     engine->step_tokens = calloc((size_t)l->step_tokens, sizeof(int32_t));
     engine->step_seqs = calloc((size_t)l->max_seqs, sizeof(ol_step_seq));
     engine->step_logits = calloc((size_t)l->max_logit_rows, sizeof(int32_t));
-    if (!engine->tags || !engine->step_tokens || !engine->step_seqs || !engine->step_logits)
+    engine->step_energy = calloc((size_t)l->max_seqs, sizeof(*engine->step_energy));
+    if (!engine->tags || !engine->step_tokens || !engine->step_seqs || !engine->step_logits ||
+        !engine->step_energy)
         return ol_fail_nomem(err, buckets * sizeof(request *), "the engine");
     OL_TRY(ol_adapters_create(&adapters, &engine->adapters, err));
     OL_TRY(ol_events_create(&engine->events, err));
@@ -335,5 +337,6 @@ void ol_engine_close(ol_engine *engine)
     free(engine->step_tokens);
     free(engine->step_seqs);
     free(engine->step_logits);
+    free(engine->step_energy);
     free(engine);
 }

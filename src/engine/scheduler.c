@@ -19,6 +19,7 @@ struct ol_sched {
     int n_free_slots;
     ol_sched_plan plan;
     int rows_left, logits_left; /* while planning */
+    uint64_t preemptions;
 };
 
 /* -- life ------------------------------------------------------------------------- */
@@ -145,6 +146,7 @@ static void preempt(ol_sched *s, ol_sched_seq *seq)
 {
     leave_running(s, seq);
     seq->preempted++;
+    s->preemptions++;
     enter_waiting(s, seq);
 }
 
@@ -272,6 +274,11 @@ int ol_sched_running(const ol_sched *s)
 int ol_sched_waiting(const ol_sched *s)
 {
     return s->waiting.n;
+}
+
+uint64_t ol_sched_preemptions(const ol_sched *s)
+{
+    return s->preemptions;
 }
 
 ol_kvpages *ol_sched_pages(ol_sched *s)

@@ -91,6 +91,8 @@ void ol_sched_done(ol_sched *sched);
 
 int ol_sched_running(const ol_sched *sched);
 int ol_sched_waiting(const ol_sched *sched);
+/* How often a sequence had to give its pages back. */
+uint64_t ol_sched_preemptions(const ol_sched *sched);
 ol_kvpages *ol_sched_pages(ol_sched *sched);
 
 /* Asserts the invariants; for tests. */

@@ -27,17 +27,14 @@ static void group_parts(ol_sched_plan *plan)
     }
 }
 
-static void fill_seq(request *r, const ol_sched_part *part, int first_row, ol_step_seq *seq)
+static void fill_seq(const request *r, const ol_sched_part *part, int first_row, ol_step_seq *seq)
 {
-    if (part->first_pos == 0) /* from the start, perhaps not for the first time */
-        memset(r->energy, 0, sizeof(r->energy));
     *seq = (ol_step_seq){.first_row = first_row,
                          .n_rows = part->n_rows,
                          .first_pos = part->first_pos,
                          .pages = part->seq->table.pages,
                          .n_loras = r->n_adapters,
-                         .loras = r->loras,
-                         .energy = r->n_adapters > 1 ? r->energy : NULL};
+                         .loras = r->loras};
 }
 
 static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *step)
@@ -46,9 +43,11 @@ static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *ste
 
     for (int i = 0; i < plan->n_parts; i++) {
         const ol_sched_part *part = &plan->parts[i];
-        request *r = request_of(part->seq);
+        const request *r = request_of(part->seq);
 
         fill_seq(r, part, row, &engine->step_seqs[i]);
+        if (r->n_adapters > 1)
+            engine->step_seqs[i].energy = engine->step_energy[i];
         memcpy(engine->step_tokens + row, r->tokens + part->first_pos,
                (size_t)part->n_rows * sizeof(int32_t));
         row += part->n_rows;
@@ -75,6 +74,55 @@ static void note_start(const ol_sched_plan *plan)
     }
 }
 
+/* The device adds the step's energies to what it finds. */
+static void clear_energies(ol_engine *engine, const ol_step *step)
+{
+    for (int i = 0; i < step->n_seqs; i++)
+        if (step->seqs[i].energy)
+            memset(engine->step_energy[i], 0, sizeof(engine->step_energy[i]));
+}
+
+static void add_energies(const ol_engine *engine, const ol_sched_plan *plan)
+{
+    for (int i = 0; i < plan->n_parts; i++) {
+        request *r = request_of(plan->parts[i].seq);
+
+        if (r->n_adapters < 2)
+            continue;
+        if (plan->parts[i].first_pos == 0) /* from the start, perhaps not for the first time */
+            memset(r->energy, 0, sizeof(r->energy));
+        for (int k = 0; k < r->n_adapters; k++)
+            r->energy[k] += engine->step_energy[i][k];
+    }
+}
+
+/* A device that finds no working memory may find it where adapters lie idle; a step can be
+ * done again, as it only writes what it has not read. */
+static ol_code forward(ol_engine *engine, const ol_step *step, const float **logits, ol_error *err)
+{
+    ol_code code;
+
+    clear_energies(engine, step);
+    code = ol_model_forward(engine->model, step, engine->kv, logits, err);
+    if (code != OL_NOMEM || !ol_adapters_drop_idle(engine->adapters))
+        return code;
+    clear_energies(engine, step);
+    return ol_model_forward(engine->model, step, engine->kv, logits, err);
+}
+
+/* The device's memory does not suffice for the step: the newest request must go, so that the
+ * others go on. The plan is dropped; nothing of it counts as computed. */
+static void shed(ol_engine *engine, const ol_sched_plan *plan, ol_error *err)
+{
+    ol_sched_seq *newest = plan->parts[0].seq;
+
+    for (int i = 1; i < plan->n_parts; i++)
+        if (plan->parts[i].seq->order > newest->order)
+            newest = plan->parts[i].seq;
+    ol_hint(err, "Give the device more memory, or the caches and steps less of it.");
+    request_fail(engine, request_of(newest), err);
+}
+
 /* A request may end here, and is then no more. */
 static void deliver(ol_engine *engine, const ol_sched_plan *plan, const float *logits)
 {
@@ -93,21 +141,35 @@ bool ol_engine_busy(const ol_engine *engine)
     return ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
 }
 
-ol_code ol_engine_step(ol_engine *engine, ol_error *err)
+static ol_code run_plan(ol_engine *engine, ol_sched_plan *plan, ol_error *err)
 {
-    ol_sched_plan *plan = ol_sched_next(engine->sched);
     const float *logits;
     ol_step step;
+    ol_code code;
 
-    if (plan->n_rows == 0)
-        return OL_OK;
     group_parts(plan);
     fill_step(engine, plan, &step);
     note_start(plan);
-    OL_TRY(ol_model_forward(engine->model, &step, engine->kv, &logits, err));
+    code = forward(engine, &step, &logits, err);
+    if (code == OL_NOMEM) {
+        shed(engine, plan, err);
+        return OL_OK;
+    }
+    OL_TRY(code);
     ol_sched_done(engine->sched);
+    add_energies(engine, plan);
     engine->counters.steps++;
     deliver(engine, plan, logits);
+    return OL_OK;
+}
+
+ol_code ol_engine_step(ol_engine *engine, ol_error *err)
+{
+    ol_sched_plan *plan = ol_sched_next(engine->sched);
+
+    if (plan->n_rows == 0)
+        return OL_OK;
+    OL_TRY(run_plan(engine, plan, err));
     admission_run(engine);
     if (ol_events_failed(engine->events))
         return ol_fail(err, OL_NOMEM, "out of memory for events");

@@ -104,6 +104,30 @@ void util_read_adapter(const char *path, ol_buf *weights, ol_buf *config, ol_dig
         must(err.code, &err);
 }
 
+void util_make_adapter(const char *model, const char *name, int alpha, ol_buf *weights,
+                       ol_buf *config, ol_digest *digest)
+{
+    static const char key[] = "\"lora_alpha\":";
+    char path[512];
+    ol_buf old;
+    const char *at, *text;
+
+    snprintf(path, sizeof(path), "%s/adapters/%s", model, name);
+    util_read_adapter(golden_path(path), weights, &old, digest);
+    ol_buf_put_u8(&old, 0);
+    text = (const char *)old.data;
+    at = strstr(text, key);
+    assert_non_null(at);
+    at += strlen(key);
+    *config = (ol_buf){0};
+    ol_buf_put(config, text, (size_t)(at - text));
+    ol_buf_printf(config, " %d", alpha);
+    at += strcspn(at, ",}");
+    ol_buf_put(config, at, strlen(at));
+    ol_buf_free(&old);
+    ol_adapter_digest(weights->data, weights->len, (const char *)config->data, config->len, digest);
+}
+
 ol_digest util_put_adapter(ol_engine *engine, const char *path)
 {
     ol_buf weights, config;

@@ -32,6 +32,10 @@ void util_read_adapter(const char *path, ol_buf *weights, ol_buf *config, ol_dig
 /* The same, but false and an error when the files cannot be read. */
 bool util_try_adapter(const char *path, ol_buf *weights, ol_buf *config, ol_digest *digest,
                       ol_error *err);
+/* Like adapter `name` of golden model `model`, but with another lora_alpha, and so with
+ * another digest and other effects. */
+void util_make_adapter(const char *model, const char *name, int alpha, ol_buf *weights,
+                       ol_buf *config, ol_digest *digest);
 /* Reads it into the engine. */
 ol_digest util_put_adapter(ol_engine *engine, const char *path);
 
