@@ -244,24 +244,46 @@ static void torture_llama2c(void **state)
 }
 
 /* What a GGUF file may say: every field at random. */
+typedef struct random_vocab {
+    ol_gguf_vocab v;
+    ol_span tokens[20], merges[4];
+    float scores[20];
+    int32_t types[20];
+} random_vocab;
+
+static const char *pick(uint64_t *seed, const char *const *from, size_t n)
+{
+    return from[random_u32(seed) % n];
+}
+
+static void random_tokens(random_vocab *r, uint64_t *seed, bool likely)
+{
+    static const char *const texts[] = {"<unk>", "<s>",    "</s>",   "a", "b", "ab",   "Ġ",
+                                        "Ġa",    "<0xC3>", "<0xA9>", "",  "▁", "\xFF", "x y"};
+    static const char *const merges[] = {"a b", "Ġ a", "ab ", " a", "q q", ""};
+
+    r->v.n_tokens = random_u32(seed) % 20;
+    r->v.n_merges = random_u32(seed) % 3;
+    for (size_t i = 0; i < r->v.n_tokens; i++) {
+        const char *t = i < 14 ? texts[i] : pick(seed, texts, 14);
+
+        r->tokens[i] = (ol_span){t, strlen(t)};
+        r->scores[i] = random_u32(seed) % 64 ? -(float)(random_u32(seed) % 8) : 0.0f / 0.0f;
+        r->types[i] = random_u32(seed) % 3 ? 1 : (int32_t)(random_u32(seed) % 8);
+    }
+    for (size_t i = 0; i < r->v.n_merges; i++) {
+        const char *m = pick(seed, merges, likely ? 2 : 6);
+
+        r->merges[i] = (ol_span){m, strlen(m)};
+    }
+    r->v.tokens = r->tokens;
+    r->v.merges = r->merges;
+    r->v.scores = random_u32(seed) % 8 ? r->scores : NULL;
+    r->v.types = random_u32(seed) % 2 ? r->types : NULL;
+}
+
 static void torture_gguf(void **state)
 {
-    static const char *const texts[] = {"<unk>",
-                                        "<s>",
-                                        "</s>",
-                                        "a",
-                                        "b",
-                                        "ab",
-                                        "\xC4\xA0",
-                                        "\xC4\xA0"
-                                        "a",
-                                        "<0xC3>",
-                                        "<0xA9>",
-                                        "",
-                                        "\xE2\x96\x81",
-                                        "\xFF",
-                                        "x y"};
-    static const char *const merges[] = {"a b", "\xC4\xA0 a", "ab ", " a", "q q", ""};
     static const char *const models[] = {"gpt2", "llama", "bert", NULL};
     static const char *const pres[] = {"gpt-2", "qwen2", "default", NULL, "", "?"};
     uint64_t seed = 99;
@@ -269,39 +291,19 @@ static void torture_gguf(void **state)
 
     (void)state;
     for (int round = 0; round < ROUNDS; round++) {
-        ol_gguf_vocab v = OL_GGUF_VOCAB_INIT;
-        ol_span tokens[20], pairs[4];
-        float scores[20];
-        int32_t types[20];
+        random_vocab r = {.v = OL_GGUF_VOCAB_INIT};
         ol_tokenizer *tok = NULL;
 
-        v.n_tokens = random_u32(&seed) % 20;
-        v.n_merges = random_u32(&seed) % 3;
-        for (size_t i = 0; i < v.n_tokens; i++) {
-            const char *t = texts[i < 14 ? i : random_u32(&seed) % 14];
-
-            tokens[i] = (ol_span){t, strlen(t)};
-            scores[i] = random_u32(&seed) % 64 ? -(float)(random_u32(&seed) % 8) : 0.0f / 0.0f;
-            types[i] = random_u32(&seed) % 3 ? 1 : (int32_t)(random_u32(&seed) % 8);
-        }
-        for (size_t i = 0; i < v.n_merges; i++) {
-            const char *m = merges[random_u32(&seed) % (round % 2 ? 2 : 6)];
-
-            pairs[i] = (ol_span){m, strlen(m)};
-        }
-        v.model = models[random_u32(&seed) % (round % 8 ? 2 : 4)];
-        v.pre = pres[random_u32(&seed) % 6];
-        v.tokens = tokens;
-        v.merges = pairs;
-        v.scores = random_u32(&seed) % 8 ? scores : NULL;
-        v.types = random_u32(&seed) % 2 ? types : NULL;
-        v.bos = (int32_t)(random_u32(&seed) % 12) - 1;
-        v.unk = (int32_t)(random_u32(&seed) % 12) - 1;
-        v.eos = random_u32(&seed) % 32 ? OL_NO_TOKEN : (int32_t)random_u32(&seed);
-        v.add_space_prefix = (int8_t)(random_u32(&seed) % 3 - 1);
-        v.remove_extra_whitespaces = (int8_t)(random_u32(&seed) % 3 - 1);
-        v.rstrip_specials = random_u32(&seed) % 2;
-        if (ol_tokenizer_from_gguf_vocab(&v, &tok, &err) != OL_OK)
+        random_tokens(&r, &seed, round % 2);
+        r.v.model = pick(&seed, models, round % 8 ? 2 : 4);
+        r.v.pre = pick(&seed, pres, 6);
+        r.v.bos = (int32_t)(random_u32(&seed) % 12) - 1;
+        r.v.unk = (int32_t)(random_u32(&seed) % 12) - 1;
+        r.v.eos = random_u32(&seed) % 32 ? OL_NO_TOKEN : (int32_t)random_u32(&seed);
+        r.v.add_space_prefix = (int8_t)(random_u32(&seed) % 3 - 1);
+        r.v.remove_extra_whitespaces = (int8_t)(random_u32(&seed) % 3 - 1);
+        r.v.rstrip_specials = random_u32(&seed) % 2;
+        if (ol_tokenizer_from_gguf_vocab(&r.v, &tok, &err) != OL_OK)
             continue;
         use(tok, sample, sizeof(sample) - 1, OL_TOK_ADD_BOS | OL_TOK_PARSE_SPECIAL);
         ol_tokenizer_free(tok);

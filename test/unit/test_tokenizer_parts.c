@@ -1,236 +1,11 @@
 /*
  * test_tokenizer_parts.c: the parts of a tokenizer one by one, with small vocabularies
- * written here: stages, merging against a plain definition, added tokens, decoding,
+ * written here: merging against a plain definition, added tokens, decoding,
  * configuration files, and what is refused.
  */
 #include "test_tokenizer_util.h"
 
-#include <utf8proc.h>
-
 #include "engine/tokenizer/tok_internal.h"
-
-/* A tokenizer.json around a few parts; every argument is JSON. */
-static char *make_json(const char *normalizer, const char *pre, const char *decoder,
-                       const char *added, const char *model)
-{
-    ol_buf buf = {0};
-
-    ol_buf_printf(&buf,
-                  "{\"added_tokens\":%s,\"normalizer\":%s,\"pre_tokenizer\":%s,"
-                  "\"post_processor\":null,\"decoder\":%s,\"model\":%s}",
-                  added, normalizer, pre, decoder, model);
-    ol_buf_put_u8(&buf, 0);
-    assert_false(buf.failed);
-    return (char *)buf.data;
-}
-
-static const char fuse[] = "{\"type\":\"Fuse\"}";
-static const char tiny[] = "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}";
-
-static ol_tokenizer *with_stages(const char *normalizer, const char *pre)
-{
-    bool bytes = strstr(pre, "ByteLevel") != NULL;
-    char *json = make_json(normalizer, pre, bytes ? "{\"type\":\"ByteLevel\"}" : fuse, "[]", tiny);
-    ol_tokenizer *tok = open_json(json);
-
-    free(json);
-    return tok;
-}
-
-/* ------------------------------------------------------------------- stages */
-
-/* The pieces of a text, joined by '|'. */
-static void check_pieces(const char *pre, const char *text, const char *want)
-{
-    ol_tokenizer *tok = with_stages("null", pre);
-    tok_work work = {.tok = tok, .err = &err, .first = true, .matcher = tok_matcher_new()};
-    const tok_pieces *pieces;
-    ol_buf got = {0};
-    ol_span base;
-
-    must(tok_pretokenize(&work, (ol_span){text, strlen(text)}, &base, &pieces));
-    for (size_t i = 0; i < pieces->n; i++) {
-        ol_buf_printf(&got, i ? "|" : "");
-        ol_buf_put(&got, base.data + pieces->items[i].off, pieces->items[i].len);
-    }
-    ol_buf_put_u8(&got, 0);
-    assert_string_equal((char *)got.data, want);
-    ol_buf_free(&got);
-    tok_work_free(&work);
-    ol_tokenizer_free(tok);
-}
-
-#define SPLIT(behaviour)                                                                           \
-    "{\"type\":\"Split\",\"pattern\":{\"String\":\"-\"},\"behavior\":\"" behaviour                 \
-    "\",\"invert\":false}"
-
-/* The examples of the tokenizers library's manual. */
-static void split_behaviours(void **state)
-{
-    const char *text = "the-final--countdown";
-
-    (void)state;
-    check_pieces(SPLIT("Removed"), text, "the|final|countdown");
-    check_pieces(SPLIT("Isolated"), text, "the|-|final|-|-|countdown");
-    check_pieces(SPLIT("MergedWithPrevious"), text, "the-|final-|-|countdown");
-    check_pieces(SPLIT("MergedWithNext"), text, "the|-final|-|-countdown");
-    check_pieces(SPLIT("Contiguous"), text, "the|-|final|--|countdown");
-    check_pieces("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a-z]+\"},\"behavior\":\"Removed\","
-                 "\"invert\":true}",
-                 text, "the|final|countdown");
-}
-
-static void pre_tokenizers(void **state)
-{
-    (void)state;
-    check_pieces("null", "a b", "a b");
-    check_pieces("{\"type\":\"Whitespace\"}", "Hey man!? No", "Hey|man|!?|No");
-    check_pieces("{\"type\":\"WhitespaceSplit\"}", " Hey  man! ", "Hey|man!");
-    check_pieces("{\"type\":\"Digits\",\"individual_digits\":true}", "Hey 123 you",
-                 "Hey |1|2|3| you");
-    check_pieces("{\"type\":\"Digits\",\"individual_digits\":false}", "Hey 123 you",
-                 "Hey |123| you");
-    check_pieces("{\"type\":\"Punctuation\"}", "Hey friend! How?!?", "Hey friend|!| How|?|!|?");
-    check_pieces("{\"type\":\"Punctuation\",\"behavior\":\"Contiguous\"}", "a!?b", "a|!?|b");
-    check_pieces(
-        "{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"always\","
-        "\"split\":true}",
-        "Hey   you", "▁Hey|▁|▁|▁you");
-    check_pieces("{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"never\","
-                 "\"split\":false}",
-                 "Hey you", "Hey▁you");
-    check_pieces("{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "Hello  my Friend's",
-                 " Hello| | my| Friend|'s");
-    check_pieces("{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}", "a b",
-                 "a b");
-    /* Falcon's order: stages after ByteLevel see its alphabet, and the bytes come back. */
-    check_pieces("{\"type\":\"Sequence\",\"pretokenizers\":["
-                 "{\"type\":\"Punctuation\",\"behavior\":\"Contiguous\"},"
-                 "{\"type\":\"ByteLevel\",\"add_prefix_space\":false},"
-                 "{\"type\":\"Digits\",\"individual_digits\":false},"
-                 "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[0-9][0-9][0-9]\"},"
-                 "\"behavior\":\"Isolated\",\"invert\":false}]}",
-                 "In 12345 é!?", "In| |123|45| é|!?");
-}
-
-/* What PCRE2 by itself would see differently from Oniguruma. */
-static void patterns(void **state)
-{
-    static const struct {
-        const char *pattern, *text, *want;
-    } cases[] = {
-        /* U+180E is no white space */
-        {"\\\\s+", "a \xC2\xA0\xE3\x80\x80z\xE1\xA0\x8Ez",
-         "a| \xC2\xA0\xE3\x80\x80|z\xE1\xA0\x8Ez"},
-        {"[^\\\\s]+", "a b", "a| |b"},
-        {"\\\\S", "ab c", "a|b| |c"},
-        {"\\\\w+", "a\xCC\x81_1-b", "a\xCC\x81_1|-|b"},
-        {"a$", "a\na b", "a|\na b"}, /* $ is the end of a line */
-        {"\\\\s+$", "a  \nb  ", "a|  |\nb|  "},
-        {"[]a]+", "x]a]y", "x|]a]|y"},
-    };
-
-    (void)state;
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        char pre[256];
-
-        snprintf(pre, sizeof(pre),
-                 "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%s\"},\"behavior\":\"Isolated\"}",
-                 cases[i].pattern);
-        check_pieces(pre, cases[i].text, cases[i].want);
-    }
-}
-
-static void known_patterns(void **state)
-{
-    static const char *const names[] = {
-        "llama-bpe", "qwen2",          "gpt-2",        "mpt",     "starcoder",
-        "falcon",    "deepseek-coder", "deepseek-llm", "default", "tekken",
-        "gpt-4o",    "deepseek-v3",    "olmo",         "smollm",  "dbrx"};
-
-    (void)state;
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        const tok_known_pre *pre = tok_known_pre_find(names[i]);
-        ol_tokenizer *tok;
-
-        assert_non_null(pre);
-        must(tok_new(&tok, &err));
-        must(tok_known_pre_apply(tok, pre, &err));
-        assert_true(tok->n_pres > 0);
-        ol_tokenizer_free(tok);
-    }
-    assert_null(tok_known_pre_find(""));
-    assert_null(tok_known_pre_find("qwen"));
-    assert_null(tok_known_pre_find("gpt-2 phi-2"));
-}
-
-static void check_norm(const char *normalizer, const char *text, const char *want)
-{
-    ol_tokenizer *tok = with_stages(normalizer, "null");
-    tok_work work = {.tok = tok, .err = &err, .first = true, .matcher = tok_matcher_new()};
-    ol_span got = {text, strlen(text)};
-
-    must(tok_normalize(&work, &got));
-    if (got.len != strlen(want) || memcmp(got.data, want, got.len) != 0)
-        fail_msg("%s: expected \"%s\", got \"%.*s\"", normalizer, want, (int)got.len, got.data);
-    tok_work_free(&work);
-    ol_tokenizer_free(tok);
-}
-
-static void normalizers(void **state)
-{
-    (void)state;
-    check_norm("{\"type\":\"NFC\"}", "plain é", "plain é");
-    check_norm("{\"type\":\"NFC\"}", "e\xCC\x81 \xE2\x84\xAB", "é Å");
-    check_norm("{\"type\":\"NFC\"}", "\xE1\x84\x92\xE1\x85\xA1\xE1\x86\xAB", "한");
-    check_norm("{\"type\":\"NFC\"}", "q\xCC\x87\xCC\xA3", "q\xCC\xA3\xCC\x87");
-    check_norm("{\"type\":\"NFD\"}", "é", "e\xCC\x81");
-    check_norm("{\"type\":\"NFKC\"}", "ﬁ①", "fi1");
-    check_norm("{\"type\":\"Lowercase\"}", "ÀBİ", "àbi\xCC\x87");
-    check_norm("{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true}", " \t a b\n ",
-               "a b");
-    check_norm("{\"type\":\"Prepend\",\"prepend\":\"_\"}", "a", "_a");
-    check_norm("{\"type\":\"Prepend\",\"prepend\":\"_\"}", "", "");
-    check_norm("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" {2,}\"},\"content\":\"-\"}",
-               "a   b c", "a-b c");
-    check_norm("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"▁\"},"
-               "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"▁\"}]}",
-               " a b", "▁▁a▁b");
-}
-
-/* Against utf8proc's own NFC, which is only slower on long runs of marks. */
-static void nfc_random(void **state)
-{
-    ol_tokenizer *tok = with_stages("{\"type\":\"NFC\"}", "null");
-    uint64_t seed = 42;
-
-    (void)state;
-    for (int round = 0; round < 3000; round++) {
-        tok_work work = {.tok = tok, .err = &err};
-        uint8_t text[1024];
-        size_t n = 0, want_len;
-        ol_span got;
-        uint8_t *want;
-
-        for (int i = 0, len = (int)(random_u32(&seed) % 80) + 1; i < len; i++) {
-            static const uint32_t from[] = {0x41,  0x300,  0x300,  0x1100,
-                                            0x900, 0x1E00, 0xAC00, 0x20000};
-            uint32_t cp = from[random_u32(&seed) % 8] + random_u32(&seed) % 96;
-
-            n += tok_utf8_put(cp, text + n);
-        }
-        text[n] = 0;
-        got = (ol_span){(char *)text, n};
-        must(tok_normalize(&work, &got));
-        want = utf8proc_NFC(text);
-        want_len = strlen((char *)want);
-        assert_int_equal(got.len, want_len);
-        assert_memory_equal(got.data, want, want_len);
-        free(want);
-        tok_work_free(&work);
-    }
-    ol_tokenizer_free(tok);
-}
 
 /* ------------------------------------------------------------------- merging */
 
@@ -385,19 +160,16 @@ static void unknown_characters(void **state)
 
 /* ------------------------------------------------------------------- added tokens */
 
-#define ADDED(id, content, more)                                                                   \
-    "{\"id\":" #id ",\"content\":\"" content "\",\"normalized\":false" more "}"
-
 static void added_tokens(void **state)
 {
     static const char added[] =
-        "[" ADDED(10, "<s>", ",\"special\":true") "," ADDED(11, "<l>", ",\"special\":true,\"lstrip\":true") "," ADDED(
-            12, "<r>",
-            ",\"special\":true,\"rstrip\":true") "," ADDED(13, "cat",
-                                                           ",\"single_word\":true") "," ADDED(14,
-                                                                                              "<s>"
-                                                                                              "s",
-                                                                                              "") "]";
+        "[{\"id\":10,\"content\":\"<s>\",\"normalized\":false,\"special\":true},"
+        "{\"id\":11,\"content\":\"<l>\",\"normalized\":false,\"special\":true,\"lstrip\":true},"
+        "{\"id\":12,\"content\":\"<r>\",\"normalized\":false,\"special\":true,\"rstrip\":true},"
+        "{\"id\":13,\"content\":\"cat\",\"normalized\":false,\"single_word\":true},"
+        "{\"id\":14,\"content\":\"<s>s\",\"normalized\":false},"
+        "{\"id\":15,\"content\":\"(a)\",\"normalized\":false,\"special\":true},"
+        "{\"id\":16,\"content\":\"a)\",\"normalized\":false}]";
     static const char model[] =
         "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\" \":1,\"c\":2,\"t\":3,\"<\":4,"
         "\"s\":5,\">\":6,\"l\":7,\"r\":8},\"merges\":[]}";
@@ -414,6 +186,8 @@ static void added_tokens(void **state)
     check_encode(tok, "a <r>  a", 8, parse, (int32_t[]){0, 1, 12, 0}, 4);
     check_encode(tok, "cat acat cat", 12, 0, (int32_t[]){13, 1, 0, 2, 0, 3, 1, 13}, 8);
     check_encode(tok, "<s><s>", 6, parse, (int32_t[]){10, 10}, 2);
+    check_encode(tok, "(a)", 3, parse, (int32_t[]){15}, 1);
+    check_encode(tok, "(a)", 3, 0, (int32_t[]){0}, 1); /* plain text is not looked into */
     check_encode(tok, "", 0, parse, NULL, 0);
     check_decode(tok, (int32_t[]){0, 10, 0}, 3, 0, "a<s>a", 5);
     check_decode(tok, (int32_t[]){0, 10, 0}, 3, OL_DETOK_SKIP_SPECIAL, "aa", 2);
@@ -665,15 +439,42 @@ static void refusals(void **state)
     assert_int_equal(ol_tokenizer_from_gguf_vocab(&v, &tok, &err), OL_CORRUPT);
 }
 
+static void rank_refusals(void **state)
+{
+    static const char *const files[] = {"",         "YQ== 0\nYg== 0\n", "YQ== 1\n",
+                                        "YQ= 0\n",  "YQ== x\n",         "YQ==\n",
+                                        "Y*== 0\n", "YQ== 99999999\n"};
+    ol_tokenizer *tok = NULL;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
+        assert_int_not_equal(
+            ol_tokenizer_from_tiktoken(files[i], strlen(files[i]), OL_TOK_LLAMA3, "x", &tok, &err),
+            OL_OK);
+    assert_int_equal(ol_tokenizer_from_tiktoken("YQ== 0\n", 7, OL_TOK_AUTO, "x", &tok, &err),
+                     OL_UNSUPPORTED);
+    must(ol_tokenizer_from_tiktoken("YQ== 0\nYg== 1", 13, OL_TOK_QWEN2, "x", &tok, &err));
+    assert_int_equal(ol_tokenizer_find(tok, "<|endoftext|>", 13), 2);
+    ol_tokenizer_free(tok);
+}
+
+/* What a SentencePiece file leaves out has a default: white space is collapsed, and a
+ * space goes in front. */
+static void spm_defaults(void **state)
+{
+    static const uint8_t model[] = {0x0A, 3,    0x0A, 1,    'a',  0x0A, 5,    0x0A,
+                                    3,    0xE2, 0x96, 0x81, 0x12, 2,    0x18, 2};
+    ol_tokenizer *tok = NULL;
+
+    (void)state;
+    must(ol_tokenizer_from_spm(model, sizeof(model), "x", &tok, &err));
+    check_encode(tok, "  a   a ", 8, 0, (int32_t[]){1, 0, 1, 0}, 4);
+    ol_tokenizer_free(tok);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(split_behaviours),
-        cmocka_unit_test(pre_tokenizers),
-        cmocka_unit_test(patterns),
-        cmocka_unit_test(known_patterns),
-        cmocka_unit_test(normalizers),
-        cmocka_unit_test(nfc_random),
         cmocka_unit_test(merging),
         cmocka_unit_test(merging_is_bounded),
         cmocka_unit_test(unknown_characters),
@@ -684,6 +485,8 @@ int main(void)
         cmocka_unit_test(special_strip),
         cmocka_unit_test(folder),
         cmocka_unit_test(refusals),
+        cmocka_unit_test(rank_refusals),
+        cmocka_unit_test(spm_defaults),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -222,6 +222,24 @@ static UNUSED void check_decode(const ol_tokenizer *tok, const int32_t *ids, siz
     check_stream(tok, ids, n, flags);
 }
 
+/* A tokenizer.json around a few parts; every argument is JSON. */
+static UNUSED char *make_json(const char *normalizer, const char *pre, const char *decoder,
+                              const char *added, const char *model)
+{
+    ol_buf buf = {0};
+
+    ol_buf_printf(&buf,
+                  "{\"added_tokens\":%s,\"normalizer\":%s,\"pre_tokenizer\":%s,"
+                  "\"post_processor\":null,\"decoder\":%s,\"model\":%s}",
+                  added, normalizer, pre, decoder, model);
+    ol_buf_put_u8(&buf, 0);
+    assert_false(buf.failed);
+    return (char *)buf.data;
+}
+
+static UNUSED const char fuse[] = "{\"type\":\"Fuse\"}";
+static UNUSED const char tiny[] = "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}";
+
 /* A small generator with a fixed seed: the same inputs on every run. */
 static UNUSED uint32_t random_u32(uint64_t *state)
 {
