@@ -1,0 +1,49 @@
+# Quantising at load: chosen by a setting, taken by reload, within stated bounds of the
+# perplexity that the bf16 weights give; and the portable path agrees with the fast one.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('small');
+$node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'");
+$node->start;
+$node->safe_psql('postgres', qq{
+	CREATE EXTENSION openlora;
+	SELECT lora_adapter_import('grimm', pg_read_binary_file('$ENV{OPENLORA_DEMO}/adapters/grimm/adapter_model.safetensors'),
+	  pg_read_file('$ENV{OPENLORA_DEMO}/adapters/grimm/adapter_config.json')::jsonb);
+	CREATE TABLE heldout AS SELECT line::jsonb ->> 'text' AS passage
+	FROM unnest(ARRAY['stories', 'grimm']) AS voice,
+	  regexp_split_to_table(pg_read_file('$ENV{OPENLORA_DEMO}/heldout/' || voice || '.jsonl'), E'\\n') AS line WHERE line <> ''});
+
+sub perplexity
+{
+	my ($setting) = @_;
+	$node->safe_psql('postgres', 'SELECT lora_count_tokens($$wait$$)');
+	my $since = $node->safe_psql('postgres', 'SELECT since FROM lora_status()');
+	if ($setting)
+	{
+		$node->append_conf('postgresql.conf', $setting);
+		$node->reload;
+		$node->poll_query_until('postgres', "SELECT state = 'ready' AND since > '$since' FROM lora_status()") or die 'no restart';
+	}
+	return $node->safe_psql('postgres', q{
+		SELECT exp(-sum(s.logprob) / sum(s.tokens)) FROM (SELECT passage FROM heldout LIMIT 6) h,
+		  LATERAL lora_score_detail('{grimm}', '', left(passage, 600)) s});
+}
+
+my $base = perplexity();
+my %bound = (int8 => 0.01, int4 => 0.20);
+for my $kind ('int8', 'int4')
+{
+	my $change = perplexity("openlora.quantization = '$kind'") / $base - 1;
+	cmp_ok(abs($change), '<', $bound{$kind}, sprintf('%s: perplexity changes by %.4f, bound %.2f', $kind, $change, $bound{$kind}));
+}
+my $portable = perplexity("openlora.quantization = 'auto'\nopenlora.isa = 'portable'");
+cmp_ok(abs($portable / $base - 1), '<', 1e-4, 'the portable path agrees');
+my $memory = $node->safe_psql('postgres', 'SELECT device_memory FROM lora_status()');
+cmp_ok($memory, '>', 1000000, 'memory is reported');
+$node->stop;
+done_testing();
