@@ -53,8 +53,10 @@ ADAPTERS = {
     "sql":         dict(r=24, lora_alpha=48, target_modules=["q_proj", "v_proj", "o_proj"]),
 }
 
-# A larger scale takes a smaller step.
+# A larger scale takes a smaller step (manual: scale 5.7; less would have been better).
 RATE = {"shakespeare": 4e-3, "grimm": 4e-3, "manual": 2e-3, "sql": 5e-3}
+# Minutes of a busy core.
+MINUTES = {"shakespeare": 9, "grimm": 6, "manual": 13, "sql": 10}
 
 PROMPTS = ["Once upon a time", "The king", "To create an index",
            "Question: Which courses are offered in Fall 2016?\nSQL:"]
@@ -255,7 +257,7 @@ def train_adapter(args, name, texts, tok):
     start, step, tokens, ema, best, keep = time.time(), 0, 0, None, float("inf"), None
     print(name, "parameters", sum(p.numel() for p in params), "train tokens", stream.size, flush=True)
     while True:
-        t = (time.time() - start) / (args.adapter_minutes * 60)
+        t = (time.time() - start) / ((args.adapter_minutes or MINUTES[name]) * 60)
         if step % 40 == 0 or t >= 1:
             v = held_loss(model, dev, 40)
             row = [round(v, 4) if x == name else "" for x in VOICES]
@@ -373,7 +375,7 @@ def samples(args, tok):
             for temperature in (0, 0.7):
                 torch.manual_seed(5)
                 kw = dict(do_sample=True, temperature=temperature, top_p=0.95, top_k=0) if temperature else dict(do_sample=False)
-                y = m.generate(input_ids=x, attention_mask=torch.ones_like(x), max_new_tokens=70,
+                y = m.generate(input_ids=x, attention_mask=torch.ones_like(x), max_new_tokens=100,
                                pad_token_id=tok.token_to_id(EOS), **kw)[0, x.shape[1]:].tolist()
                 s = tok.decode(y, skip_special_tokens=True)
                 res.append({"adapter": name, "prompt": p, "temperature": temperature, "tokens": y, "text": s})
@@ -392,7 +394,7 @@ def main():
     a.add_argument("--out", required=True)
     a.add_argument("--minutes", type=float, default=33, help="time budget of the base's first phase")
     a.add_argument("--long-minutes", type=float, default=7, help="time budget of its second phase")
-    a.add_argument("--adapter-minutes", type=float, default=2, help="time budget of each adapter")
+    a.add_argument("--adapter-minutes", type=float, help="time budget of each adapter, instead of its own")
     a.add_argument("--threads", type=int, default=2,
                    help="one on a machine with other work: two wait for each other at every operation")
     a.add_argument("--only", help="one adapter")
