@@ -9,8 +9,9 @@
  *   output.c     a row of logits -> token, text, events, the end
  *
  * A request is in one of two states: waiting for adapters (`pending`, in order of age),
- * or with the scheduler, all of its adapters pinned. It is freed when its last event is
- * queued, or when it is cancelled.
+ * or with the scheduler, all of its adapters pinned. (It goes back when the device has no
+ * memory left to compute with: step.c.) It is freed when its last event is queued, or
+ * when it is cancelled.
  */
 #ifndef OL_ENGINE_INTERNAL_H
 #define OL_ENGINE_INTERNAL_H
@@ -112,6 +113,9 @@ request *request_find(const ol_engine *engine, uint64_t tag);
 /* Makes it known by its tag, and pending. */
 void request_enter(ol_engine *engine, request *r);
 void request_leave_pending(ol_engine *engine, request *r);
+/* From the scheduler back to pending, its adapters unpinned; what it has computed is lost,
+ * its tokens are not. */
+void request_suspend(ol_engine *engine, request *r);
 /* Each ends the request: queues its last event and frees it. */
 void request_done(ol_engine *engine, request *r, ol_finish finish);
 void request_fail(ol_engine *engine, request *r, const ol_error *error);

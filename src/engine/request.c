@@ -51,7 +51,27 @@ static void forget_tag(ol_engine *engine, const request *r)
 
 /* -- pending -------------------------------------------------------------------------- */
 
-/* A request enters with a higher order than all before it: at the tail. */
+/* From the tail: what comes is mostly the newest. */
+static void insert_pending(ol_engine *engine, request *r)
+{
+    request *after = engine->pending_tail;
+
+    while (after && after->seq.order > r->seq.order)
+        after = after->prev;
+    r->prev = after;
+    r->next = after ? after->next : engine->pending_head;
+    if (r->next)
+        r->next->prev = r;
+    else
+        engine->pending_tail = r;
+    if (after)
+        after->next = r;
+    else
+        engine->pending_head = r;
+    engine->n_pending++;
+    engine->admission_due = true;
+}
+
 void request_enter(ol_engine *engine, request *r)
 {
     request **bucket = bucket_of(engine, r->tag);
@@ -60,14 +80,7 @@ void request_enter(ol_engine *engine, request *r)
     *bucket = r;
     engine->n_live++;
     r->seq.order = engine->next_order++;
-    r->prev = engine->pending_tail;
-    if (r->prev)
-        r->prev->next = r;
-    else
-        engine->pending_head = r;
-    engine->pending_tail = r;
-    engine->n_pending++;
-    engine->admission_due = true;
+    insert_pending(engine, r);
 }
 
 void request_leave_pending(ol_engine *engine, request *r)
@@ -82,6 +95,19 @@ void request_leave_pending(ol_engine *engine, request *r)
         engine->pending_tail = r->prev;
     r->prev = r->next = NULL;
     engine->n_pending--;
+}
+
+void request_suspend(ol_engine *engine, request *r)
+{
+    ol_sched_remove(engine->sched, &r->seq);
+    r->with_scheduler = false;
+    engine->n_adapted -= r->n_adapters > 0;
+    for (int i = 0; i < r->n_adapters; i++) {
+        ol_adapters_unpin(engine->adapters, r->adapters[i]);
+        r->pinned[i] = false;
+        r->loras[i].lora = NULL;
+    }
+    insert_pending(engine, r);
 }
 
 /* -- the end ---------------------------------------------------------------------------- */

@@ -110,17 +110,34 @@ static ol_code forward(ol_engine *engine, const ol_step *step, const float **log
     return ol_model_forward(engine->model, step, engine->kv, logits, err);
 }
 
-/* The device's memory does not suffice for the step: the newest request must go, so that the
- * others go on. The plan is dropped; nothing of it counts as computed. */
+/* The newest request of a plan; among those with adapters when there are such. */
+static request *newest_of(const ol_sched_plan *plan)
+{
+    request *newest = NULL;
+
+    for (int i = 0; i < plan->n_parts; i++) {
+        request *r = request_of(plan->parts[i].seq);
+
+        if (!newest || (r->n_adapters > 0) > (newest->n_adapters > 0) ||
+            ((r->n_adapters > 0) == (newest->n_adapters > 0) && r->seq.order > newest->seq.order))
+            newest = r;
+    }
+    return newest;
+}
+
+/* The device's memory does not suffice for the step. A request with adapters gives them up and
+ * waits, so that the others go on; without any to give up, one has to fail. */
 static void shed(ol_engine *engine, const ol_sched_plan *plan, ol_error *err)
 {
-    ol_sched_seq *newest = plan->parts[0].seq;
+    request *r = newest_of(plan);
 
-    for (int i = 1; i < plan->n_parts; i++)
-        if (plan->parts[i].seq->order > newest->order)
-            newest = plan->parts[i].seq;
+    if (r->n_adapters > 0 && plan->n_parts > 1) {
+        request_suspend(engine, r);
+        (void)ol_adapters_drop_idle(engine->adapters);
+        return;
+    }
     ol_hint(err, "Give the device more memory, or the caches and steps less of it.");
-    request_fail(engine, request_of(newest), err);
+    request_fail(engine, r, err);
 }
 
 /* A request may end here, and is then no more. */
@@ -141,21 +158,16 @@ bool ol_engine_busy(const ol_engine *engine)
     return ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
 }
 
+/* OL_NOMEM: nothing of the plan counts as computed. */
 static ol_code run_plan(ol_engine *engine, ol_sched_plan *plan, ol_error *err)
 {
     const float *logits;
     ol_step step;
-    ol_code code;
 
     group_parts(plan);
     fill_step(engine, plan, &step);
     note_start(plan);
-    code = forward(engine, &step, &logits, err);
-    if (code == OL_NOMEM) {
-        shed(engine, plan, err);
-        return OL_OK;
-    }
-    OL_TRY(code);
+    OL_TRY(forward(engine, &step, &logits, err));
     ol_sched_done(engine->sched);
     add_energies(engine, plan);
     engine->counters.steps++;
@@ -167,9 +179,16 @@ ol_code ol_engine_step(ol_engine *engine, ol_error *err)
 {
     ol_sched_plan *plan = ol_sched_next(engine->sched);
 
-    if (plan->n_rows == 0)
-        return OL_OK;
-    OL_TRY(run_plan(engine, plan, err));
+    while (plan->n_parts > 0) {
+        ol_code code = run_plan(engine, plan, err);
+
+        if (code == OL_OK)
+            break;
+        if (code != OL_NOMEM)
+            return code;
+        shed(engine, plan, err); /* and again: each time there is less to compute */
+        plan = ol_sched_next(engine->sched);
+    }
     admission_run(engine);
     if (ol_events_failed(engine->events))
         return ol_fail(err, OL_NOMEM, "out of memory for events");

@@ -499,8 +499,32 @@ static void test_crowd(void **state)
 /* -- the device's memory -------------------------------------------------------------------------
  */
 
-/* An engine whose device has memory for `adapters` and a half, and `more` bytes. */
-static ol_engine *open_limited(size_t adapters, size_t more)
+/* Up to four requests with an adapter each, a host that answers at once. */
+static void run_some(ol_engine *e, util_result *r, int n)
+{
+    ol_adapter_use uses[4];
+    bool ended = false;
+
+    for (uint64_t i = 0; i < (uint64_t)n; i++) {
+        ol_request q = adapted(i, 1, &uses[i], (int)i);
+
+        util_submit(e, &q);
+    }
+    for (int tries = 0; tries < 40 && !ended; tries++) {
+        ended = true;
+        util_run(e, r, n);
+        for (int i = 0; i < n; i++) {
+            if (!r[i].done && !r[i].failed && r[i].needs)
+                must_put(e, i);
+            ended = ended && (r[i].done || r[i].failed);
+        }
+    }
+    assert_true(ended);
+}
+
+/* An engine whose device has memory for `adapters` and a half and, when `working`, for all that
+ * four requests need to be computed; otherwise for next to nothing. */
+static ol_engine *open_limited(size_t adapters, bool working)
 {
     ol_engine_options options;
     util_result r[4] = {0};
@@ -513,50 +537,25 @@ static ol_engine *open_limited(size_t adapters, size_t more)
     options.max_seqs = 4;
     options.step_tokens = 32;
     e = util_open(&options);
-    for (uint64_t i = 0; i < 4; i++) { /* to see what working memory takes */
-        ol_request q = util_request(i, prompt, N_PROMPT, 8);
-
-        util_submit(e, &q);
+    for (int n = 1; working && n <= 4; n++) { /* steps of every size have their needs */
+        run_some(e, r, n);
+        util_free(r, 4);
     }
-    util_run(e, r, 4);
-    util_free(r, 4);
     ol_engine_info_get(e, &info);
     ol_engine_close(e);
-    options.memory_limit = info.device.memory_used + adapters * one_bytes + one_bytes / 2 + more;
+    options.memory_limit = info.device.memory_used - (size_t)info.adapters * one_bytes +
+                           adapters * one_bytes + (working ? one_bytes / 2 : 64);
     return util_open(&options);
-}
-
-/* Four requests with an adapter each, a host that answers at once. */
-static void run_four(ol_engine *e, util_result *r)
-{
-    ol_adapter_use uses[4];
-    bool ended = false;
-
-    for (uint64_t i = 0; i < 4; i++) {
-        ol_request q = adapted(i, 1, &uses[i], (int)i);
-
-        util_submit(e, &q);
-    }
-    for (int tries = 0; tries < 40 && !ended; tries++) {
-        ended = true;
-        util_run(e, r, 4);
-        for (int i = 0; i < 4; i++) {
-            if (!r[i].done && !r[i].failed && r[i].needs)
-                must_put(e, i);
-            ended = ended && (r[i].done || r[i].failed);
-        }
-    }
-    assert_true(ended);
 }
 
 /* It ends before the budget of adapters does: they take turns. */
 static void test_device_memory_ends(void **state)
 {
-    ol_engine *e = open_limited(2, 32768);
+    ol_engine *e = open_limited(2, true);
     util_result r[4] = {0};
 
     (void)state;
-    run_four(e, r);
+    run_some(e, r, 4);
     for (int i = 0; i < 4; i++)
         assert_true(r[i].done);
     util_free(r, 4);
@@ -564,26 +563,22 @@ static void test_device_memory_ends(void **state)
     ol_engine_close(e);
 }
 
-/* Nothing is left to compute with: requests fail one by one, the engine lives. */
+/* There never is enough to compute with: requests fail one by one, the engine lives. */
 static void test_no_working_memory(void **state)
 {
-    ol_engine *e = open_limited(0, 0);
-    util_result r[4] = {0};
+    ol_engine *e = open_limited(0, false);
     ol_request q = util_request(0, prompt, N_PROMPT, 8);
-    int failed = 0;
+    util_result r[4] = {0};
 
     (void)state;
-    run_four(e, r);
-    for (int i = 0; i < 4; i++) {
-        failed += r[i].failed;
-        if (r[i].failed)
-            assert_int_equal(r[i].error.code, OL_NOMEM);
-    }
-    assert_true(failed > 0);
-    util_free(r, 4);
     util_submit(e, &q);
-    util_run(e, r, 1);
-    assert_true(r[0].done);
+    q.tag = 1;
+    util_submit(e, &q);
+    util_run(e, r, 4);
+    for (int i = 0; i < 2; i++) {
+        assert_true(r[i].failed);
+        assert_int_equal(r[i].error.code, OL_NOMEM);
+    }
     util_free(r, 4);
     util_expect_idle(e);
     ol_engine_close(e);
