@@ -179,12 +179,15 @@ static void torture(int kind, const void *bytes, size_t len)
         for (uint32_t k = round < len ? 0 : random_u32(&seed) % 4 + 1; k > 0; k--) {
             size_t at = random_u32(&seed) % n;
 
-            switch (random_u32(&seed) % 3) {
+            switch (random_u32(&seed) % 4) {
             case 0:
                 copy[at] = (uint8_t)random_u32(&seed);
                 break;
             case 1:
                 copy[at] ^= (uint8_t)(1u << (random_u32(&seed) & 7));
+                break;
+            case 2: /* numbers without end */
+                memset(copy + at, 0xFF, n - at < 12 ? n - at : 12);
                 break;
             default: /* copy something over from elsewhere */
                 copy[at] = copy[random_u32(&seed) % n];

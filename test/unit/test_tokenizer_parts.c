@@ -443,7 +443,7 @@ static void rank_refusals(void **state)
 {
     static const char *const files[] = {"",         "YQ== 0\nYg== 0\n", "YQ== 1\n",
                                         "YQ= 0\n",  "YQ== x\n",         "YQ==\n",
-                                        "Y*== 0\n", "YQ== 99999999\n"};
+                                        "Y*== 0\n", "YQ== 99999999\n",  "YQ== 0\nYg== 0\nYw== 2\n"};
     ol_tokenizer *tok = NULL;
 
     (void)state;

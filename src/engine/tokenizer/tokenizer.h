@@ -181,6 +181,11 @@ ol_code ol_tokenize(const ol_tokenizer *tok, const char *text, size_t len, unsig
 
 /* ------------------------------------------------------------------- decode */
 
+/*
+ * Decoding gives back the text that was encoded. It differs from transformers' in
+ * that clean_up_tokenization_spaces is never applied (it alters texts), and that of a
+ * broken run of byte tokens only the broken part becomes U+FFFD, not the whole run.
+ */
 enum {
     OL_DETOK_SKIP_SPECIAL = 1, /* special tokens give no text */
     OL_DETOK_CONTINUE = 2,     /* the ids go on after other text (a completion after
