@@ -29,8 +29,9 @@ sub start_endless
 	my ($before) = @_;
 	my ($stdout, $stderr) = ('', '');
 	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=endless',
-		'-c', $before, '-c', $endless ], '>', \$stdout, '2>', \$stderr, IPC::Run::timeout(120));
-	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+		'-c', $before, '-c', $endless ], '>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs'
+	  unless $before =~ /timeout/; # it may be over before we look
 	return ($run, \$stderr);
 }
 
