@@ -28,7 +28,7 @@ typedef struct ol_adapter {
     int pins; /* requests that need it where it is */
     /* Admission's: a host has been asked for it, on behalf of a request. */
     bool asked;
-    uint64_t asked_tag;
+    uint64_t asked_tag, asked_us;
     uint64_t denied_at; /* `releases` when there was no room for it, plus 1; or 0 */
     /* The store's. */
     struct ol_adapter *chain;               /* same bucket */

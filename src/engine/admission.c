@@ -11,8 +11,11 @@
  *     misses. So the oldest gets its room when enough of those that run have ended.
  *  3. Nothing is asked for that would find no room: what arrives and cannot be kept is
  *     dropped, and asked for again when an adapter has been released.
- *  4. Of requests that miss the same adapter, one host is asked; the next when the
- *     first goes away.
+ *  4. Of requests that miss the same adapter, one host is asked; the next when the first
+ *     goes away, or takes too long.
+ *  5. A host that takes too long (a client that does not fetch from its cursor) holds up
+ *     nobody: its request counts as oldest no longer, and pins nothing, until what it was
+ *     asked for has come from anywhere.
  *
  * Hence NEED_ADAPTER may come more than once for a digest, and late.
  */
@@ -47,15 +50,40 @@ typedef struct pass {
     const request *oldest;
     size_t reserved; /* what the oldest misses */
     size_t asked;    /* asked for on behalf of others */
+    uint64_t now;
 } pass;
 
-/* asked_tag may be a request that ended; then somebody else asks, see release_adapters. */
-static void ask(pass *p, const request *r, ol_adapter *a)
+static bool is_late(const pass *p, uint64_t asked_us)
 {
+    return p->now - asked_us > p->engine->patience_us;
+}
+
+/* Whether the request's host was asked, and does not bring what was asked for. */
+static bool is_stalled(const pass *p, const request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++)
+        if (!r->adapters[i]->lora && r->asked_us[i] && is_late(p, r->asked_us[i]))
+            return true;
+    return false;
+}
+
+static const request *oldest_of(const pass *p)
+{
+    const request *r = p->engine->pending_head;
+
+    while (r && is_stalled(p, r))
+        r = r->next;
+    return r;
+}
+
+static void ask(pass *p, request *r, int i)
+{
+    ol_adapter *a = r->adapters[i];
     ol_event e = {.tag = r->tag, .kind = OL_EVENT_NEED_ADAPTER, .digest = a->digest};
 
     a->asked = true;
     a->asked_tag = r->tag;
+    a->asked_us = r->asked_us[i] = p->now;
     ol_events_push(p->engine->events, &e);
 }
 
@@ -64,29 +92,30 @@ static bool was_denied(const ol_engine *engine, const ol_adapter *a)
     return a->denied_at == ol_adapters_count(engine->adapters).releases + 1;
 }
 
-/* Rules 2 and 3. The oldest may always ask for what it has never shown. */
-static bool may_ask(const pass *p, const request *r, const ol_adapter *a)
+/* Rules 2 to 4. The oldest may always ask for what it has never shown. */
+static bool may_ask(const pass *p, const request *r, int i)
 {
+    const ol_adapter *a = r->adapters[i];
     ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
     size_t bytes = expected_bytes(p->engine, a);
 
-    if (was_denied(p->engine, a))
+    if (r->asked_us[i] || (a->asked && !is_late(p, a->asked_us)) || was_denied(p->engine, a))
         return false;
     if (r == p->oldest)
         return a->bytes == 0 || c.pinned_bytes + bytes <= c.budget;
     return c.pinned_bytes + p->reserved + p->asked + bytes <= c.budget;
 }
 
-static void ask_for_missing(pass *p, const request *r)
+static void ask_for_missing(pass *p, request *r)
 {
     for (int i = 0; i < r->n_adapters; i++) {
-        ol_adapter *a = r->adapters[i];
+        const ol_adapter *a = r->adapters[i];
 
-        if (a->lora || (a->asked && a->asked_tag != r->tag))
+        if (a->lora)
             continue;
-        if (!a->asked && may_ask(p, r, a))
-            ask(p, r, a);
-        if (a->asked && r != p->oldest)
+        if (may_ask(p, r, i))
+            ask(p, r, i);
+        if (a->asked && a->asked_tag == r->tag && r != p->oldest && !is_late(p, a->asked_us))
             p->asked += expected_bytes(p->engine, a);
     }
 }
@@ -101,6 +130,16 @@ static void pin_resident(ol_engine *engine, request *r)
         ol_adapters_pin(engine->adapters, r->adapters[i]);
         r->pinned[i] = true;
         r->loras[i].lora = r->adapters[i]->lora;
+    }
+}
+
+/* Only the oldest has pins while it misses something: it is that no longer. */
+static void unpin_all(ol_engine *engine, request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++) {
+        if (r->pinned[i])
+            ol_adapters_unpin(engine->adapters, r->adapters[i]);
+        r->pinned[i] = false;
     }
 }
 
@@ -175,33 +214,58 @@ static bool is_hopeless(const pass *p, const request *r, ol_error *err)
 /* -- the pass
  * -------------------------------------------------------------------------------------- */
 
+/* One request; false when it is no longer pending. */
+static bool look_at(pass *p, request *r)
+{
+    ol_error err;
+
+    if (r == p->oldest)
+        pin_resident(p->engine, r);
+    else
+        unpin_all(p->engine, r);
+    if (is_hopeless(p, r, &err)) {
+        request_fail(p->engine, r, &err);
+        return false;
+    }
+    if (may_pin(p, r)) {
+        to_scheduler(p->engine, r);
+        return false;
+    }
+    ask_for_missing(p, r);
+    return true;
+}
+
 /* True when the oldest left, so that another takes its place. */
 static bool run_once(ol_engine *engine)
 {
-    pass p = {.engine = engine, .oldest = engine->pending_head};
+    pass p = {.engine = engine, .now = ol_now_us()};
     request *next;
 
+    p.oldest = oldest_of(&p);
     p.reserved = missing_bytes(engine, p.oldest);
     for (request *r = engine->pending_head; r; r = next) {
-        ol_error err;
+        bool is_oldest = r == p.oldest;
 
         next = r->next;
-        if (r == p.oldest)
-            pin_resident(engine, r);
-        if (is_hopeless(&p, r, &err))
-            request_fail(engine, r, &err);
-        else if (may_pin(&p, r))
-            to_scheduler(engine, r);
-        else
-            ask_for_missing(&p, r);
-        if (engine->pending_head != p.oldest)
+        if (!look_at(&p, r) && is_oldest)
             return true;
     }
     return false;
 }
 
+int ol_engine_patience_ms(const ol_engine *engine)
+{
+    return engine->n_pending ? (int)(engine->patience_us / 1000) + 1 : -1;
+}
+
 void admission_run(ol_engine *engine)
 {
+    uint64_t now = engine->n_pending ? ol_now_us() : 0;
+
+    if (engine->n_pending && now - engine->admission_us > engine->patience_us)
+        engine->admission_due = true; /* somebody may have lost patience */
+    if (engine->admission_due)
+        engine->admission_us = now;
     while (engine->admission_due) {
         engine->admission_due = false;
         while (engine->pending_head && run_once(engine))
@@ -215,8 +279,8 @@ void admission_arrived(ol_engine *engine, const ol_digest *digest)
         for (int i = 0; i < r->n_adapters; i++)
             if (ol_digest_equal(&r->adapters[i]->digest, digest)) {
                 r->adapters[i]->asked = false;
+                r->asked_us[i] = 0;
                 engine->admission_due = true;
-                return; /* they share the record */
             }
 }
 

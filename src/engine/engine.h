@@ -18,7 +18,10 @@
  *
  * A request that names adapters the engine does not hold yields an
  * OL_EVENT_NEED_ADAPTER event per missing digest and waits until
- * ol_engine_adapter_put brought all of them. Other requests go on meanwhile.
+ * ol_engine_adapter_put brought all of them. Other requests go on meanwhile. Where
+ * several requests miss one digest, one of them is asked, another when that takes too
+ * long; and the budget of adapters may delay the event, or bring it again for what had
+ * to go before it was used.
  *
  * Same request (prompt, adapters with weights, sampling with seed), same model,
  * same device: same tokens, whatever else is running (promise P6).
@@ -174,7 +177,10 @@ typedef struct ol_adapter_facts {
 /* Parses, validates against the base and loads an adapter: weights (safetensors with
  * PEFT's config text, or GGUF with config empty). `expected` is the digest by which
  * requests name it: SHA-256 as ol_adapter_digest computes; other bytes are refused.
- * A failure fails the requests that wait for that digest, too. */
+ * A failure fails the requests that wait for that digest, too; but not if the bytes
+ * have another one (OL_INVALID, facts->digest zero): they say nothing about it, and the
+ * host has to cancel the request that brought them. OL_OK does not promise that the
+ * adapter stays: see ol_engine_adapter_has. */
 ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, const void *weights,
                               size_t weights_len, const char *config, size_t config_len,
                               ol_adapter_facts *facts, ol_error *err);
@@ -191,6 +197,9 @@ void ol_adapter_digest(const void *weights, size_t weights_len, const char *conf
 
 /* True while a step would do something. */
 bool ol_engine_busy(const ol_engine *engine);
+/* Milliseconds after which a step is due even if the engine is not busy, since a request
+ * waits for an adapter and another host may have to be asked; -1: none. */
+int ol_engine_patience_ms(const ol_engine *engine);
 /* One step over the running sequences. Errors of a single request become its
  * OL_EVENT_FAILED; a returned error means that the device is unusable. */
 ol_code ol_engine_step(ol_engine *engine, ol_error *err);

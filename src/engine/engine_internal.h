@@ -43,6 +43,7 @@ typedef struct request {
     int n_adapters;
     ol_adapter *adapters[OL_MAX_REQUEST_ADAPTERS];
     bool pinned[OL_MAX_REQUEST_ADAPTERS];
+    uint64_t asked_us[OL_MAX_REQUEST_ADAPTERS]; /* when its host was asked; 0: not, or it came */
     ol_lora_ref loras[OL_MAX_REQUEST_ADAPTERS];
     double energy[OL_MAX_REQUEST_ADAPTERS];
     uint64_t submitted_us, started_us, first_us; /* 0: not yet */
@@ -90,6 +91,8 @@ struct ol_engine {
     int n_live;
     uint64_t next_order;
     bool admission_due;
+    uint64_t admission_us; /* when it last ran */
+    uint64_t patience_us;  /* how long an asked host may take before others are asked */
     ol_events *events;
     counters counters;
     /* Working memory of a step, sized at opening. */

@@ -14,6 +14,7 @@
 
 #define DEFAULT_KV_BYTES ((size_t)512 << 20)
 #define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
+#define PATIENCE_US 2000000
 
 /* -- options ---------------------------------------------------------------------------- */
 
@@ -284,6 +285,7 @@ static ol_code open_all(ol_engine *engine, const ol_engine_options *o, ol_error 
 {
     if (!o->model_path)
         return ol_fail(err, OL_INVALID, "no model is named");
+    engine->patience_us = PATIENCE_US;
     OL_TRY(take_limits(o, &engine->limits, err));
     OL_TRY(ol_model_source_open(o->model_path, &engine->source, err));
     engine->config = ol_model_source_config(engine->source);

@@ -105,7 +105,7 @@ void request_suspend(ol_engine *engine, request *r)
     for (int i = 0; i < r->n_adapters; i++) {
         ol_adapters_unpin(engine->adapters, r->adapters[i]);
         r->pinned[i] = false;
-        r->loras[i].lora = NULL;
+        r->asked_us[i] = 0;
     }
     insert_pending(engine, r);
 }

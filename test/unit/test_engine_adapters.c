@@ -2,6 +2,7 @@
  * cache that is far too small for what is wanted at once. */
 #include "engine_util.h"
 
+#include "engine/engine_internal.h"
 #include "engine/formats/adapter_file.h"
 
 #include <stdio.h>
@@ -146,6 +147,52 @@ static void test_asked_once(void **state)
     must_put(e, 0);
     util_run(e, r, 3);
     assert_true(r[1].done && r[2].done && !r[0].done);
+    util_free(r, 3);
+    util_expect_idle(e);
+    ol_engine_close(e);
+}
+
+/* A host that does not answer holds up neither those who want the same nor those who want the
+ * room. */
+static void test_silent_host(void **state)
+{
+    ol_engine *e = open_with(2 * one_bytes + one_bytes / 2, 0);
+    ol_adapter_use uses[4];
+    util_result r[3] = {0};
+    ol_request q;
+
+    (void)state;
+    e->patience_us = 20000;
+    must_put(e, 2);
+    q = adapted(0, 2, uses, 1); /* adapters 1, never brought by it, and 2, which it pins */
+    util_submit(e, &q);
+    q = adapted(1, 1, uses + 2, 1);
+    util_submit(e, &q);
+    util_take(e, r, 3);
+    assert_int_equal(r[0].needs, 1);
+    assert_int_equal(r[1].needs, 0);
+    assert_in_range(ol_engine_patience_ms(e), 20, 22);
+    usleep(30000);
+    must(ol_engine_step(e, &err), &err);
+    util_take(e, r, 3);
+    assert_int_equal(r[0].needs, 1);
+    assert_int_equal(r[1].needs, 1); /* now the second is asked */
+    usleep(30000);
+    q = adapted(2, 2, uses, 3); /* 3 and 4 need the room of 2 */
+    q.adapters = (ol_adapter_use[2]){{store[3].digest, 1}, {store[4].digest, 1}};
+    util_submit(e, &q);
+    must_put(e, 3);
+    must_put(e, 4);
+    util_run(e, r, 3);
+    assert_true(r[2].done);
+    must_put(e, 1); /* late, but it comes */
+    util_run(e, r, 3);
+    assert_true(r[1].done);
+    if (!r[0].done)
+        must_put(e, 2); /* had gone */
+    util_run(e, r, 3);
+    assert_true(r[0].done);
+    assert_int_equal(ol_engine_patience_ms(e), -1);
     util_free(r, 3);
     util_expect_idle(e);
     ol_engine_close(e);
@@ -589,6 +636,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_needed_then_put),
         cmocka_unit_test(test_asked_once),
+        cmocka_unit_test(test_silent_host),
         cmocka_unit_test(test_bad_bytes_fail_those_who_wait),
         cmocka_unit_test(test_wrong_digest),
         cmocka_unit_test(test_check_keeps_nothing),

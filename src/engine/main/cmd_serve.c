@@ -155,35 +155,43 @@ static ol_code take_frames(job *j, ol_error *err)
     return OL_OK;
 }
 
-/* Waits for the worker; false when it is gone. While our frames find no room, it looks again
- * soon: the worker does not know that we wait for it to read. */
-static bool wait_for_worker(server *s, bool blocked)
+/* Waits for the worker, or at most `ms` (-1: for ever); false when the worker is gone. While our
+ * frames find no room it does not know that we wait for it to read: we look again soon. */
+static bool wait_for_worker(server *s, bool blocked, int ms)
 {
     struct pollfd wake = {.fd = s->channel.wake_fd, .events = POLLIN};
 
     if (blocked || ol_channel_may_sleep(&s->channel)) {
-        if (poll(&wake, 1, blocked ? 2 : -1) < 0 && errno != EINTR)
+        if (poll(&wake, 1, blocked ? 2 : ms) < 0 && errno != EINTR)
             return false;
     }
     return ol_channel_woken(&s->channel);
 }
 
+/* A step when there is something to compute, or when one is due after a wait. */
+static ol_code work_or_wait(server *s, bool *gone, ol_error *err)
+{
+    bool blocked = !outbox_flush(&s->out);
+
+    if (blocked || !ol_engine_busy(s->engine)) {
+        *gone = !s->shutdown && !wait_for_worker(s, blocked, ol_engine_patience_ms(s->engine));
+        if (blocked)
+            return OL_OK;
+    }
+    OL_TRY(ol_engine_step(s->engine, err));
+    serve_events(s);
+    return OL_OK;
+}
+
 static ol_code loop(job *j, ol_error *err)
 {
     server *s = &j->server;
+    bool gone = false;
 
-    while (!s->shutdown && ol_channel_woken(&s->channel)) {
-        bool blocked;
-
+    while (!s->shutdown && !gone && ol_channel_woken(&s->channel)) {
         OL_TRY(take_frames(j, err));
         serve_events(s);
-        blocked = !outbox_flush(&s->out);
-        if (!blocked && ol_engine_busy(s->engine)) {
-            OL_TRY(ol_engine_step(s->engine, err));
-            serve_events(s);
-        } else if (!s->shutdown && !wait_for_worker(s, blocked)) {
-            return OL_OK;
-        }
+        OL_TRY(work_or_wait(s, &gone, err));
         if (outbox_failed(&s->out))
             return ol_fail(err, OL_NOMEM, "out of memory for answers");
     }
@@ -198,7 +206,7 @@ static void send_broken(server *s, const ol_error *err)
     ol_wire_put_error(&s->out.payload, err);
     outbox_send(&s->out, &worker, OL_FRAME_BROKEN);
     for (int i = 0; i < 1000 && !outbox_flush(&s->out); i++)
-        if (!wait_for_worker(s, true))
+        if (!wait_for_worker(s, true, 0))
             return;
 }
 
