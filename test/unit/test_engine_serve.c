@@ -481,6 +481,83 @@ static void test_malformed(void **state)
     shut_down(&p);
 }
 
+static uint64_t noise = 3;
+
+static int pick(int n)
+{
+    noise = noise * 6364136223846793005u + 1442695040888963407u;
+    return (int)((noise >> 33) % (uint64_t)n);
+}
+
+/* Takes what has come and forgets it. */
+static void drain(engine_process *p)
+{
+    int there;
+
+    while ((there = ol_channel_receive(&p->channel, &in.frame, in.payload)) > 0)
+        ;
+    assert_int_equal(there, 0);
+}
+
+/* A payload of the type's kind, often with a few bytes changed or cut. */
+static void noisy_payload(ol_buf *payload, ol_frame_type type)
+{
+    ol_adapter_use uses[2] = {{.weight = 1}, {.weight = 0.5f}};
+    ol_request q = text_request("", pick(20));
+    ol_wire_adapter a = {.weights_len = (uint64_t)pick(40), .config_len = (uint64_t)pick(40)};
+    ol_wire_text_op op = {.add_bos = pick(2)};
+
+    ol_buf_reset(payload);
+    if (type == OL_FRAME_REQUEST) {
+        q.prompt.len = (size_t)pick(40);
+        q.adapters = uses;
+        q.n_adapters = pick(6) ? 0 : pick(3);
+        uses[1].digest.bytes[0] = 1;
+        ol_wire_put_request(payload, &q);
+    } else if (type == OL_FRAME_ADAPTER || type == OL_FRAME_ADAPTER_CHECK) {
+        ol_wire_put_adapter(payload, &a);
+    } else if (type == OL_FRAME_TOKENIZE || type == OL_FRAME_DETOKENIZE) {
+        ol_wire_put_text_op(payload, &op);
+    } else {
+        for (int i = pick(60); i > 0; i--)
+            ol_buf_put_u8(payload, (uint8_t)pick(256));
+    }
+    for (int i = pick(3) ? 0 : pick(4); i > 0 && payload->len; i--)
+        payload->data[pick((int)payload->len)] = (uint8_t)pick(256);
+    if (pick(8) == 0)
+        payload->len = (size_t)pick((int)payload->len + 1);
+}
+
+/* Frames of every type at random, over few sessions and tags so that they meet. */
+static void test_noise(void **state)
+{
+    engine_process p = start_ready("--adapter-bytes", "100000");
+    ol_request q = text_request("Hello", 4);
+    ol_buf payload = {0}, text = {0};
+
+    (void)state;
+    for (int i = 0; i < 30000; i++) {
+        ol_frame_type type = (ol_frame_type)(1 + pick(pick(3) ? 8 : OL_FRAME_TYPE_LAST + 2));
+
+        if (type == OL_FRAME_SHUTDOWN)
+            continue;
+        noisy_payload(&payload, pick(10) ? type : (ol_frame_type)pick(20));
+        send_frame(&p, (uint32_t)pick(3), (uint64_t)pick(5), type, &payload);
+        drain(&p);
+    }
+    for (uint32_t session = 0; session < 3; session++)
+        send_frame(&p, session, 0, OL_FRAME_SESSION_END, NULL);
+    send_request(&p, 9, 1, &q);
+    do
+        assert_true(receive(&p));
+    while (in.frame.session != 9);
+    (void)run_to_end(&p, 9, 1, &text);
+    expect_idle(&p);
+    ol_buf_free(&payload);
+    ol_buf_free(&text);
+    shut_down(&p);
+}
+
 static void test_refused_request(void **state)
 {
     engine_process p = start_ready(NULL, NULL);
@@ -537,12 +614,12 @@ static void test_corrupt_ring(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_generate),      cmocka_unit_test(test_adapter_flow),
-        cmocka_unit_test(test_adapter_check), cmocka_unit_test(test_tokens_and_back),
-        cmocka_unit_test(test_long_answer),   cmocka_unit_test(test_cancel_and_session_end),
-        cmocka_unit_test(test_malformed),     cmocka_unit_test(test_refused_request),
-        cmocka_unit_test(test_broken_model),  cmocka_unit_test(test_worker_goes_away),
-        cmocka_unit_test(test_corrupt_ring),
+        cmocka_unit_test(test_generate),         cmocka_unit_test(test_adapter_flow),
+        cmocka_unit_test(test_adapter_check),    cmocka_unit_test(test_tokens_and_back),
+        cmocka_unit_test(test_long_answer),      cmocka_unit_test(test_cancel_and_session_end),
+        cmocka_unit_test(test_malformed),        cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_refused_request),  cmocka_unit_test(test_broken_model),
+        cmocka_unit_test(test_worker_goes_away), cmocka_unit_test(test_corrupt_ring),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
