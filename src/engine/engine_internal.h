@@ -38,7 +38,7 @@ typedef struct request {
     int n_prompt, n_output, max_output, max_tokens; /* max_tokens: size of the array */
     double logprob_sum;
     ol_sampler *sampler; /* GENERATE */
-    ol_stops *stops;     /* GENERATE */
+    ol_stops *stops;     /* NULL: none */
     ol_detok detok;
     int n_adapters;
     ol_adapter *adapters[OL_MAX_REQUEST_ADAPTERS];

@@ -37,6 +37,7 @@ static const struct option own_options[] = {
 
 #define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
 #define OTHER_UPLOADS ((size_t)256 << 20) /* prompts, texts */
+#define MAX_WAITING ((size_t)32 << 20)    /* answers that wait; then no more questions */
 
 typedef struct job {
     ol_engine_options engine;
@@ -144,8 +145,10 @@ static ol_code take_frames(job *j, ol_error *err)
     ol_frame frame;
     int there = 1;
 
-    /* As many as a full ring holds: a step is never far away. */
-    for (int i = 0; i < 256 && !s->shutdown && there == 1; i++) {
+    /* Some at a time: a step is never far away. */
+    for (int i = 0; i < 256 && there == 1; i++) {
+        if (s->shutdown || outbox_waiting(&s->out) > MAX_WAITING)
+            break;
         there = ol_channel_receive(&s->channel, &frame, j->payload);
         if (there < 0 || (there > 0 && frame.version != OL_WIRE_VERSION))
             return ol_fail(err, OL_CORRUPT, "the channel from the worker is corrupt");
@@ -229,21 +232,32 @@ static ol_code start(job *j, ol_error *err)
     return OL_OK;
 }
 
+/* While it loads, what goes wrong would go wrong again: BROKEN. Later it is an accident, and the
+ * worker will start another. */
+static int run(job *j)
+{
+    server *s = &j->server;
+    ol_error err;
+
+    if (start(j, &err) != OL_OK) {
+        send_broken(s, &err);
+        return cli_fail(&err);
+    }
+    return loop(j, &err) == OL_OK ? EXIT_OK : cli_fail(&err);
+}
+
 static int serve(job *j)
 {
     server *s = &j->server;
     ol_error err;
-    int status = EXIT_OK;
+    int status;
 
     become_child();
     if (ol_channel_attach(&s->channel, j->ring_fd, j->wake_fd, &err) != OL_OK)
         return cli_fail(&err);
     s->out.channel = &s->channel;
     ol_log_set(send_log, &s->out);
-    if (start(j, &err) != OL_OK || loop(j, &err) != OL_OK) {
-        send_broken(s, &err);
-        status = cli_fail(&err);
-    }
+    status = run(j);
     ol_log_set(NULL, NULL);
     ol_engine_close(s->engine);
     tag_table_free(s->tags);

@@ -50,6 +50,11 @@ bool outbox_flush(outbox *box)
     return true;
 }
 
+size_t outbox_waiting(const outbox *box)
+{
+    return box->waiting.len - box->sent;
+}
+
 bool outbox_failed(const outbox *box)
 {
     return box->waiting.failed || box->payload.failed;

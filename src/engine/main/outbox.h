@@ -21,6 +21,8 @@ void outbox_send(outbox *box, const ol_frame *to, ol_frame_type type);
 void outbox_send_data(outbox *box, const ol_frame *to, const void *bytes, size_t len);
 /* Moves what waits into the ring as far as there is room; true when nothing waits. */
 bool outbox_flush(outbox *box);
+/* Bytes that wait. */
+size_t outbox_waiting(const outbox *box);
 /* Out of memory: frames are lost, and the connection with them. */
 bool outbox_failed(const outbox *box);
 void outbox_free(outbox *box);
