@@ -3,8 +3,16 @@
 
 -- Tables live in the schema openlora. Functions (lora_*) live in the schema that CREATE
 -- EXTENSION ... SCHEMA names, public by default, so that plain calls find them.
+--
+-- This script runs as a superuser with a search path that others may write to: where an
+-- argument's type is not exactly that of a built-in function or operator, the name is
+-- qualified, so that nobody's better match is taken.
 CREATE SCHEMA openlora;
 COMMENT ON SCHEMA openlora IS 'adapters, provenance and attribution of openlora';
+
+-- Roles are kept as regrole: they survive a rename, and a new role that takes the name of
+-- a dropped one inherits nothing. Dumps name them, so restore roles first. (To compare:
+-- owner = 'alice'::regrole.)
 
 -- ---------------------------------------------------------------- what is served
 CREATE TABLE openlora.base_models (
@@ -13,10 +21,10 @@ CREATE TABLE openlora.base_models (
     architecture text NOT NULL,
     format       text NOT NULL,
     parameters   bigint NOT NULL,
-    owner        name NOT NULL DEFAULT current_user,
+    owner        regrole NOT NULL DEFAULT pg_catalog.quote_ident(CURRENT_USER::text)::regrole,
     first_used   timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE openlora.base_models IS 'base models that have answered here; owner is credited as the model''s';
+COMMENT ON TABLE openlora.base_models IS 'base models that have answered here; the owner is credited as the model''s';
 
 CREATE TABLE openlora.adapters (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -28,10 +36,12 @@ CREATE TABLE openlora.adapters (
     bytes       bigint NOT NULL,
     format      text NOT NULL CHECK (format IN ('peft', 'gguf')),
     checked     boolean NOT NULL DEFAULT false,
+    base_model  bytea,
     max_rank    int,
     modules     int,
     parameters  bigint,
-    owner       name NOT NULL DEFAULT current_user,
+    -- this is the owner's to say
+    owner       regrole NOT NULL DEFAULT pg_catalog.quote_ident(CURRENT_USER::text)::regrole,
     shared      boolean NOT NULL DEFAULT false,
     description text,
     created_at  timestamptz NOT NULL DEFAULT now()
@@ -42,17 +52,19 @@ COMMENT ON TABLE openlora.adapters IS 'LoRA adapters: name is the id that lora_g
 COMMENT ON COLUMN openlora.adapters.weights IS 'bytes of adapter_model.safetensors, or of a GGUF adapter';
 COMMENT ON COLUMN openlora.adapters.config IS 'PEFT''s adapter_config.json; NULL for GGUF';
 COMMENT ON COLUMN openlora.adapters.digest IS 'SHA-256 over weights and config: the identity in caches and in attribution';
-COMMENT ON COLUMN openlora.adapters.checked IS 'the engine has validated it against the base model it then served';
+COMMENT ON COLUMN openlora.adapters.checked IS 'the engine has validated it against base_model; setting it to NULL asks for that again';
+COMMENT ON COLUMN openlora.adapters.base_model IS 'digest of the base model that it was validated against; NULL when not checked';
 COMMENT ON COLUMN openlora.adapters.shared IS 'visible to every role that may read the table; else to members of its owner';
 
 -- ---------------------------------------------------------------- provenance
 CREATE TABLE openlora.contributors (
     id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name  text NOT NULL UNIQUE CHECK (name <> ''),
-    role  name,
+    role  regrole UNIQUE,
     note  text
 );
 COMMENT ON TABLE openlora.contributors IS 'people and organisations that can be credited';
+COMMENT ON COLUMN openlora.contributors.role IS 'what this role earns as an owner is credited to this contributor';
 
 CREATE TABLE openlora.datasets (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -60,11 +72,12 @@ CREATE TABLE openlora.datasets (
     uri     text,
     licence text,
     digest  bytea,
-    owner   name NOT NULL DEFAULT current_user
+    owner   regrole NOT NULL DEFAULT pg_catalog.quote_ident(CURRENT_USER::text)::regrole
 );
+COMMENT ON TABLE openlora.datasets IS 'what adapters were trained on';
 
 -- Shares are parts per million. The shares of one adapter (or dataset) may not exceed a
--- million; what they leave is credited to the adapter's owner.
+-- million; what they leave is credited to the owner: see openlora.adapter_credits.
 CREATE TABLE openlora.adapter_datasets (
     adapter bigint NOT NULL REFERENCES openlora.adapters ON DELETE CASCADE,
     dataset bigint NOT NULL REFERENCES openlora.datasets,
@@ -83,28 +96,21 @@ CREATE TABLE openlora.adapter_contributors (
     share       int NOT NULL CHECK (share BETWEEN 1 AND 1000000),
     PRIMARY KEY (adapter, contributor)
 );
+COMMENT ON TABLE openlora.adapter_datasets IS 'which datasets an adapter was trained on, parts per million';
+COMMENT ON TABLE openlora.dataset_contributors IS 'who made a dataset, parts per million';
+COMMENT ON TABLE openlora.adapter_contributors IS 'who made an adapter, parts per million';
 
--- At the end of the transaction, so that shares can be moved in several statements.
+-- Sums are checked at the end of the transaction, so that shares can be moved in several
+-- statements; once for each parent, however many rows were written: see share_trigger.c.
 CREATE FUNCTION openlora.check_shares() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    whose  text := TG_ARGV[0];
-    id     bigint;
-    total  bigint;
-BEGIN
-    id := (to_jsonb(NEW) ->> whose)::bigint;
-    -- the parent row's lock makes two transactions that add shares see each other
-    EXECUTE format('SELECT 1 FROM openlora.%I WHERE id = $1 FOR NO KEY UPDATE', whose || 's') USING id;
-    EXECUTE format('SELECT coalesce(sum(share), 0) FROM openlora.%I WHERE %I = $1', TG_TABLE_NAME, whose)
-        INTO total USING id;
-    IF total > 1000000 THEN
-        RAISE EXCEPTION USING ERRCODE = 'check_violation',
-            MESSAGE = format('shares of %s %s exceed the whole', whose, id),
-            DETAIL = format('They sum to %s of 1000000.', total);
-    END IF;
-    RETURN NULL;
-END $$;
+AS 'MODULE_PATHNAME', 'lora_check_shares' LANGUAGE C;
 
+CREATE TRIGGER changing BEFORE INSERT OR UPDATE ON openlora.adapter_datasets
+    FOR EACH STATEMENT EXECUTE FUNCTION openlora.check_shares('adapter');
+CREATE TRIGGER changing BEFORE INSERT OR UPDATE ON openlora.dataset_contributors
+    FOR EACH STATEMENT EXECUTE FUNCTION openlora.check_shares('dataset');
+CREATE TRIGGER changing BEFORE INSERT OR UPDATE ON openlora.adapter_contributors
+    FOR EACH STATEMENT EXECUTE FUNCTION openlora.check_shares('adapter');
 CREATE CONSTRAINT TRIGGER whole AFTER INSERT OR UPDATE ON openlora.adapter_datasets
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION openlora.check_shares('adapter');
 CREATE CONSTRAINT TRIGGER whole AFTER INSERT OR UPDATE ON openlora.dataset_contributors
@@ -114,26 +120,36 @@ CREATE CONSTRAINT TRIGGER whole AFTER INSERT OR UPDATE ON openlora.adapter_contr
 
 -- ---------------------------------------------------------------- what happened
 CREATE TABLE openlora.inferences (
-    id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    at                timestamptz NOT NULL DEFAULT now(),
-    role              name NOT NULL,
-    function          text NOT NULL,
-    base_model        bytea NOT NULL,
-    prompt_tokens     int NOT NULL,
-    completion_tokens int NOT NULL,
-    finish_reason     text NOT NULL,
-    temperature       real NOT NULL,
-    top_k             int NOT NULL,
-    top_p             real NOT NULL,
-    min_p             real NOT NULL,
-    max_tokens        int NOT NULL,
-    seed              bigint NOT NULL,
-    device            text NOT NULL,
-    queue_ms          float8 NOT NULL,
-    prefill_ms        float8 NOT NULL,
-    decode_ms         float8 NOT NULL
+    id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at                 timestamptz NOT NULL DEFAULT now(),
+    role               name NOT NULL,
+    role_id            regrole NOT NULL,
+    function           text NOT NULL,
+    base_model         bytea NOT NULL,
+    prompt_tokens      int NOT NULL,
+    completion_tokens  int NOT NULL,
+    finish_reason      text NOT NULL,
+    temperature        real NOT NULL,
+    top_k              int NOT NULL,
+    top_p              real NOT NULL,
+    min_p              real NOT NULL,
+    repetition_penalty real NOT NULL,
+    presence_penalty   real NOT NULL,
+    frequency_penalty  real NOT NULL,
+    logit_bias         jsonb,
+    stop               text[],
+    ignore_eos         boolean NOT NULL,
+    max_tokens         int NOT NULL,
+    seed               bigint NOT NULL,
+    device             text NOT NULL,
+    queue_ms           float8 NOT NULL,
+    prefill_ms         float8 NOT NULL,
+    decode_ms          float8 NOT NULL
 );
 COMMENT ON TABLE openlora.inferences IS 'one row per answer, in the transaction that asked for it';
+COMMENT ON COLUMN openlora.inferences.at IS 'when that transaction began';
+COMMENT ON COLUMN openlora.inferences.role IS 'who asked: the role whose privileges applied, as it was called then';
+COMMENT ON COLUMN openlora.inferences.role_id IS 'that role, whatever it is called now; it may see the row';
 
 -- No foreign keys to adapters or contributors: history outlives them.
 CREATE TABLE openlora.inference_adapters (
@@ -146,14 +162,21 @@ CREATE TABLE openlora.inference_adapters (
     share     int NOT NULL,
     PRIMARY KEY (inference, position)
 );
+COMMENT ON TABLE openlora.inference_adapters IS 'adapters of an inference, as they were named and weighted';
 COMMENT ON COLUMN openlora.inference_adapters.share IS 'measured part of the LoRA output energy, parts per million; sums to a million';
 
 CREATE TABLE openlora.attributions (
-    inference   bigint NOT NULL REFERENCES openlora.inferences ON DELETE CASCADE,
-    kind        text NOT NULL CHECK (kind IN ('model', 'compute', 'adapter', 'dataset')),
-    adapter     text,
-    contributor text NOT NULL,
-    share       int NOT NULL CHECK (share BETWEEN 1 AND 1000000)
+    inference      bigint NOT NULL REFERENCES openlora.inferences ON DELETE CASCADE,
+    kind           text NOT NULL CHECK (kind IN ('model', 'compute', 'adapter', 'dataset')),
+    adapter        text,
+    dataset        text,
+    contributor    text NOT NULL,
+    contributor_id bigint,
+    share          numeric NOT NULL CHECK (share > 0.0 AND share <= 1000000.0),
+    tokens         numeric NOT NULL
 );
 CREATE INDEX attributions_inference_idx ON openlora.attributions (inference);
 COMMENT ON TABLE openlora.attributions IS 'who is credited for an inference: the shares of each kind sum to a million';
+COMMENT ON COLUMN openlora.attributions.contributor IS 'name of a contributor, or of a role when contributor_id is NULL';
+COMMENT ON COLUMN openlora.attributions.share IS 'parts per million of this kind, with all decimals: nothing is rounded';
+COMMENT ON COLUMN openlora.attributions.tokens IS 'that part of the tokens of prompt and completion';

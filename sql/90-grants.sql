@@ -12,37 +12,41 @@ ALTER TABLE openlora.inference_adapters ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.attributions ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY all_read ON openlora.base_models FOR SELECT USING (true);
-CREATE POLICY visible ON openlora.adapters FOR SELECT USING (shared OR pg_has_role(owner, 'USAGE'));
-CREATE POLICY add_own ON openlora.adapters FOR INSERT WITH CHECK (pg_has_role(owner, 'USAGE'));
-CREATE POLICY change_own ON openlora.adapters FOR UPDATE USING (pg_has_role(owner, 'USAGE'));
-CREATE POLICY drop_own ON openlora.adapters FOR DELETE USING (pg_has_role(owner, 'USAGE'));
+CREATE POLICY visible ON openlora.adapters FOR SELECT USING (shared OR pg_catalog.pg_has_role(owner, 'USAGE'));
+CREATE POLICY add_own ON openlora.adapters FOR INSERT WITH CHECK (pg_catalog.pg_has_role(owner, 'USAGE'));
+CREATE POLICY change_own ON openlora.adapters FOR UPDATE USING (pg_catalog.pg_has_role(owner, 'USAGE'));
+CREATE POLICY drop_own ON openlora.adapters FOR DELETE USING (pg_catalog.pg_has_role(owner, 'USAGE'));
 
 CREATE POLICY all_read ON openlora.contributors FOR SELECT USING (true);
-CREATE POLICY add ON openlora.contributors FOR INSERT WITH CHECK (true);
+-- naming a role redirects its credit, so it must be one's own
+CREATE POLICY add ON openlora.contributors FOR INSERT
+    WITH CHECK (role IS NULL OR pg_catalog.pg_has_role(role, 'USAGE'));
 CREATE POLICY all_read ON openlora.datasets FOR SELECT USING (true);
-CREATE POLICY own ON openlora.datasets USING (pg_has_role(owner, 'USAGE'));
+CREATE POLICY own ON openlora.datasets USING (pg_catalog.pg_has_role(owner, 'USAGE'));
 -- Provenance is visible with what it belongs to, and its owner's to write.
 CREATE POLICY with_adapter ON openlora.adapter_datasets FOR SELECT
     USING (EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter));
 CREATE POLICY own ON openlora.adapter_datasets
-    USING (EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter AND pg_has_role(a.owner, 'USAGE')));
+    USING (EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter AND pg_catalog.pg_has_role(a.owner, 'USAGE')));
 CREATE POLICY with_dataset ON openlora.dataset_contributors FOR SELECT
     USING (EXISTS (SELECT FROM openlora.datasets d WHERE d.id = dataset));
 CREATE POLICY own ON openlora.dataset_contributors
-    USING (EXISTS (SELECT FROM openlora.datasets d WHERE d.id = dataset AND pg_has_role(d.owner, 'USAGE')));
+    USING (EXISTS (SELECT FROM openlora.datasets d WHERE d.id = dataset AND pg_catalog.pg_has_role(d.owner, 'USAGE')));
 CREATE POLICY with_adapter ON openlora.adapter_contributors FOR SELECT
     USING (EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter));
 CREATE POLICY own ON openlora.adapter_contributors
-    USING (EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter AND pg_has_role(a.owner, 'USAGE')));
+    USING (EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter AND pg_catalog.pg_has_role(a.owner, 'USAGE')));
 
--- What happened is read by the role that asked, and written by nobody but openlora.
-CREATE POLICY own ON openlora.inferences FOR SELECT USING (pg_has_role(role, 'USAGE'));
+-- What happened is read by the role that asked and by pg_read_all_data, and written by
+-- nobody but openlora, with the rights of the tables' owner.
+CREATE POLICY own ON openlora.inferences FOR SELECT USING (pg_catalog.pg_has_role(role_id, 'USAGE')
+    OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')));
 CREATE POLICY own ON openlora.inference_adapters FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 CREATE POLICY own ON openlora.attributions FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 
-REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares() FROM PUBLIC;
+REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares(), openlora.read_shares(jsonb) FROM PUBLIC;
 DO $$
 DECLARE
     f regprocedure;
@@ -55,29 +59,62 @@ BEGIN
     END LOOP;
 END $$;
 
--- The grants that a role needs to use openlora; with `manage`, to own adapters too.
+-- The grants that a role needs to call openlora, to see what it may use and what was
+-- credited for its calls; with `manage`, to own adapters and datasets, too. Using an
+-- adapter takes no right to read its weights: that comes with `manage`, and shows those of
+-- adapters that are the role's own or shared.
 CREATE FUNCTION lora_grant_usage(grantee regrole, manage boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    columns text;
     f regprocedure;
 BEGIN
+    SELECT string_agg(quote_ident(attname), ', ') INTO columns FROM pg_attribute
+    WHERE attrelid = 'openlora.adapters'::regclass AND attnum > 0 AND NOT attisdropped AND (manage OR attname <> 'weights');
     EXECUTE format('GRANT USAGE ON SCHEMA openlora TO %s', grantee);
-    EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA openlora TO %s', grantee);
+    EXECUTE format('GRANT SELECT (%s) ON openlora.adapters TO %s', columns, grantee);
+    EXECUTE format('GRANT SELECT ON openlora.base_models, openlora.contributors, openlora.datasets, openlora.adapter_datasets,'
+        ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
+        ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
+        ' openlora.role_usage TO %s', grantee);
+    IF current_setting('server_version_num')::int >= 150000 THEN
+        EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);
+    END IF;
     IF manage THEN
         EXECUTE format('GRANT INSERT, UPDATE, DELETE ON openlora.adapters, openlora.datasets,'
             ' openlora.adapter_datasets, openlora.dataset_contributors, openlora.adapter_contributors TO %s', grantee);
         EXECUTE format('GRANT INSERT ON openlora.contributors TO %s', grantee);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb) TO %s', grantee);
     END IF;
     FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
-             WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%' AND p.proname <> 'lora_grant_usage'
-               AND (manage OR p.proname NOT IN ('lora_adapter_import', 'lora_adapter_drop'))
+             WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
+               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage') AND (manage OR p.proname NOT LIKE 'lora\_adapter\_%')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, grantee);
     END LOOP;
 END $$;
-REVOKE ALL ON FUNCTION lora_grant_usage(regrole, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION lora_grant_usage(regrole, boolean) IS 'grants what a role needs to call openlora; manage: to own adapters, too';
+
+CREATE FUNCTION lora_revoke_usage(grantee regrole) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    columns text;
+    f regprocedure;
+BEGIN
+    SELECT string_agg(quote_ident(attname), ', ') INTO columns FROM pg_attribute
+    WHERE attrelid = 'openlora.adapters'::regclass AND attnum > 0 AND NOT attisdropped;
+    EXECUTE format('REVOKE SELECT (%s) ON openlora.adapters FROM %s', columns, grantee);
+    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA openlora FROM %s', grantee);
+    EXECUTE format('REVOKE ALL ON SCHEMA openlora FROM %s', grantee);
+    FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
+             JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e' WHERE e.extname = 'openlora'
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', f, grantee);
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION lora_revoke_usage(regrole) IS 'takes back what lora_grant_usage gave; adapters stay with their owner';
+REVOKE ALL ON FUNCTION lora_grant_usage(regrole, boolean), lora_revoke_usage(regrole) FROM PUBLIC;
 
 -- ---------------------------------------------------------------- dumps
 DO $$

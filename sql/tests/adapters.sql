@@ -1,3 +1,4 @@
+\set SHOW_CONTEXT never
 -- Adapters as rows: a tiny valid one is made of zeros here, one rank, one module.
 CREATE FUNCTION tiny(value real DEFAULT 0) RETURNS bytea LANGUAGE sql AS $$
   SELECT int8send_le || convert_to(header, 'UTF8') || repeat_bytes
@@ -20,8 +21,13 @@ SELECT digest = sha256(convert_to('openlora.adapter.1', 'UTF8') || '\x00'
 -- An adapter of zeros changes nothing.
 SELECT lora_generate('{zero}', 'Once upon a', max_tokens => 5) = lora_generate(NULL, 'Once upon a', max_tokens => 5) AS same;
 -- What describes the bytes cannot be set by hand.
-UPDATE openlora.adapters SET digest = sha256(''), bytes = 1, max_rank = 99, checked = false;
-SELECT bytes, max_rank, checked, digest = sha256('') AS forged FROM openlora.adapters;
+UPDATE openlora.adapters SET digest = sha256(''), bytes = 1, max_rank = 99, base_model = '\x00', parameters = 0;
+SELECT bytes, max_rank, checked, parameters, digest = sha256('') AS forged, base_model = '\x00' AS forged FROM openlora.adapters;
+-- The engine's verdict can be taken away, not given; it is asked for by NULL, or by name.
+UPDATE openlora.adapters SET checked = false RETURNING checked, base_model;
+UPDATE openlora.adapters SET checked = true RETURNING checked, base_model;
+UPDATE openlora.adapters SET checked = NULL RETURNING checked, encode(base_model, 'hex') = (SELECT model_digest FROM lora_status()) AS of_this_model;
+SELECT * FROM lora_adapter_check('zero');
 -- Renaming keeps the digest, other weights change it; the next call sees the new row.
 SELECT digest AS before FROM openlora.adapters \gset
 UPDATE openlora.adapters SET name = 'nought';
@@ -39,17 +45,51 @@ SELECT lora_adapter_import('bad', tiny(), config('{"r": 2}'));
 SELECT lora_adapter_import('bad', tiny(), config('{"target_modules": ["q_proj", "v_proj"]}'));
 SELECT lora_adapter_import('bad', tiny('NaN'), config());
 SELECT lora_adapter_import('bad', tiny());
-SELECT lora_adapter_import('bad', substr(tiny(), 1, 1000), config());
+SELECT lora_adapter_import('bad', tiny(), '[1]');
+SELECT lora_adapter_import('bad', NULL, config());
 SELECT lora_adapter_import('', tiny(), config());
+SELECT lora_adapter_import(repeat('x', 201), tiny(), config());
 INSERT INTO openlora.adapters (name, weights) VALUES ('bad', '\x80024b2a2e');
+INSERT INTO openlora.adapters (name, weights) VALUES ('bad', '\x504b03040a0b0c0d');
+INSERT INTO openlora.adapters (name, weights) VALUES ('bad', '');
+INSERT INTO openlora.adapters (name, weights) VALUES ('bad', '\x47475546');
+INSERT INTO openlora.adapters (name, weights, config, digest) SELECT 'bad', tiny(), config(), sha256('');
+SELECT lora_adapter_check('bad');
+SELECT lora_adapter_export('bad');
 SELECT lora_adapter_drop('bad');
 SELECT lora_adapter_drop('bad', missing_ok => true);
 \set VERBOSITY default
+-- The outer form is looked at without the engine.
+SELECT lora_adapter_import('bad', substr(tiny(), 1, 1000), config());
+SELECT lora_adapter_import('bad', overlay(tiny() PLACING '\xff' FROM 8), config());
+SELECT lora_adapter_import('bad', overlay(tiny() PLACING '\xff' FROM 20), config());
+SELECT lora_adapter_import('bad', overlay(tiny() PLACING '\x00' FROM 20), config());
+SELECT lora_adapter_import('bad', overlay(tiny() PLACING convert_to('!', 'UTF8') FROM 20), config());
+SELECT lora_adapter_import('bad', decode('0700000000000000', 'hex') || convert_to('{"a":1}', 'UTF8'), config());
+SELECT lora_adapter_import('bad', decode('0800000000000000', 'hex') || convert_to('{"a":1}}', 'UTF8'), config());
+SELECT lora_adapter_import('bad', decode('2900000000000000', 'hex') || convert_to('{"a":{"data_offsets":[0,1e30]},"b":"cde"}', 'UTF8'), config());
 SELECT lora_adapter_import('nought', tiny(0.25), config(), replace => true) > 0 AS replaced;
--- Weights and duplicates.
+SELECT count(*), bool_and(checked) AS checked FROM openlora.adapters WHERE name = 'nought';
+-- Weights that come compressed from elsewhere are stored as they should be.
+CREATE TEMP TABLE staged AS SELECT tiny(0.625) AS weights;
+INSERT INTO staged SELECT weights FROM staged;
+SELECT pg_column_compression(weights) IS NOT NULL AS compressed FROM staged LIMIT 1;
+INSERT INTO openlora.adapters (name, weights, config) SELECT 'packed', weights, config() FROM staged LIMIT 1 RETURNING bytes, checked;
+SELECT pg_column_compression(weights) IS NULL AS plain, digest = (SELECT digest FROM openlora.adapters WHERE name = 'packed') AS same
+FROM openlora.adapters WHERE name = 'packed';
+SELECT lora_score('{packed}', 'Once upon', ' a time') < 0 AS scored;
+SELECT lora_adapter_drop('packed');
+-- A slip of the pen, and weights and duplicates.
+SELECT lora_generate('{nougt}', 'x');
 SELECT lora_adapter_import('other', tiny(0.75), config()) > 0 AS made;
 \set VERBOSITY terse
 SELECT lora_generate('{nought,nought}', 'x');
+SELECT lora_generate('{nought,nought}', 'x', weights => NULL, on_error => 'null') IS NULL AS failed;
+SELECT lora_generate('{{nought},{other}}', 'x');
+SELECT lora_generate(NULL, 'x', weights => '{1}');
+SELECT lora_generate(array_agg('n' || i), 'x') FROM generate_series(1, 17) i;
+SELECT lora_generate('{nought}', 'x', weights => '{NULL}');
+SELECT lora_generate('{nought}', 'x', weights => '{1e7}');
 SELECT lora_generate('{nought,other}', 'x', weights => '{1}');
 SELECT lora_generate('{nought}', 'x', weights => '{NaN}');
 SELECT lora_generate('{nought}', 'x', weights => '{Infinity}');

@@ -7,17 +7,18 @@ INSERT INTO openlora.adapter_datasets SELECT a.id, d.id, 900000 FROM openlora.ad
 INSERT INTO openlora.adapter_contributors SELECT a.id, c.id, 250000 FROM openlora.adapters a, openlora.contributors c
   WHERE a.name = 'nought' AND c.name = 'cid';
 SELECT inference_id AS id FROM lora_complete('{nought,other}', 'Once upon', max_tokens => 4) \gset
-SELECT kind, sum(share) FROM openlora.attributions WHERE inference = :id GROUP BY kind ORDER BY kind;
+SELECT kind, trim_scale(sum(share)) AS sum, trim_scale(sum(tokens)) = 2 * 4 - 1 AS all_tokens FROM openlora.attributions WHERE inference = :id GROUP BY kind ORDER BY kind;
 SELECT sum(share) FROM openlora.inference_adapters WHERE inference = :id;
--- One adapter: every share is known.
+-- One adapter: every share is known, with all decimals. What is left is the dataset's owner's,
+-- or the adapter's.
 SELECT inference_id AS one FROM lora_complete('{nought}', 'Once upon', max_tokens => 4) \gset
-SELECT kind, contributor, share FROM openlora.attributions WHERE inference = :one AND kind IN ('adapter', 'dataset')
-ORDER BY kind, contributor;
+SELECT kind, dataset, contributor, contributor_id IS NULL AS is_role, share FROM openlora.attributions
+WHERE inference = :one AND kind IN ('adapter', 'dataset') ORDER BY kind, dataset, contributor;
 -- History stays as it was.
 DELETE FROM openlora.adapter_datasets;
 DELETE FROM openlora.adapters WHERE name = 'nought';
-SELECT kind, contributor, share FROM openlora.attributions WHERE inference = :one AND kind IN ('adapter', 'dataset')
-ORDER BY kind, contributor;
+SELECT kind, dataset, contributor, contributor_id IS NULL AS is_role, share FROM openlora.attributions
+WHERE inference = :one AND kind IN ('adapter', 'dataset') ORDER BY kind, dataset, contributor;
 SELECT name, share FROM openlora.inference_adapters WHERE inference = :one;
 -- Shares cannot exceed the whole; the check waits for the end of the transaction.
 BEGIN;

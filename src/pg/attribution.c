@@ -1,68 +1,46 @@
 /*
  * attribution.c: see attribution.h.
  *
- * Four kinds of credit, each a whole of its own (a million parts):
+ * Four kinds of credit, each a whole of its own (a million parts), so that a policy can
+ * weigh the kinds without touching what was recorded:
  *   model     the base model's owner
- *   compute   the server that ran it
- *   adapter   by measured share among the adapters; within one, by adapter_contributors,
- *             the rest to the adapter's owner
- *   dataset   by measured share, adapter_datasets and dataset_contributors; the rest to
- *             the adapter's owner
- * Shares are copied, so that later changes of provenance change nothing that was written.
+ *   compute   whoever runs the server: the owner of the extension
+ *   adapter   by measured share among the adapters; within one by adapter_contributors
+ *   dataset   by measured share; within one by adapter_datasets, dataset_contributors
+ * What provenance leaves open is the owners': openlora.adapter_credits says how, and is
+ * where one adapter's credits are read from. Where a role is credited and a contributor
+ * stands for it, that contributor is.
+ *
+ * Parts per million times parts per million times parts per million is at most 10^18, which
+ * an int64 holds: credits are exact products in units of 10^-12 parts per million, and only
+ * the measured shares, which are floating point, are ever rounded (to parts per million, by
+ * largest remainder). Shares are copied, so that later changes of provenance change nothing
+ * that was written.
  */
 #include "attribution.h"
 
-#include <math.h>
-
+#include "access/xact.h"
+#include "arguments.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
 #include "shared.h"
 #include "spi.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
-#include "utils/json.h"
+#include "utils/lsyscache.h"
 
-/* -- exact shares -------------------------------------------------------------------------------
- */
+#define FINE INT64CONST(1000000000000) /* units of a credit in one part per million */
 
-void lora_split(int64 total, int n, const int64 *weights, int64 *parts)
+void lora_attribution_prevent(void)
 {
-    int128 sum = 0;
-    int128 *rest = palloc(sizeof(int128) * (Size)(n + 1));
-    int64 left = total;
-
-    for (int i = 0; i < n; i++)
-        sum += weights[i];
-    for (int i = 0; i < n; i++) {
-        int128 product = (int128)total * weights[i];
-
-        parts[i] = sum > 0 ? (int64)(product / sum) : 0;
-        rest[i] = sum > 0 ? product % sum : 0;
-        left -= parts[i];
-    }
-    while (left > 0 && n > 0) {
-        int best = 0;
-
-        for (int i = 1; i < n; i++)
-            if (rest[i] > rest[best])
-                best = i;
-        parts[best]++;
-        rest[best] = -1;
-        left--;
-    }
-    pfree(rest);
+    PreventCommandIfReadOnly("an inference, which is attributed,");
+    PreventCommandIfParallelMode("an inference, which is attributed,");
+    PreventCommandDuringRecovery("an inference, which is attributed,");
 }
-
-void lora_split_shares(int n, const double *shares, int64 *parts)
-{
-    int64 weights[OL_MAX_REQUEST_ADAPTERS];
-
-    for (int i = 0; i < n; i++)
-        weights[i] = (int64)rint(shares[i] * 1e15);
-    lora_split(LORA_WHOLE, n, weights, parts);
-}
-
-/* -- rows
- * ------------------------------------------------------------------------------------------ */
 
 static Datum digest_datum(const ol_digest *digest)
 {
@@ -73,221 +51,349 @@ static Datum digest_datum(const ol_digest *digest)
     return PointerGetDatum(bytes);
 }
 
-static Datum text_datum(const char *text)
+/* From the engine's UTF-8. */
+static Datum text_datum(const char *utf8)
 {
-    return CStringGetTextDatum(text);
+    return PointerGetDatum(lora_text_from_utf8(utf8, strlen(utf8)));
 }
 
-/* Registers the model at its first answer; returns its owner's name. */
-static char *note_model(const ol_engine_info *info)
+/* -- the base model ---------------------------------------------------------------------- */
+
+/* Registering a model must not make other answers wait for this transaction, as a unique
+ * key alone would: whoever does not get the lock at once leaves it to whoever has it. */
+static bool may_register(const ol_digest *digest)
 {
-    static LoraStatement find = {"SELECT owner::pg_catalog.text FROM openlora.base_models"
-                                 " WHERE digest OPERATOR(pg_catalog.=) $1",
-                                 1,
-                                 {BYTEAOID}};
+    Oid table = get_relname_relid("base_models", get_namespace_oid("openlora", false));
+    LOCKTAG tag;
+    uint16 part;
+
+    memcpy(&part, digest->bytes, sizeof(part));
+    SET_LOCKTAG_OBJECT(tag, MyDatabaseId, RelationRelationId, table, part);
+    return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/* Registers the model at its first answer; returns its owner. */
+static Oid note_model(const ol_engine_info *info, Oid default_owner)
+{
+    static LoraStatement find = {
+        "SELECT owner::pg_catalog.oid::pg_catalog.int8"
+        " FROM openlora.base_models WHERE digest OPERATOR(pg_catalog.=) $1",
+        1,
+        {BYTEAOID}};
     static LoraStatement insert = {
         "INSERT INTO openlora.base_models (digest, name, architecture, format, parameters)"
-        " VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+        " VALUES ($1, $2, $3, $4, $5)",
         5,
         {BYTEAOID, TEXTOID, TEXTOID, TEXTOID, INT8OID}};
     Datum values[5] = {digest_datum(&info->model_digest), text_datum(info->model_name),
                        text_datum(info->architecture), text_datum(info->format),
                        Int64GetDatum(info->parameters)};
 
-    if (lora_execute(&find, values, NULL, false) == 0) {
-        lora_execute(&insert, values, NULL, false);
-        if (lora_execute(&find, values, NULL, false) == 0)
-            return pstrdup("unknown"); /* being registered by another transaction */
+    if (lora_read_latest(&find, values) == 0) {
+        if (!may_register(&info->model_digest))
+            return default_owner;
+        if (lora_read_latest(&find, values) == 0) {
+            lora_execute(&insert, values, NULL, false);
+            return default_owner;
+        }
     }
-    return lora_text(0, 1);
+    return (Oid)lora_int64(0, 1);
+}
+
+/* -- inferences ---------------------------------------------------------------------------- */
+
+static Datum stops_datum(const ol_sampling *s)
+{
+    Datum stops[OL_MAX_STOPS];
+
+    for (int i = 0; i < s->n_stops; i++)
+        stops[i] = PointerGetDatum(lora_text_from_utf8(s->stops[i].data, s->stops[i].len));
+    return PointerGetDatum(construct_array(stops, s->n_stops, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* {"17": -5, ...}, as the argument was. */
+static Datum bias_datum(const ol_sampling *s)
+{
+    StringInfoData json;
+
+    initStringInfo(&json);
+    for (int i = 0; i < s->n_bias; i++) {
+        char *number =
+            DatumGetCString(DirectFunctionCall1(float4out, Float4GetDatum(s->bias[i].bias)));
+
+        appendStringInfo(&json, "%c\"%d\":%s", i ? ',' : '{', s->bias[i].token, number);
+    }
+    appendStringInfoChar(&json, '}');
+    return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+}
+
+enum {
+    IN_ROLE,
+    IN_ROLE_ID,
+    IN_FUNCTION,
+    IN_MODEL,
+    IN_PROMPT_TOKENS,
+    IN_COMPLETION_TOKENS,
+    IN_FINISH,
+    IN_TEMPERATURE,
+    IN_TOP_K,
+    IN_TOP_P,
+    IN_MIN_P,
+    IN_REPETITION,
+    IN_PRESENCE,
+    IN_FREQUENCY,
+    IN_BIAS,
+    IN_STOP,
+    IN_IGNORE_EOS,
+    IN_MAX_TOKENS,
+    IN_SEED,
+    IN_DEVICE,
+    IN_QUEUE,
+    IN_PREFILL,
+    IN_DECODE,
+    IN_COUNT
+};
+
+static void put_sampling(Datum *values, char *nulls, const ol_sampling *s)
+{
+    values[IN_TEMPERATURE] = Float4GetDatum(s->temperature);
+    values[IN_TOP_K] = Int32GetDatum(s->top_k);
+    values[IN_TOP_P] = Float4GetDatum(s->top_p);
+    values[IN_MIN_P] = Float4GetDatum(s->min_p);
+    values[IN_REPETITION] = Float4GetDatum(s->repetition_penalty);
+    values[IN_PRESENCE] = Float4GetDatum(s->presence_penalty);
+    values[IN_FREQUENCY] = Float4GetDatum(s->frequency_penalty);
+    values[IN_IGNORE_EOS] = BoolGetDatum(s->ignore_eos);
+    values[IN_MAX_TOKENS] = Int32GetDatum(s->max_tokens);
+    values[IN_SEED] = Int64GetDatum((int64)s->seed);
+    if (s->n_bias)
+        values[IN_BIAS] = bias_datum(s);
+    else
+        nulls[IN_BIAS] = 'n';
+    if (s->n_stops)
+        values[IN_STOP] = stops_datum(s);
+    else
+        nulls[IN_STOP] = 'n';
 }
 
 static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
                               const ol_engine_info *info, Oid caller)
 {
     static LoraStatement insert = {
-        "INSERT INTO openlora.inferences (role, function, base_model, prompt_tokens,"
-        " completion_tokens, finish_reason, temperature, top_k, top_p, min_p, max_tokens, seed,"
-        " device, queue_ms, prefill_ms, decode_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,"
-        " $10, $11, $12, $13, $14, $15, $16) RETURNING id",
-        16,
-        {NAMEOID, TEXTOID, BYTEAOID, INT4OID, INT4OID, TEXTOID, FLOAT4OID, INT4OID, FLOAT4OID,
-         FLOAT4OID, INT4OID, INT8OID, TEXTOID, FLOAT8OID, FLOAT8OID, FLOAT8OID}};
-    const ol_sampling *s = &spec->sampling;
+        "INSERT INTO openlora.inferences (role, role_id, function, base_model, prompt_tokens,"
+        " completion_tokens, finish_reason, temperature, top_k, top_p, min_p,"
+        " repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, ignore_eos,"
+        " max_tokens, seed, device, queue_ms, prefill_ms, decode_ms) VALUES ($1, $2, $3, $4, $5,"
+        " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"
+        " RETURNING id",
+        IN_COUNT,
+        {NAMEOID, REGROLEOID, TEXTOID,   BYTEAOID,  INT4OID,   INT4OID,   TEXTOID,  FLOAT4OID,
+         INT4OID, FLOAT4OID,  FLOAT4OID, FLOAT4OID, FLOAT4OID, FLOAT4OID, JSONBOID, TEXTARRAYOID,
+         BOOLOID, INT4OID,    INT8OID,   TEXTOID,   FLOAT8OID, FLOAT8OID, FLOAT8OID}};
     static const char *const finishes[] = {"eos", "stop", "length", "scored"};
     NameData role;
-    Datum values[16];
+    Datum values[IN_COUNT];
+    char nulls[IN_COUNT];
 
+    memset(nulls, ' ', sizeof(nulls));
     namestrcpy(&role, GetUserNameFromId(caller, false));
-    values[0] = NameGetDatum(&role);
-    values[1] = text_datum(spec->function);
-    values[2] = digest_datum(&info->model_digest);
-    values[3] = Int32GetDatum(result->prompt_tokens);
-    values[4] = Int32GetDatum(result->completion_tokens);
-    values[5] = text_datum(finishes[result->finish]);
-    values[6] = Float4GetDatum(s->temperature);
-    values[7] = Int32GetDatum(s->top_k);
-    values[8] = Float4GetDatum(s->top_p);
-    values[9] = Float4GetDatum(s->min_p);
-    values[10] = Int32GetDatum(s->max_tokens);
-    values[11] = Int64GetDatum((int64)s->seed);
-    values[12] = text_datum(info->device.description);
-    values[13] = Float8GetDatum((double)result->queue_us / 1000);
-    values[14] = Float8GetDatum((double)result->prefill_us / 1000);
-    values[15] = Float8GetDatum((double)result->decode_us / 1000);
-    lora_execute(&insert, values, NULL, false);
+    values[IN_ROLE] = NameGetDatum(&role);
+    values[IN_ROLE_ID] = ObjectIdGetDatum(caller);
+    values[IN_FUNCTION] = CStringGetTextDatum(spec->function);
+    values[IN_MODEL] = digest_datum(&info->model_digest);
+    values[IN_PROMPT_TOKENS] = Int32GetDatum(result->prompt_tokens);
+    values[IN_COMPLETION_TOKENS] = Int32GetDatum(result->completion_tokens);
+    values[IN_FINISH] = CStringGetTextDatum(finishes[result->finish]);
+    put_sampling(values, nulls, &spec->sampling);
+    values[IN_DEVICE] = text_datum(info->device.description);
+    values[IN_QUEUE] = Float8GetDatum((double)result->queue_us / 1000);
+    values[IN_PREFILL] = Float8GetDatum((double)result->prefill_us / 1000);
+    values[IN_DECODE] = Float8GetDatum((double)result->decode_us / 1000);
+    lora_execute(&insert, values, nulls, false);
     return lora_int64(0, 1);
 }
 
-static void insert_adapter(int64 inference, int position, const LoraAdapterRef *ref, int64 share)
+static void insert_adapters(int64 inference, const LoraSpec *spec, const int64 *parts)
 {
     static LoraStatement insert = {
         "INSERT INTO openlora.inference_adapters (inference, position, adapter, name, digest,"
         " weight, share) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         7,
         {INT8OID, INT4OID, INT8OID, TEXTOID, BYTEAOID, FLOAT8OID, INT4OID}};
-    Datum values[7] = {Int64GetDatum(inference),   Int32GetDatum(position),
-                       Int64GetDatum(ref->id),     text_datum(ref->name),
-                       digest_datum(&ref->digest), Float8GetDatum(ref->weight),
-                       Int32GetDatum((int32)share)};
+
+    for (int i = 0; i < spec->n_adapters; i++) {
+        const LoraAdapterRef *ref = &spec->adapters[i];
+        Datum values[7] = {Int64GetDatum(inference),      Int32GetDatum(i + 1),
+                           Int64GetDatum(ref->id),        CStringGetTextDatum(ref->name),
+                           digest_datum(&ref->digest),    Float8GetDatum(ref->weight),
+                           Int32GetDatum((int32)parts[i])};
+
+        lora_execute(&insert, values, NULL, false);
+    }
+}
+
+/* -- credits --------------------------------------------------------------------------------- */
+
+/* Strings in the database's encoding. */
+typedef struct Credit {
+    const char *kind, *adapter, *dataset, *contributor; /* adapter, dataset: may be NULL */
+    int64 contributor_id;                               /* 0: a role */
+    int64 share;                                        /* in units of 10^-12 parts per million */
+} Credit;
+
+typedef struct Credits {
+    Credit *list;
+    int n;
+} Credits;
+
+/* Whoever stands for a role. */
+static void credit_role(Credits *credits, const char *kind, Oid role)
+{
+    static LoraStatement find = {
+        "SELECT coalesce(c.name, pg_catalog.pg_get_userbyid($1)::pg_catalog.text), c.id"
+        " FROM (VALUES (1)) AS one LEFT JOIN openlora.contributors c"
+        " ON c.role::pg_catalog.oid OPERATOR(pg_catalog.=) $1",
+        1,
+        {OIDOID}};
+    Datum value = ObjectIdGetDatum(role);
+
+    lora_execute(&find, &value, NULL, true);
+    credits->list[credits->n++] = (Credit){.kind = kind,
+                                           .contributor = lora_text(0, 1),
+                                           .contributor_id = lora_int64(0, 2),
+                                           .share = LORA_WHOLE * FINE};
+}
+
+/* What openlora.adapter_credits says of an adapter, scaled to its part of the request. */
+static void credit_adapter(Credits *credits, const LoraAdapterRef *ref, int64 part)
+{
+    static LoraStatement find = {
+        "SELECT kind, dataset, contributor, contributor_id,"
+        " (pg_catalog.sum(share) OPERATOR(pg_catalog.*) 1000000.0)::pg_catalog.int8"
+        " FROM openlora.adapter_credits WHERE adapter OPERATOR(pg_catalog.=) $1"
+        " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        1,
+        {INT8OID}};
+    Datum id = Int64GetDatum(ref->id);
+    int n = (int)lora_execute(&find, &id, NULL, true);
+    int64 sum = 0;
+
+    credits->list = repalloc(credits->list, sizeof(Credit) * (Size)(credits->n + n));
+    for (int i = 0; i < n; i++) {
+        int64 share = lora_int64((uint64)i, 5); /* in millionths of a part per million */
+
+        credits->list[credits->n++] = (Credit){.kind = lora_text((uint64)i, 1),
+                                               .adapter = ref->name,
+                                               .dataset = lora_text((uint64)i, 2),
+                                               .contributor = lora_text((uint64)i, 3),
+                                               .contributor_id = lora_int64((uint64)i, 4),
+                                               .share = share * part};
+        sum += share;
+        if (share < 0)
+            sum = -1;
+    }
+    if (sum != 2 * LORA_WHOLE * LORA_WHOLE) /* the sums are checked when the transaction ends */
+        ereport(ERROR, (errcode(ERRCODE_CHECK_VIOLATION),
+                        errmsg("shares of adapter \"%s\" exceed the whole", ref->name),
+                        errhint("Set its provenance right before using it.")));
+}
+
+/* -- writing credits ------------------------------------------------------------------------- */
+
+static Datum text_column(const Credits *credits, Size member)
+{
+    Datum *values = palloc(sizeof(Datum) * (Size)credits->n);
+    bool *nulls = palloc(sizeof(bool) * (Size)credits->n);
+    int bound = 1, n = credits->n;
+
+    for (int i = 0; i < credits->n; i++) {
+        const char *text = *(const char *const *)((const char *)&credits->list[i] + member);
+
+        nulls[i] = text == NULL;
+        values[i] = text ? CStringGetTextDatum(text) : (Datum)0;
+    }
+    return PointerGetDatum(
+        construct_md_array(values, nulls, 1, &n, &bound, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+static Datum int8_column(const Credits *credits, Size member)
+{
+    Datum *values = palloc(sizeof(Datum) * (Size)credits->n);
+
+    for (int i = 0; i < credits->n; i++)
+        values[i] = Int64GetDatum(*(const int64 *)((const char *)&credits->list[i] + member));
+    return PointerGetDatum(
+        construct_array(values, credits->n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+static void insert_credits(int64 inference, const Credits *credits, int64 tokens)
+{
+    static LoraStatement insert = {
+        "INSERT INTO openlora.attributions (inference, kind, adapter, dataset, contributor,"
+        " contributor_id, share, tokens)"
+        " SELECT $1, kind, adapter, dataset, contributor, NULLIF(id, 0), "
+        "pg_catalog.trim_scale(share),"
+        " pg_catalog.trim_scale(share OPERATOR(pg_catalog.*) $8::pg_catalog.numeric"
+        " OPERATOR(pg_catalog.*) 0.000001)"
+        " FROM (SELECT kind, adapter, dataset, contributor, id,"
+        " fine::pg_catalog.numeric OPERATOR(pg_catalog.*) 0.000000000001 AS share"
+        " FROM unnest($2, $3, $4, $5, $6, $7)"
+        " AS u (kind, adapter, dataset, contributor, id, fine)) AS u"
+        " WHERE share OPERATOR(pg_catalog.>) 0.0",
+        8,
+        {INT8OID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID,
+         INT8ARRAYOID, INT8OID}};
+    Datum values[8] = {Int64GetDatum(inference),
+                       text_column(credits, offsetof(Credit, kind)),
+                       text_column(credits, offsetof(Credit, adapter)),
+                       text_column(credits, offsetof(Credit, dataset)),
+                       text_column(credits, offsetof(Credit, contributor)),
+                       int8_column(credits, offsetof(Credit, contributor_id)),
+                       int8_column(credits, offsetof(Credit, share)),
+                       Int64GetDatum(tokens)};
 
     lora_execute(&insert, values, NULL, false);
 }
 
-static void insert_credit(int64 inference, const char *kind, const char *adapter,
-                          const char *contributor, int64 share)
+/* -- the whole ------------------------------------------------------------------------------- */
+
+static int64 write_all(const LoraSpec *spec, const LoraResult *result, const ol_engine_info *info,
+                       Oid caller)
 {
-    static LoraStatement insert = {
-        "INSERT INTO openlora.attributions (inference, kind, adapter, contributor, share)"
-        " VALUES ($1, $2, $3, $4, $5)",
-        5,
-        {INT8OID, TEXTOID, TEXTOID, TEXTOID, INT4OID}};
-    Datum values[5] = {Int64GetDatum(inference), text_datum(kind),
-                       adapter ? text_datum(adapter) : (Datum)0, text_datum(contributor),
-                       Int32GetDatum((int32)share)};
-
-    if (share > 0)
-        lora_execute(&insert, values, adapter ? "     " : "  n  ", false);
-}
-
-/* -- who made an adapter
- * ------------------------------------------------------------------------------- */
-
-typedef struct Credit {
-    char *name;
-    int64 weight;
-} Credit;
-
-/* Rows (contributor name, weight), and the rest of `whole` to the owner. */
-static int read_credits(LoraStatement *statement, int64 adapter, int64 whole, char *owner,
-                        Credit **credits)
-{
-    Datum values[1] = {Int64GetDatum(adapter)};
-    int n = (int)lora_execute(statement, values, NULL, false);
-    int64 left = whole;
-
-    *credits = SPI_palloc(sizeof(Credit) * (Size)(n + 1));
-    for (int i = 0; i < n; i++) {
-        (*credits)[i].name = lora_text((uint64)i, 1);
-        (*credits)[i].weight = lora_int64((uint64)i, 2);
-        left -= (*credits)[i].weight;
-    }
-    (*credits)[n].name = owner;
-    (*credits)[n].weight = left > 0 ? left : 0;
-    return n + 1;
-}
-
-static void credit(int64 inference, const char *kind, const char *adapter, int64 share, int n,
-                   const Credit *credits)
-{
-    int64 *weights = palloc(sizeof(int64) * (Size)n), *parts = palloc(sizeof(int64) * (Size)n);
-
-    for (int i = 0; i < n; i++)
-        weights[i] = credits[i].weight;
-    lora_split(share, n, weights, parts);
-    for (int i = 0; i < n; i++)
-        insert_credit(inference, kind, adapter, credits[i].name, parts[i]);
-}
-
-static void credit_adapter(int64 inference, const LoraAdapterRef *ref, int64 share)
-{
-    static LoraStatement find_owner = {
-        "SELECT owner::pg_catalog.text FROM openlora.adapters WHERE id OPERATOR(pg_catalog.=) $1",
-        1,
-        {INT8OID}};
-    static LoraStatement contributors = {
-        "SELECT c.name, a.share::pg_catalog.int8 FROM openlora.adapter_contributors a"
-        " JOIN openlora.contributors c ON c.id OPERATOR(pg_catalog.=) a.contributor"
-        " WHERE a.adapter OPERATOR(pg_catalog.=) $1 ORDER BY c.id",
-        1,
-        {INT8OID}};
-    static LoraStatement datasets = {
-        "SELECT c.name, pg_catalog.sum(a.share::pg_catalog.int8 OPERATOR(pg_catalog.*) d.share)"
-        "::pg_catalog.int8 FROM openlora.adapter_datasets a"
-        " JOIN openlora.dataset_contributors d ON d.dataset OPERATOR(pg_catalog.=) a.dataset"
-        " JOIN openlora.contributors c ON c.id OPERATOR(pg_catalog.=) d.contributor"
-        " WHERE a.adapter OPERATOR(pg_catalog.=) $1 GROUP BY c.id, c.name ORDER BY c.id",
-        1,
-        {INT8OID}};
-    Datum values[1] = {Int64GetDatum(ref->id)};
-    Credit *credits;
-    char *owner = NULL;
-    int n;
-
-    if (lora_execute(&find_owner, values, NULL, false) > 0)
-        owner = lora_text(0, 1);
-    if (!owner)
-        owner = pstrdup("unknown"); /* deleted by this very statement */
-    n = read_credits(&contributors, ref->id, LORA_WHOLE, owner, &credits);
-    credit(inference, "adapter", ref->name, share, n, credits);
-    n = read_credits(&datasets, ref->id, LORA_WHOLE * LORA_WHOLE, owner, &credits);
-    credit(inference, "dataset", ref->name, share, n, credits);
-}
-
-/* -- the whole
- * -------------------------------------------------------------------------------------------- */
-
-static const char *compute_name(void)
-{
-    const char *cluster = GetConfigOption("cluster_name", true, false);
-
-    return cluster && cluster[0] ? cluster : "this server";
-}
-
-static int64 write_all(const LoraSpec *spec, const LoraResult *result, Oid caller)
-{
+    Credits credits = {.list = SPI_palloc(sizeof(Credit) * 2)};
     int64 parts[OL_MAX_REQUEST_ADAPTERS], inference;
-    ol_engine_info info;
-    char *model_owner;
+    double shares[OL_MAX_REQUEST_ADAPTERS] = {0};
+    Oid owner = lora_tables_owner();
 
-    LWLockAcquire(lora_shared->lock, LW_SHARED);
-    info = lora_shared->info;
-    LWLockRelease(lora_shared->lock);
-    model_owner = note_model(&info);
-    inference = insert_inference(spec, result, &info, caller);
-    insert_credit(inference, "model", NULL, model_owner, LORA_WHOLE);
-    insert_credit(inference, "compute", NULL, compute_name(), LORA_WHOLE);
-    if (result->n_shares == spec->n_adapters)
-        lora_split_shares(result->n_shares, result->shares, parts);
-    for (int i = 0; i < spec->n_adapters && result->n_shares == spec->n_adapters; i++) {
-        insert_adapter(inference, i + 1, &spec->adapters[i], parts[i]);
-        credit_adapter(inference, &spec->adapters[i], parts[i]);
-    }
+    if (result->n_shares == spec->n_adapters) /* else all of them equal */
+        memcpy(shares, result->shares, sizeof(double) * (Size)spec->n_adapters);
+    lora_split_shares(spec->n_adapters, shares, parts);
+    /* reading first: what is written must not be seen by it */
+    credit_role(&credits, "compute", owner);
+    for (int i = 0; i < spec->n_adapters; i++)
+        credit_adapter(&credits, &spec->adapters[i], parts[i]);
+    credits.list = repalloc(credits.list, sizeof(Credit) * (Size)(credits.n + 1));
+    credit_role(&credits, "model", note_model(info, owner));
+    inference = insert_inference(spec, result, info, caller);
+    insert_adapters(inference, spec, parts);
+    insert_credits(inference, &credits, (int64)result->prompt_tokens + result->completion_tokens);
     return inference;
 }
 
 int64 lora_attribute(const LoraSpec *spec, const LoraResult *result)
 {
-    Oid caller, owner = lora_tables_owner();
-    int context;
+    LoraIdentity caller;
+    ol_engine_info info;
     int64 inference;
 
-    GetUserIdAndSecContext(&caller, &context);
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    info = lora_shared->info;
+    LWLockRelease(lora_shared->lock);
     if (SPI_connect() != SPI_OK_CONNECT)
         elog(ERROR, "SPI_connect failed");
-    SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE);
-    inference = write_all(spec, result, caller);
-    SetUserIdAndSecContext(caller, context);
+    lora_become_owner(&caller);
+    inference = write_all(spec, result, &info, caller.user);
+    lora_become_caller(&caller);
     SPI_finish();
     return inference;
 }

@@ -6,6 +6,7 @@
 #include "catalog/pg_class.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 uint64 lora_execute(LoraStatement *statement, Datum *values, const char *nulls, bool read_only)
@@ -24,6 +25,16 @@ uint64 lora_execute(LoraStatement *statement, Datum *values, const char *nulls, 
     if (code < 0)
         elog(ERROR, "could not execute \"%s\": %s", statement->text, SPI_result_code_string(code));
     return SPI_processed;
+}
+
+uint64 lora_read_latest(LoraStatement *statement, Datum *values)
+{
+    uint64 n;
+
+    PushActiveSnapshot(GetLatestSnapshot());
+    n = lora_execute(statement, values, NULL, true);
+    PopActiveSnapshot();
+    return n;
 }
 
 Datum lora_value(uint64 row, int column, bool *is_null)
@@ -52,6 +63,14 @@ char *lora_text(uint64 row, int column)
     return strcpy(copy, found);
 }
 
+struct varlena *lora_varlena(uint64 row, int column)
+{
+    bool is_null;
+    Datum value = lora_value(row, column, &is_null);
+
+    return is_null ? NULL : (struct varlena *)DatumGetPointer(SPI_datumTransfer(value, false, -1));
+}
+
 Oid lora_tables_owner(void)
 {
     Oid relation = get_relname_relid("inferences", get_namespace_oid("openlora", false));
@@ -65,4 +84,20 @@ Oid lora_tables_owner(void)
     owner = ((Form_pg_class)GETSTRUCT(tuple))->relowner;
     ReleaseSysCache(tuple);
     return owner;
+}
+
+/* As foreign keys do it: SET ROLE is out of reach meanwhile, and FORCE ROW LEVEL SECURITY
+ * does not turn the owner away. */
+void lora_become_owner(LoraIdentity *caller)
+{
+    Oid owner = lora_tables_owner();
+
+    GetUserIdAndSecContext(&caller->user, &caller->context);
+    SetUserIdAndSecContext(owner,
+                           caller->context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+}
+
+void lora_become_caller(const LoraIdentity *caller)
+{
+    SetUserIdAndSecContext(caller->user, caller->context);
 }
