@@ -195,6 +195,12 @@ static json_t *json_of_logprobs(const ol_event *e)
                      "alternatives", alternatives);
 }
 
+static void print_text(ol_text text)
+{
+    if (text.len)
+        fwrite(text.data, 1, text.len, stdout);
+}
+
 static void show_token(job *j, const ol_event *e)
 {
     if (j->json) {
@@ -207,7 +213,7 @@ static void show_token(job *j, const ol_event *e)
     if (j->request.prompt_tokens)
         printf(j->first ? "%d" : ",%d", e->token);
     else
-        fwrite(e->text.data, 1, e->text.len, stdout);
+        print_text(e->text);
     j->first = false;
     fflush(stdout);
     if (j->request.sampling.logprobs < 0)
@@ -263,7 +269,7 @@ static void show_done(job *j, const ol_event *e)
         return;
     }
     if (!j->request.prompt_tokens)
-        fwrite(e->text.data, 1, e->text.len, stdout);
+        print_text(e->text);
     fputc('\n', stdout);
     fflush(stdout);
     show_stats(j, e);

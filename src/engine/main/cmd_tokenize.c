@@ -95,7 +95,8 @@ static ol_code decode_line(job *j, const char *line, ol_error *err)
     code = ol_detokenize(j->tok, ids, (size_t)n, 0, &j->text, err);
     free(ids);
     OL_TRY(code);
-    fwrite(j->text.data, 1, j->text.len, stdout);
+    if (j->text.len)
+        fwrite(j->text.data, 1, j->text.len, stdout);
     putchar('\n');
     return OL_OK;
 }
