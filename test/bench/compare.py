@@ -3,6 +3,7 @@
 ratios. Standard library only."""
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,8 @@ OWN = [  # ratios within ours: with adapters against without
 def table(args, title, cases, left, right, with_right=True):
     print(f"\n{title}\n{'':24}{left:>12}{right if with_right else '':>12}{'ratio':>8}{'floor':>8}")
     for name, mine, other, which, floor in cases:
+        if args.only and not re.search(args.only, name):
+            continue
         a, b = [], []
         for _ in range(args.repeats):
             a.append(mine(args)[which])
@@ -80,6 +83,7 @@ def main():
     parser.add_argument("--peer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", help="a regular expression on the names of cases")
     args = parser.parse_args()
     print(f"model {args.model}, {args.threads} threads, medians of {args.repeats}; tokens/s")
     table(args, "base model", CASES, "openlora", "llama.cpp", bool(args.peer))
