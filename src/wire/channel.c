@@ -104,7 +104,11 @@ bool ol_channel_send(ol_channel *channel, const ol_frame *frame, const void *pay
 
 int ol_channel_receive(ol_channel *channel, ol_frame *frame, uint8_t *payload)
 {
-    return ol_ring_get(&channel->in, frame, payload);
+    int got = ol_ring_get(&channel->in, frame, payload);
+
+    if (got > 0 && ol_ring_room_awaited(&channel->in))
+        ol_channel_wake(channel);
+    return got;
 }
 
 bool ol_channel_may_sleep(ol_channel *channel)

@@ -36,7 +36,8 @@ ol_code ol_channel_create(ol_channel *channel, int *ring_fd, int *peer_wake_fd, 
 ol_code ol_channel_attach(ol_channel *channel, int ring_fd, int wake_fd, ol_error *err);
 void ol_channel_close(ol_channel *channel);
 
-/* Writes a frame and wakes the peer if it sleeps. False: no room now. */
+/* Writes a frame and wakes the peer if it sleeps. False: no room now; a byte on wake_fd comes
+ * when there is. */
 bool ol_channel_send(ol_channel *channel, const ol_frame *frame, const void *payload);
 /* 1 a frame, 0 none, -1 corrupt. */
 int ol_channel_receive(ol_channel *channel, ol_frame *frame, uint8_t *payload);
@@ -45,7 +46,7 @@ int ol_channel_receive(ol_channel *channel, ol_frame *frame, uint8_t *payload);
 bool ol_channel_may_sleep(ol_channel *channel);
 /* After waiting: takes the wake-up bytes. False when the peer has closed. */
 bool ol_channel_woken(ol_channel *channel);
-/* Wakes the peer whatever it does (when room was made in a ring it found full). */
+/* Wakes the peer whatever it does. */
 void ol_channel_wake(ol_channel *channel);
 
 #endif

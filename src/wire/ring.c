@@ -9,6 +9,7 @@ struct ol_ring {
     _Alignas(64) _Atomic uint64_t written;
     _Alignas(64) _Atomic uint64_t read;
     _Atomic uint32_t sleeping; /* the reader waits on its descriptor */
+    _Atomic uint32_t crowded;  /* the writer waits for room */
     _Alignas(64) uint8_t data[];
 };
 
@@ -45,13 +46,32 @@ static void copy_out(const ol_ring_end *end, uint64_t at, void *bytes, size_t le
     memcpy((uint8_t *)bytes + first, end->ring->data, len - first);
 }
 
-bool ol_ring_put(ol_ring_end *end, const ol_frame *frame, const void *payload)
+static bool has_room(const ol_ring_end *end, size_t need)
 {
     uint64_t read = atomic_load_explicit(&end->ring->read, memory_order_acquire);
     uint64_t used = end->position - read; /* a reader ahead of us wraps to something huge */
+
+    return used <= end->capacity && end->capacity - used >= need;
+}
+
+/* The fence pairs with the one in ol_ring_room_awaited: either we see the room in this second
+ * look, or the reader sees that we wait for it. */
+static bool has_room_after_all(ol_ring_end *end, size_t need)
+{
+    atomic_store_explicit(&end->ring->crowded, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!has_room(end, need))
+        return false;
+    atomic_store_explicit(&end->ring->crowded, 0, memory_order_relaxed);
+    return true;
+}
+
+bool ol_ring_put(ol_ring_end *end, const ol_frame *frame, const void *payload)
+{
     size_t need = sizeof(*frame) + frame->length;
 
-    if (frame->length > OL_FRAME_PAYLOAD || used > end->capacity || end->capacity - used < need)
+    if (frame->length > OL_FRAME_PAYLOAD ||
+        (!has_room(end, need) && !has_room_after_all(end, need)))
         return false;
     copy_in(end, end->position, frame, sizeof(*frame));
     if (frame->length)
@@ -102,4 +122,16 @@ bool ol_ring_wake_needed(ol_ring_end *writer)
     atomic_thread_fence(memory_order_seq_cst);
     return atomic_load_explicit(&writer->ring->sleeping, memory_order_relaxed) &&
            atomic_exchange_explicit(&writer->ring->sleeping, 0, memory_order_relaxed);
+}
+
+bool ol_ring_room_awaited(ol_ring_end *reader)
+{
+    uint64_t written;
+
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!atomic_load_explicit(&reader->ring->crowded, memory_order_relaxed))
+        return false;
+    written = atomic_load_explicit(&reader->ring->written, memory_order_relaxed);
+    return written - reader->position <= reader->capacity / 2 &&
+           atomic_exchange_explicit(&reader->ring->crowded, 0, memory_order_relaxed);
 }

@@ -10,7 +10,9 @@
  *
  * Waking: a reader that finds nothing calls ol_ring_sleep, looks once more, and
  * waits on its wake descriptor; a writer calls ol_ring_wake_needed after a write
- * and, when true, sends a byte on that descriptor.
+ * and, when true, sends a byte on that descriptor. The other way round a writer that
+ * finds no room leaves word of it, and the reader calls ol_ring_room_awaited after a
+ * read and, when true, sends a byte.
  */
 #ifndef OL_WIRE_RING_H
 #define OL_WIRE_RING_H
@@ -47,8 +49,8 @@ void ol_ring_init(void *memory, size_t capacity);
 /* Both ends attach to a ring of a capacity that they know, not one read from it. */
 ol_ring_end ol_ring_attach(void *memory, size_t capacity);
 
-/* Writes a whole frame or nothing: false when there is no room (or the reader's
- * position is corrupt: see ol_ring_broken). frame->length bytes of payload. */
+/* Writes a whole frame or nothing: false when there is no room, of which the reader then
+ * knows (or when the reader's position is corrupt). frame->length bytes of payload. */
 bool ol_ring_put(ol_ring_end *end, const ol_frame *frame, const void *payload);
 /* Reads one frame into *frame and payload[OL_FRAME_PAYLOAD]: 1 a frame, 0 nothing
  * there, -1 corrupt. */
@@ -59,5 +61,8 @@ bool ol_ring_has(const ol_ring_end *reader);
 void ol_ring_sleep(ol_ring_end *reader);
 void ol_ring_awake(ol_ring_end *reader);
 bool ol_ring_wake_needed(ol_ring_end *writer);
+/* Whether the writer found no room and there is plenty now (half of the ring), so that it is
+ * to be woken. */
+bool ol_ring_room_awaited(ol_ring_end *reader);
 
 #endif

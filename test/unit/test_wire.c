@@ -1,13 +1,17 @@
 /* test_wire.c: the ring under two threads and under a lying peer; every message
  * there and back, cut short, and with random bytes. */
 #include "base/arena.h"
+#include "wire/channel.h"
 #include "wire/message.h"
 
+#include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -136,6 +140,88 @@ static void test_ring_full_and_wake(void **state)
     assert_false(ol_ring_put(&writer, &f, payload));
     free(payload);
     free(memory);
+}
+
+static void test_ring_room_is_awaited(void **state)
+{
+    void *memory = new_ring();
+    ol_ring_end reader = ol_ring_attach(memory, CAPACITY);
+    ol_ring_end writer = ol_ring_attach(memory, CAPACITY);
+    uint8_t *payload = calloc(1, OL_FRAME_PAYLOAD);
+    ol_frame f = {.length = OL_FRAME_PAYLOAD}, got;
+
+    (void)state;
+    while (ol_ring_put(&writer, &f, payload))
+        assert_false(ol_ring_room_awaited(&reader)); /* nobody waits yet */
+    assert_false(ol_ring_room_awaited(&reader));     /* somebody does, but it is full */
+    assert_int_equal(ol_ring_get(&reader, &got, payload), 1);
+    assert_false(ol_ring_room_awaited(&reader)); /* two thirds full: not worth a wake-up */
+    assert_int_equal(ol_ring_get(&reader, &got, payload), 1);
+    assert_true(ol_ring_room_awaited(&reader));
+    assert_false(ol_ring_room_awaited(&reader)); /* once is enough */
+    free(payload);
+    free(memory);
+}
+
+/* -- the channel --------------------------------------------------------------- */
+
+#define CHANNEL_FRAMES 400 /* twenty-five times what the ring holds */
+
+/* Waits without a timeout: a wake-up that does not come is for ever, or for the alarm. */
+static void wait_on(ol_channel *channel)
+{
+    struct pollfd wake = {.fd = channel->wake_fd, .events = POLLIN};
+
+    assert_int_equal(poll(&wake, 1, -1), 1);
+    assert_true(ol_channel_woken(channel));
+}
+
+static void *channel_producer(void *context)
+{
+    ol_channel *channel = context;
+    uint8_t *payload = calloc(1, OL_FRAME_PAYLOAD);
+
+    for (uint64_t n = 0; payload && n < CHANNEL_FRAMES; n++) {
+        ol_frame f = {.length = OL_FRAME_PAYLOAD, .tag = n};
+
+        while (!ol_channel_send(channel, &f, payload))
+            wait_on(channel);
+    }
+    free(payload);
+    return NULL;
+}
+
+static void test_channel_wakes_both_ways(void **state)
+{
+    ol_channel ours, theirs;
+    uint8_t *payload = malloc(OL_FRAME_PAYLOAD);
+    int ring_fd, wake_fd;
+    pthread_t thread;
+    ol_error err;
+
+    (void)state;
+    alarm(120);
+    assert_int_equal(ol_channel_create(&ours, &ring_fd, &wake_fd, &err), OL_OK);
+    assert_int_equal(ol_channel_attach(&theirs, ring_fd, wake_fd, &err), OL_OK);
+    assert_int_equal(pthread_create(&thread, NULL, channel_producer, &ours), 0);
+    for (uint64_t n = 0; n < CHANNEL_FRAMES;) {
+        ol_frame f;
+
+        if (n % 50 == 0)
+            sched_yield(); /* let it fill up */
+        if (ol_channel_receive(&theirs, &f, payload) == 1) {
+            assert_int_equal(f.tag, n);
+            n++;
+        } else if (ol_channel_may_sleep(&theirs)) {
+            wait_on(&theirs);
+        }
+    }
+    pthread_join(thread, NULL);
+    alarm(0);
+    ol_channel_close(&theirs);
+    assert_false(ol_channel_woken(&ours)); /* the other end is closed */
+    ol_channel_close(&ours);
+    free(payload);
 }
 
 /* -- messages ------------------------------------------------------------------ */
@@ -318,6 +404,8 @@ int main(void)
         cmocka_unit_test(test_ring_keeps_order_and_bytes),
         cmocka_unit_test(test_ring_with_a_lying_peer),
         cmocka_unit_test(test_ring_full_and_wake),
+        cmocka_unit_test(test_ring_room_is_awaited),
+        cmocka_unit_test(test_channel_wakes_both_ways),
         cmocka_unit_test(test_request_there_and_back),
         cmocka_unit_test(test_events_there_and_back),
         cmocka_unit_test(test_info_there_and_back),

@@ -158,14 +158,16 @@ static ol_code take_frames(job *j, ol_error *err)
     return OL_OK;
 }
 
-/* Waits for the worker, or at most `ms` (-1: for ever); false when the worker is gone. While our
- * frames find no room it does not know that we wait for it to read: we look again soon. */
-static bool wait_for_worker(server *s, bool blocked, int ms)
+/* Waits for the worker, or at most `ms` (-1: for ever); false when the worker is gone. The
+ * channel tells of frames to read and of room for ours; frames that we would not read (see
+ * take_frames) need not wake us. */
+static bool wait_for_worker(server *s, int ms)
 {
     struct pollfd wake = {.fd = s->channel.wake_fd, .events = POLLIN};
+    bool deaf = outbox_waiting(&s->out) > MAX_WAITING;
 
-    if (blocked || ol_channel_may_sleep(&s->channel)) {
-        if (poll(&wake, 1, blocked ? 2 : ms) < 0 && errno != EINTR)
+    if (deaf || ol_channel_may_sleep(&s->channel)) {
+        if (poll(&wake, 1, ms) < 0 && errno != EINTR)
             return false;
     }
     return ol_channel_woken(&s->channel);
@@ -177,7 +179,7 @@ static ol_code work_or_wait(server *s, bool *gone, ol_error *err)
     bool blocked = !outbox_flush(&s->out);
 
     if (blocked || !ol_engine_busy(s->engine)) {
-        *gone = !s->shutdown && !wait_for_worker(s, blocked, ol_engine_patience_ms(s->engine));
+        *gone = !s->shutdown && !wait_for_worker(s, blocked ? -1 : ol_engine_patience_ms(s->engine));
         if (blocked)
             return OL_OK;
     }
@@ -208,8 +210,8 @@ static void send_broken(server *s, const ol_error *err)
 
     ol_wire_put_error(&s->out.payload, err);
     outbox_send(&s->out, &worker, OL_FRAME_BROKEN);
-    for (int i = 0; i < 1000 && !outbox_flush(&s->out); i++)
-        if (!wait_for_worker(s, true, 0))
+    while (!outbox_flush(&s->out))
+        if (!wait_for_worker(s, -1))
             return;
 }
 
