@@ -2,6 +2,7 @@
 #include "engine_process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -29,6 +30,7 @@ void engine_publish(LoraEngineState state, const ol_error *error)
     if (state != LORA_ENGINE_READY)
         lora_shared->info.running = lora_shared->info.waiting = 0;
     LWLockRelease(lora_shared->lock);
+    ConditionVariableBroadcast(&lora_shared->changed);
 }
 
 /* -- the command line ------------------------------------------------------------------ */
@@ -179,6 +181,7 @@ static void start(EngineProcess *engine)
     engine->pid = pid;
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->engine_pid = (int)pid;
+    lora_shared->generation++;
     LWLockRelease(lora_shared->lock);
     ereport(LOG, (errmsg("openlora engine started with process ID %d", (int)pid)));
 }
@@ -263,27 +266,36 @@ bool engine_reap(EngineProcess *engine)
     return true;
 }
 
+/* Whether it closes its end of the channel, as a process does that exits, within `ms`. */
+static bool closes_within(EngineProcess *engine, int ms)
+{
+    TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+    struct pollfd wake = {.fd = engine->channel.wake_fd, .events = POLLIN};
+    long left = ms;
+
+    do {
+        (void)poll(&wake, 1, (int)left);
+        if (!ol_channel_woken(&engine->channel))
+            return true;
+        left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+    } while (left > 0);
+    return false;
+}
+
 void engine_stop(EngineProcess *engine, bool polite)
 {
+    ol_frame frame = {.type = OL_FRAME_SHUTDOWN, .version = OL_WIRE_VERSION};
     int status;
 
     if (!engine->pid)
         return;
     if (polite) {
-        ol_frame frame = {.type = OL_FRAME_SHUTDOWN, .version = OL_WIRE_VERSION};
-
         (void)ol_channel_send(&engine->channel, &frame, NULL);
         ol_channel_wake(&engine->channel);
         kill(engine->pid, SIGTERM);
-        for (int waited = 0; waited < GRACE_MS; waited += 10) {
-            if (waitpid(engine->pid, &status, WNOHANG) == engine->pid) {
-                gone(engine);
-                return;
-            }
-            pg_usleep(10 * 1000L); /* no event tells a child's end to a process that waits */
-        }
     }
-    kill(engine->pid, SIGKILL);
+    if (!polite || !closes_within(engine, GRACE_MS))
+        kill(engine->pid, SIGKILL);
     while (waitpid(engine->pid, &status, 0) < 0 && errno == EINTR)
         ;
     gone(engine);
@@ -293,13 +305,8 @@ void engine_stop_closed(EngineProcess *engine)
 {
     siginfo_t info;
 
-    for (int waited = 0; waited < GRACE_MS; waited += 5) {
-        info.si_pid = 0;
-        if (waitid(P_PID, (id_t)engine->pid, &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
-            info.si_pid)
-            return;
-        pg_usleep(5 * 1000L);
-    }
+    /* Of a process that is exiting already this changes nothing, not even its status. */
     kill(engine->pid, SIGKILL);
-    (void)waitid(P_PID, (id_t)engine->pid, &info, WEXITED | WNOWAIT);
+    while (waitid(P_PID, (id_t)engine->pid, &info, WEXITED | WNOWAIT) < 0 && errno == EINTR)
+        ;
 }

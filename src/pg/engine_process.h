@@ -26,8 +26,8 @@ extern bool engine_settings_changed(const EngineProcess *engine);
 extern bool engine_reap(EngineProcess *engine);
 /* Ends it: politely at first when `polite`. Waits. */
 extern void engine_stop(EngineProcess *engine, bool polite);
-/* It closed its side of the channel: gives it a moment to exit, then ends it, so that
- * engine_reap tells the end. */
+/* It closed its side of the channel: it is exiting, or of no use. Waits for its end, which
+ * engine_reap then tells. */
 extern void engine_stop_closed(EngineProcess *engine);
 /* Milliseconds until engine_start_if_due would act; -1: never by itself. */
 extern long engine_pause_left(const EngineProcess *engine);

@@ -28,6 +28,7 @@ typedef struct Pending {
 
 typedef struct Session {
     bool open;
+    bool ending; /* closed, but the engine has not been told yet */
     uint32 epoch;
     dsm_segment *segment;
     shm_mq_handle *from_backend, *to_backend;
@@ -78,6 +79,24 @@ static void attach(int slot, const LoraSlot *from)
     MemoryContextSwitchTo(before);
 }
 
+static void note_opening(void)
+{
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    lora_shared->any_opening = true;
+    LWLockRelease(lora_shared->lock);
+    SetLatch(MyLatch);
+}
+
+/* Unless the slot has a newer session. */
+static void set_slot_state(int slot, uint32 epoch, LoraSlotState state)
+{
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    if (lora_shared->slots[slot].epoch == epoch)
+        lora_shared->slots[slot].state = state;
+    LWLockRelease(lora_shared->lock);
+}
+
+/* When the ring is full, it is told later: until then the slot is not used again. */
 static void tell_session_end(EngineProcess *engine, int slot)
 {
     ol_frame frame = {.type = OL_FRAME_SESSION_END,
@@ -85,27 +104,55 @@ static void tell_session_end(EngineProcess *engine, int slot)
                       .session = (uint32)slot + 1,
                       .epoch = sessions[slot].epoch};
 
-    /* The ring holds a megabyte; when it is full the engine is busy reading it. */
-    while (engine->pid && !ol_channel_send(&engine->channel, &frame, NULL)) {
-        if (!ol_channel_woken(&engine->channel))
-            return; /* it is gone, and its requests with it */
-        ol_channel_wake(&engine->channel);
-        pg_usleep(100);
-    }
+    sessions[slot].ending = engine->pid && !ol_channel_send(&engine->channel, &frame, NULL);
+}
+
+static void tell_end_again(EngineProcess *engine, int slot)
+{
+    tell_session_end(engine, slot);
+    if (!sessions[slot].ending)
+        note_opening(); /* somebody may wait for the slot */
+}
+
+static void close_session(EngineProcess *engine, int slot)
+{
+    Session *s = &sessions[slot];
+
+    free_pending(s);
+    dsm_detach(s->segment); /* the backend sees its queues detached */
+    s->open = false;
+    tell_session_end(engine, slot);
 }
 
 static void detach(EngineProcess *engine, int slot)
 {
     Session *s = &sessions[slot];
 
-    tell_session_end(engine, slot);
-    free_pending(s);
-    dsm_detach(s->segment); /* the backend sees its queues detached */
-    s->open = false;
+    close_session(engine, slot);
+    set_slot_state(slot, s->epoch, LORA_SLOT_FREE);
+}
+
+/* Whether a backend has opened a session in this slot; then it counts as open. */
+static bool take_opening(int i, LoraSlot *slot)
+{
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
-    if (lora_shared->slots[slot].epoch == s->epoch)
-        lora_shared->slots[slot].state = LORA_SLOT_FREE;
+    *slot = lora_shared->slots[i];
+    if (slot->state == LORA_SLOT_OPENING)
+        lora_shared->slots[i].state = LORA_SLOT_OPEN;
     LWLockRelease(lora_shared->lock);
+    return slot->state == LORA_SLOT_OPENING;
+}
+
+/* So that the common case, nobody, costs one look. */
+static bool is_anybody_opening(void)
+{
+    bool any;
+
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    any = lora_shared->any_opening;
+    lora_shared->any_opening = false;
+    LWLockRelease(lora_shared->lock);
+    return any;
 }
 
 void route_attach_new(EngineProcess *engine)
@@ -115,23 +162,19 @@ void route_attach_new(EngineProcess *engine)
             MemoryContextAllocZero(TopMemoryContext, sizeof(Session) * (Size)lora_shared->n_slots);
         CurrentResourceOwner = ResourceOwnerCreate(NULL, "openlora worker");
     }
+    if (!is_anybody_opening())
+        return;
     for (int i = 0; i < lora_shared->n_slots; i++) {
         LoraSlot slot;
 
-        LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
-        slot = lora_shared->slots[i];
-        if (slot.state == LORA_SLOT_OPENING)
-            lora_shared->slots[i].state = LORA_SLOT_OPEN;
-        LWLockRelease(lora_shared->lock);
-        if (slot.state != LORA_SLOT_OPENING)
+        if (!take_opening(i, &slot))
             continue;
-        if (sessions[i].open) { /* an earlier session of this slot */
-            tell_session_end(engine, i);
-            free_pending(&sessions[i]);
-            dsm_detach(sessions[i].segment);
-            sessions[i].open = false;
-        }
-        attach(i, &slot);
+        if (sessions[i].open) /* an earlier session of this slot */
+            close_session(engine, i);
+        if (sessions[i].ending)
+            set_slot_state(i, slot.epoch, LORA_SLOT_OPENING); /* not yet */
+        else
+            attach(i, &slot);
     }
 }
 
@@ -206,6 +249,7 @@ static void take_info(ol_reader *r)
     lora_shared->info = info;
     lora_shared->info_at = GetCurrentTimestamp();
     LWLockRelease(lora_shared->lock);
+    ConditionVariableBroadcast(&lora_shared->changed);
 }
 
 static bool is_loading(void)
@@ -295,18 +339,21 @@ static bool from_engine(EngineProcess *engine)
     return true;
 }
 
-static bool engine_ready(const EngineProcess *engine)
+/* Of the engine that takes frames now; 0 when there is none. */
+static uint32 ready_generation(const EngineProcess *engine)
 {
-    bool ready;
+    uint32 generation;
 
     LWLockAcquire(lora_shared->lock, LW_SHARED);
-    ready = lora_shared->engine == LORA_ENGINE_READY;
+    generation =
+        lora_shared->engine == LORA_ENGINE_READY && engine->pid ? lora_shared->generation : 0;
     LWLockRelease(lora_shared->lock);
-    return ready && engine->pid;
+    return generation;
 }
 
-/* Reads a session's frames into the ring. False when the session is over. */
-static bool from_backend(EngineProcess *engine, int slot, bool ready)
+/* Reads a session's frames into the ring. A backend puts into `session` which engine a frame is
+ * meant for: what was meant for one that is lost is dropped. False when the session is over. */
+static bool from_backend(EngineProcess *engine, int slot, uint32 generation)
 {
     Session *s = &sessions[slot];
 
@@ -327,7 +374,7 @@ static bool from_backend(EngineProcess *engine, int slot, bool ready)
             }
             s->held = data;
         }
-        if (ready) {
+        if (generation && s->held->session == generation) {
             ol_frame header = *s->held;
 
             header.session = (uint32)slot + 1;
@@ -336,7 +383,7 @@ static bool from_backend(EngineProcess *engine, int slot, bool ready)
             if (!ol_channel_send(&engine->channel, &header, s->held + 1))
                 return true; /* the ring is full: later */
         }
-        s->held = NULL; /* without an engine there is nobody to tell */
+        s->held = NULL;
     }
     SetLatch(MyLatch); /* there may be more */
     return true;
@@ -345,18 +392,20 @@ static bool from_backend(EngineProcess *engine, int slot, bool ready)
 bool route_move(EngineProcess *engine)
 {
     int n = lora_shared->n_slots;
-    bool ready;
+    uint32 generation;
 
     if (!from_engine(engine))
         return false;
-    ready = engine_ready(engine);
+    generation = ready_generation(engine);
     first_turn = (first_turn + 1) % n;
     for (int i = 0; i < n; i++) {
         int slot = (first_turn + i) % n;
 
+        if (sessions[slot].ending)
+            tell_end_again(engine, slot);
         if (!sessions[slot].open)
             continue;
-        if (!flush_pending(&sessions[slot]) || !from_backend(engine, slot, ready))
+        if (!flush_pending(&sessions[slot]) || !from_backend(engine, slot, generation))
             detach(engine, slot);
     }
     return true;
@@ -366,7 +415,15 @@ void route_engine_lost(void)
 {
     ol_frame frame = {.type = OL_FRAME_LOST, .version = OL_WIRE_VERSION};
 
-    for (int i = 0; sessions && i < lora_shared->n_slots; i++)
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    frame.tag = lora_shared->generation;
+    LWLockRelease(lora_shared->lock);
+    for (int i = 0; sessions && i < lora_shared->n_slots; i++) {
+        if (sessions[i].ending) {
+            sessions[i].ending = false;
+            note_opening();
+        }
         if (sessions[i].open)
             (void)deliver(&sessions[i], &frame, "");
+    }
 }

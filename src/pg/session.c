@@ -17,6 +17,7 @@ struct LoraSessionMemory {
 
 typedef struct LiveTag {
     uint64 tag;
+    uint32 generation; /* of the engine that it was sent to */
     SubTransactionId begun_in;
 } LiveTag;
 
@@ -24,6 +25,7 @@ static struct {
     dsm_segment *segment;
     shm_mq_handle *out, *in;
     bool mid_send; /* a frame is half in the queue: nothing else may be sent */
+    uint32 generation;
     ol_buf buffer;
 } session;
 
@@ -91,6 +93,7 @@ static void open_session(void)
     slot->segment = dsm_segment_handle(session.segment);
     slot->pid = MyProcPid;
     slot->state = LORA_SLOT_OPENING;
+    lora_shared->any_opening = true;
     LWLockRelease(lora_shared->lock);
     (void)lora_wake_worker();
 }
@@ -110,6 +113,7 @@ uint64 lora_session_tag(void)
         max_live = max;
     }
     live[n_live].tag = ++last_tag;
+    live[n_live].generation = session.generation;
     live[n_live].begun_in = GetCurrentSubTransactionId();
     n_live++;
     return last_tag;
@@ -132,10 +136,29 @@ void lora_session_forget(uint64 tag)
         }
 }
 
-/* One try, without waiting. False when the frame could not be sent whole. */
-static bool send_now(uint16 type, uint64 tag)
+static uint32 generation_of(uint64 tag)
 {
-    ol_frame frame = {.type = type, .version = OL_WIRE_VERSION, .tag = tag};
+    for (int i = 0; i < n_live; i++)
+        if (live[i].tag == tag)
+            return live[i].generation;
+    return session.generation;
+}
+
+/* What was sent to an engine is gone with it; what was sent to the next one is not. */
+static void forget_generation(uint32 generation)
+{
+    int kept = 0;
+
+    for (int i = 0; i < n_live; i++)
+        if (live[i].generation != generation)
+            live[kept++] = live[i];
+    n_live = kept;
+}
+
+/* One try, without waiting. False when the frame could not be sent whole. */
+static bool send_now(uint16 type, uint64 tag, uint32 generation)
+{
+    ol_frame frame = {.type = type, .version = OL_WIRE_VERSION, .session = generation, .tag = tag};
     shm_mq_result result;
 
     if (session.mid_send)
@@ -150,8 +173,10 @@ static bool send_now(uint16 type, uint64 tag)
 
 void lora_session_cancel(uint64 tag)
 {
+    uint32 generation = generation_of(tag);
+
     lora_session_forget(tag);
-    if (session.segment && !send_now(OL_FRAME_CANCEL, tag)) {
+    if (session.segment && !send_now(OL_FRAME_CANCEL, tag, generation)) {
         close_session();
         (void)lora_wake_worker();
     }
@@ -198,8 +223,8 @@ void lora_session_install_hooks(void)
 /* -- waiting for the engine
  * --------------------------------------------------------------------------- */
 
-/* What is known now: 1 ready, 0 wait, -1 hopeless (error is filled). */
-static int look_at_engine(ol_error *error)
+/* What is known now: 1 ready (as which generation), 0 wait, -1 hopeless (error is filled). */
+static int look_at_engine(uint32 *generation, ol_error *error)
 {
     LoraEngineState state;
     ol_error reason;
@@ -210,6 +235,7 @@ static int look_at_engine(ol_error *error)
     state = lora_shared->engine;
     reason = lora_shared->engine_error;
     pid = lora_shared->worker_pid;
+    *generation = lora_shared->generation;
     done = lora_shared->progress_done;
     total = lora_shared->progress_total;
     LWLockRelease(lora_shared->lock);
@@ -245,24 +271,25 @@ static int look_at_engine(ol_error *error)
 
 bool lora_session_ready(ol_error *error)
 {
-    TimestampTz start = GetCurrentTimestamp();
+    TimestampTz until;
+    uint32 generation;
     int state;
 
     if (!lora_check_preloaded(error))
         return false;
-    while ((state = look_at_engine(error)) == 0) {
-        if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), lora_engine_timeout))
-            return false;
-        CHECK_FOR_INTERRUPTS();
-        /* Nobody tells backends of a state change: they look again now and then. */
-        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-                        lora_wait_event());
-        ResetLatch(MyLatch);
+    state = look_at_engine(&generation, error);
+    if (state == 0) {
+        until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), lora_engine_timeout);
+        do
+            state = look_at_engine(&generation, error);
+        while (state == 0 && lora_wait_change(until));
+        ConditionVariableCancelSleep();
     }
-    if (state < 0)
+    if (state <= 0)
         return false;
     if (!session.segment)
         open_session();
+    session.generation = generation;
     return true;
 }
 
@@ -285,7 +312,11 @@ static LoraIo lost(void)
 
 LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length)
 {
-    ol_frame frame = {.type = type, .version = OL_WIRE_VERSION, .tag = tag, .length = length};
+    ol_frame frame = {.type = type,
+                      .version = OL_WIRE_VERSION,
+                      .session = generation_of(tag),
+                      .tag = tag,
+                      .length = length};
     shm_mq_iovec parts[2] = {{(const char *)&frame, sizeof(frame)}, {payload, length}};
 
     if (!session.segment)
@@ -344,7 +375,7 @@ LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload)
         if (frame->length != length - sizeof(*frame))
             continue;
         if (frame->type == OL_FRAME_LOST) {
-            n_live = 0;
+            forget_generation((uint32)frame->tag);
             return LORA_IO_LOST;
         }
         return LORA_IO_OK;

@@ -37,7 +37,7 @@ extern void lora_session_cancel(uint64 tag);
 
 typedef enum LoraIo {
     LORA_IO_OK,
-    LORA_IO_LOST, /* the worker or the engine went away: all tags are gone */
+    LORA_IO_LOST, /* the worker or an engine went away: tags are gone, see lora_session_is_live */
 } LoraIo;
 
 /* Sends a frame, waiting for room. */

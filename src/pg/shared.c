@@ -6,6 +6,12 @@
 #include "storage/pmsignal.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "utils/timestamp.h"
+#if PG_VERSION_NUM < 150000
+#include "postmaster/autovacuum.h"
+#include "postmaster/postmaster.h"
+#include "replication/walsender.h"
+#endif
 #if PG_VERSION_NUM >= 170000
 #include "utils/wait_event.h"
 #else
@@ -19,9 +25,19 @@ static shmem_startup_hook_type prev_startup_hook;
 static shmem_request_hook_type prev_request_hook;
 #endif
 
+/* Before PostgreSQL 15 shared memory is asked for before MaxBackends is computed. */
+static int max_backends(void)
+{
+#if PG_VERSION_NUM >= 150000
+    return MaxBackends;
+#else
+    return MaxConnections + autovacuum_max_workers + 1 + max_worker_processes + max_wal_senders;
+#endif
+}
+
 static Size shared_size(void)
 {
-    return add_size(offsetof(LoraShared, slots), mul_size(MaxBackends, sizeof(LoraSlot)));
+    return add_size(offsetof(LoraShared, slots), mul_size(max_backends(), sizeof(LoraSlot)));
 }
 
 static void request_shared(void)
@@ -45,7 +61,8 @@ static void startup_shared(void)
     if (!found) {
         memset(lora_shared, 0, shared_size());
         lora_shared->lock = &GetNamedLWLockTranche("openlora")->lock;
-        lora_shared->n_slots = MaxBackends;
+        ConditionVariableInit(&lora_shared->changed);
+        lora_shared->n_slots = max_backends();
         lora_shared->worker_procno = -1;
     }
     LWLockRelease(AddinShmemInitLock);
@@ -86,6 +103,16 @@ bool lora_wake_worker(void)
     if (procno < 0)
         return false;
     SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+    return true;
+}
+
+bool lora_wait_change(TimestampTz until)
+{
+    long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+    if (left <= 0)
+        return false;
+    (void)ConditionVariableTimedSleep(&lora_shared->changed, left, lora_wait_event());
     return true;
 }
 

@@ -12,6 +12,7 @@
 
 #include "datatype/timestamp.h"
 #include "engine/engine.h"
+#include "storage/condition_variable.h"
 #include "storage/dsm.h"
 #include "storage/lwlock.h"
 
@@ -38,9 +39,12 @@ typedef struct LoraSlot {
 
 typedef struct LoraShared {
     LWLock *lock;
+    ConditionVariable
+        changed;    /* broadcast when the worker, the engine's state or its info is new */
     int worker_pid; /* 0: none */
     int worker_procno;
     int engine_pid;
+    uint32 generation; /* of engine processes: which one is meant */
     LoraEngineState engine;
     uint64 progress_done, progress_total;
     TimestampTz engine_since; /* of this state */
@@ -49,6 +53,7 @@ typedef struct LoraShared {
     ol_engine_info info;   /* as last reported */
     TimestampTz info_at;
     bool status_wanted; /* somebody waits for a fresh report */
+    bool any_opening;   /* a slot may be OPENING */
     int n_slots;
     LoraSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } LoraShared;
@@ -60,6 +65,10 @@ extern void lora_shared_install_hooks(void);
 extern int lora_my_slot(void);
 /* Sets the worker's latch; false when there is no worker. */
 extern bool lora_wake_worker(void);
+
+/* Sleeps until something changed (at once at the first call of a loop: look, then sleep), or
+ * `until` has come: false. The loop ends with ConditionVariableCancelSleep. */
+extern bool lora_wait_change(TimestampTz until);
 
 /* Wait event: our own name where the version has them. */
 extern uint32 lora_wait_event(void);

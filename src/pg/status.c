@@ -3,7 +3,6 @@
 
 #include "funcapi.h"
 #include "shared.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -76,25 +75,30 @@ static void put_counters(Row *row, const ol_engine_info *info, bool known)
 
 #define FRESH_MS 1000 /* how long to wait for a report; a step of a large model takes long */
 
-/* Asks for a report and waits until it is there, or for as long as is reasonable. */
+/* Whether the report is newer than `asked`, or none is to be had; else asks for one. */
+static bool is_fresh(TimestampTz asked)
+{
+    bool fresh;
+
+    LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
+    fresh = lora_shared->engine != LORA_ENGINE_READY || lora_shared->info_at >= asked ||
+            !lora_shared->worker_pid;
+    lora_shared->status_wanted = !fresh;
+    LWLockRelease(lora_shared->lock);
+    if (!fresh)
+        (void)lora_wake_worker();
+    return fresh;
+}
+
+/* Waits for a fresh report, for as long as is reasonable. */
 static void refresh(void)
 {
     TimestampTz asked = GetCurrentTimestamp();
+    TimestampTz until = TimestampTzPlusMilliseconds(asked, FRESH_MS);
 
-    for (bool fresh = false; !fresh;) {
-        LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
-        fresh = lora_shared->engine != LORA_ENGINE_READY || lora_shared->info_at >= asked ||
-                !lora_shared->worker_pid;
-        lora_shared->status_wanted = !fresh;
-        LWLockRelease(lora_shared->lock);
-        if (fresh || TimestampDifferenceExceeds(asked, GetCurrentTimestamp(), FRESH_MS))
-            return;
-        (void)lora_wake_worker();
-        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
-                        lora_wait_event());
-        ResetLatch(MyLatch);
-        CHECK_FOR_INTERRUPTS();
-    }
+    while (!is_fresh(asked) && lora_wait_change(until))
+        ;
+    ConditionVariableCancelSleep();
 }
 
 Datum lora_status(PG_FUNCTION_ARGS)

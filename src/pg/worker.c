@@ -40,7 +40,9 @@ static void announce(void)
     for (int i = 0; i < lora_shared->n_slots; i++) /* sessions of an earlier worker */
         if (lora_shared->slots[i].state == LORA_SLOT_OPEN)
             lora_shared->slots[i].state = LORA_SLOT_FREE;
+    lora_shared->any_opening = true;
     LWLockRelease(lora_shared->lock);
+    ConditionVariableBroadcast(&lora_shared->changed);
 }
 
 static void leave(int code, Datum arg)
@@ -51,6 +53,7 @@ static void leave(int code, Datum arg)
     lora_shared->worker_procno = -1;
     lora_shared->engine = LORA_ENGINE_OFF;
     LWLockRelease(lora_shared->lock);
+    ConditionVariableBroadcast(&lora_shared->changed);
 }
 
 static void look_after_engine(void)
@@ -83,31 +86,40 @@ static void ask_status(void)
         (void)ol_channel_send(&engine.channel, &frame, NULL);
 }
 
-static void wait_for_work(void)
+/* The set lives as long as the engine process does: making one takes several system calls. */
+static WaitEventSet *events_of_engine(void)
 {
-    WaitEventSet *set;
-    WaitEvent event;
-    long pause = engine_pause_left(&engine);
+    static WaitEventSet *set;
+    static pid_t made_for = -1;
 
-    if (engine.pid && !ol_channel_may_sleep(&engine.channel))
-        return;
+    if (set && made_for == engine.pid)
+        return set;
+    if (set)
+        FreeWaitEventSet(set);
 #if PG_VERSION_NUM >= 170000
-    set = CreateWaitEventSet(CurrentResourceOwner, 3);
+    set = CreateWaitEventSet(NULL, 3);
 #else
-    set = CreateWaitEventSet(CurrentMemoryContext, 3);
+    set = CreateWaitEventSet(TopMemoryContext, 3);
 #endif
     AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
     AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
     if (engine.pid)
         AddWaitEventToSet(set, WL_SOCKET_READABLE, engine.channel.wake_fd, NULL, NULL);
-    WaitEventSetWait(set, pause, &event, 1, lora_wait_event());
-    FreeWaitEventSet(set);
+    made_for = engine.pid;
+    return set;
+}
+
+static void wait_for_work(void)
+{
+    WaitEvent event;
+    long pause = engine_pause_left(&engine);
+
+    if (engine.pid && !ol_channel_may_sleep(&engine.channel))
+        return;
+    WaitEventSetWait(events_of_engine(), pause, &event, 1, lora_wait_event());
     ResetLatch(MyLatch);
-    if (engine.pid && !ol_channel_woken(&engine.channel)) {
-        /* It closed its end: it is exiting. The signal of its end follows; should it
-         * hang instead, it is of no use. */
+    if (engine.pid && !ol_channel_woken(&engine.channel))
         engine_stop_closed(&engine);
-    }
 }
 
 void lora_worker_main(Datum arg)

@@ -30,7 +30,9 @@
  *     BROKEN                loading failed: an ol_error; the engine then exits
  *     LOG                   level u8, text
  *   worker -> backend
- *     LOST                  the engine went away; every tag of the session is gone
+ *     LOST                  an engine went away, and with it every tag that was sent to it;
+ *                           the header's tag is its generation. (From a backend the
+ *                           header's session says for which generation a frame is meant.)
  *
  * A decoder returns false on anything malformed: too short, too long, a count or
  * enum out of range, text that is not there.
