@@ -38,7 +38,7 @@ extern void lora_define_settings(void);
 /* -- errors (errors.c) --------------------------------------------------------------- */
 /* SQLSTATE of an error value. */
 extern int lora_sqlstate(ol_code code);
-extern void lora_raise(const ol_error *error) pg_attribute_noreturn();
+extern void lora_raise(const ol_error *error) __attribute__((noreturn));
 
 /* Whether the library was preloaded, so that shared memory and worker exist. */
 extern bool lora_preloaded;
