@@ -93,7 +93,11 @@ $(BUILD)/test/%: $(BUILD)/obj/test/unit/%.o $(call obj,$(UNIT_HELPERS)) $(BUILD)
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(ENGINE_LIBS)
 
-unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS)
+# An engine that breaks the protocol, for the extension's tests.
+$(BUILD)/fake_engine: $(call obj,test/fake/fake_engine.c) $(BUILD)/libopenlora.a
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
+
+unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS) $(BUILD)/fake_engine
 $(BUILD)/bench_ops: $(call obj,test/device/bench_ops.c $(CPU_SOURCES) $(BASE_SOURCES))
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcrypto -lpthread -lm
 .PHONY: unit-tests

@@ -105,6 +105,8 @@ stage_files test "$WORK/test" 2>/dev/null
 stage_files expected "$WORK/regress/expected"
 mkdir -p "$WORK/regress/sql" && cp sql/tests/*.sql "$WORK/regress/sql/"
 [ "$(id -u)" = 0 ] && chown -R "$RUN_USER" "$WORK/regress" "$WORK/test"
+install -m 755 build/fake_engine "$STAGED_LIB/fake_engine"
+export OPENLORA_FAKE_ENGINE=$STAGED_LIB/fake_engine
 export OPENLORA_TEST_MODEL=$MODEL OPENLORA_DEMO=$WORK/test/data/demo OPENLORA_ENGINE=$STAGED_LIB/openlora-engine
 
 regress() {

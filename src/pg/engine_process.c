@@ -223,13 +223,16 @@ long engine_pause_left(const EngineProcess *engine)
 
 /* -- end ------------------------------------------------------------------------------------ */
 
-static void gone(EngineProcess *engine)
+/* From here on nobody finds it ready. One that could not load its model stays broken. */
+static void gone(EngineProcess *engine, const ol_error *why)
 {
     ol_channel_close(&engine->channel);
     engine->pid = 0;
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->engine_pid = 0;
     LWLockRelease(lora_shared->lock);
+    if (current_state() != LORA_ENGINE_BROKEN)
+        engine_publish(LORA_ENGINE_RESTARTING, why);
 }
 
 static void describe_exit(int status, ol_error *error)
@@ -252,10 +255,10 @@ bool engine_reap(EngineProcess *engine)
     if (!engine->pid || waitpid(engine->pid, &status, WNOHANG) != engine->pid)
         return false;
     state = current_state();
-    gone(engine);
+    describe_exit(status, &error);
+    gone(engine, &error);
     if (state == LORA_ENGINE_BROKEN)
         return true; /* it said why, and left */
-    describe_exit(status, &error);
     ereport(LOG, (errmsg("%s", error.message)));
     if (state == LORA_ENGINE_READY)
         engine->failures = 0;
@@ -282,9 +285,10 @@ static bool closes_within(EngineProcess *engine, int ms)
     return false;
 }
 
-void engine_stop(EngineProcess *engine, bool polite)
+void engine_stop(EngineProcess *engine, bool polite, const char *why)
 {
     ol_frame frame = {.type = OL_FRAME_SHUTDOWN, .version = OL_WIRE_VERSION};
+    ol_error error;
     int status;
 
     if (!engine->pid)
@@ -298,7 +302,11 @@ void engine_stop(EngineProcess *engine, bool polite)
         kill(engine->pid, SIGKILL);
     while (waitpid(engine->pid, &status, 0) < 0 && errno == EINTR)
         ;
-    gone(engine);
+    ol_fail(&error, OL_LOST, "%s", why);
+    gone(engine, &error);
+    engine->next_start = GetCurrentTimestamp();
+    if (!polite)
+        start_failed(engine, &error);
 }
 
 void engine_stop_closed(EngineProcess *engine)

@@ -24,8 +24,8 @@ extern void engine_start_if_due(EngineProcess *engine);
 extern bool engine_settings_changed(const EngineProcess *engine);
 /* Takes note of an exit of the child; true when it just went away. */
 extern bool engine_reap(EngineProcess *engine);
-/* Ends it: politely at first when `polite`. Waits. */
-extern void engine_stop(EngineProcess *engine, bool polite);
+/* Ends it, politely at first when `polite` (and else with a pause before the next). Waits. */
+extern void engine_stop(EngineProcess *engine, bool polite, const char *why);
 /* It closed its side of the channel: it is exiting, or of no use. Waits for its end, which
  * engine_reap then tells. */
 extern void engine_stop_closed(EngineProcess *engine);

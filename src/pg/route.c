@@ -32,7 +32,8 @@ typedef struct Session {
     uint32 epoch;
     dsm_segment *segment;
     shm_mq_handle *from_backend, *to_backend;
-    ol_frame *held; /* in the queue's memory, or NULL */
+    ol_frame *held;   /* in the queue's memory, or NULL */
+    uint32 told_lost; /* the last generation that it knows is lost */
     Pending *pending, **pending_end;
     Size pending_bytes;
 } Session;
@@ -239,17 +240,18 @@ static bool flush_pending(Session *s)
 /* -- frames for the worker itself ---------------------------------------------------------------
  */
 
-static void take_info(ol_reader *r)
+static bool take_info(ol_reader *r)
 {
     ol_engine_info info;
 
     if (!ol_wire_get_info(r, &info))
-        return;
+        return false;
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->info = info;
     lora_shared->info_at = GetCurrentTimestamp();
     LWLockRelease(lora_shared->lock);
     ConditionVariableBroadcast(&lora_shared->changed);
+    return true;
 }
 
 static bool is_loading(void)
@@ -287,7 +289,8 @@ static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 
         LWLockRelease(lora_shared->lock);
         return true;
     case OL_FRAME_INFO:
-        take_info(&r);
+        if (!take_info(&r))
+            return false;
         if (is_loading()) {
             engine_publish(LORA_ENGINE_READY, NULL);
             engine->failures = 0;
@@ -351,37 +354,63 @@ static uint32 ready_generation(const EngineProcess *engine)
     return generation;
 }
 
+/* What is meant for an engine that is gone: the session hears so, once for each of them. (It
+ * may have opened just when the others heard it.) */
+static bool tell_lost(Session *s, uint32 generation)
+{
+    ol_frame frame = {.type = OL_FRAME_LOST, .version = OL_WIRE_VERSION, .tag = generation};
+
+    if (s->told_lost == generation)
+        return true;
+    s->told_lost = generation;
+    return deliver(s, &frame, "");
+}
+
+/* The next frame of a session into `held`: 1, 0 when there is none, -1 when it is over. */
+static int hold_frame(Session *s)
+{
+    Size length;
+    void *data;
+    shm_mq_result result = shm_mq_receive(s->from_backend, &length, &data, true);
+
+    if (result != SHM_MQ_SUCCESS)
+        return result == SHM_MQ_WOULD_BLOCK ? 0 : -1;
+    if (length < sizeof(ol_frame) || length > OL_FRAME_MAX ||
+        ((ol_frame *)data)->length != length - sizeof(ol_frame)) {
+        ereport(LOG, (errmsg("openlora session sent a malformed frame")));
+        return -1;
+    }
+    s->held = data;
+    return 1;
+}
+
+static bool forward(EngineProcess *engine, int slot)
+{
+    Session *s = &sessions[slot];
+    ol_frame header = *s->held;
+
+    header.session = (uint32)slot + 1;
+    header.epoch = s->epoch;
+    header.version = OL_WIRE_VERSION;
+    return ol_channel_send(&engine->channel, &header, s->held + 1);
+}
+
 /* Reads a session's frames into the ring. A backend puts into `session` which engine a frame is
- * meant for: what was meant for one that is lost is dropped. False when the session is over. */
+ * meant for. False when the session is over. */
 static bool from_backend(EngineProcess *engine, int slot, uint32 generation)
 {
     Session *s = &sessions[slot];
 
     for (int n = 0; n < FRAMES_PER_TURN; n++) {
-        if (!s->held) {
-            Size length;
-            void *data;
-            shm_mq_result result = shm_mq_receive(s->from_backend, &length, &data, true);
+        int got = s->held ? 1 : hold_frame(s);
 
-            if (result == SHM_MQ_WOULD_BLOCK)
-                return true;
-            if (result != SHM_MQ_SUCCESS)
+        if (got <= 0)
+            return got == 0;
+        if (s->held->session != generation) {
+            if (!tell_lost(s, s->held->session))
                 return false;
-            if (length < sizeof(ol_frame) || length > OL_FRAME_MAX ||
-                ((ol_frame *)data)->length != length - sizeof(ol_frame)) {
-                ereport(LOG, (errmsg("openlora session sent a malformed frame")));
-                return false;
-            }
-            s->held = data;
-        }
-        if (generation && s->held->session == generation) {
-            ol_frame header = *s->held;
-
-            header.session = (uint32)slot + 1;
-            header.epoch = s->epoch;
-            header.version = OL_WIRE_VERSION;
-            if (!ol_channel_send(&engine->channel, &header, s->held + 1))
-                return true; /* the ring is full: later */
+        } else if (!forward(engine, slot)) {
+            return true; /* the ring is full: later */
         }
         s->held = NULL;
     }
@@ -413,10 +442,10 @@ bool route_move(EngineProcess *engine)
 
 void route_engine_lost(void)
 {
-    ol_frame frame = {.type = OL_FRAME_LOST, .version = OL_WIRE_VERSION};
+    uint32 generation;
 
     LWLockAcquire(lora_shared->lock, LW_SHARED);
-    frame.tag = lora_shared->generation;
+    generation = lora_shared->generation;
     LWLockRelease(lora_shared->lock);
     for (int i = 0; sessions && i < lora_shared->n_slots; i++) {
         if (sessions[i].ending) {
@@ -424,6 +453,6 @@ void route_engine_lost(void)
             note_opening();
         }
         if (sessions[i].open)
-            (void)deliver(&sessions[i], &frame, "");
+            (void)tell_lost(&sessions[i], generation);
     }
 }

@@ -47,7 +47,7 @@ static void announce(void)
 
 static void leave(int code, Datum arg)
 {
-    engine_stop(&engine, code == 0);
+    engine_stop(&engine, code == 0, "the openlora worker is ending");
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->worker_pid = 0;
     lora_shared->worker_procno = -1;
@@ -63,7 +63,7 @@ static void look_after_engine(void)
         ProcessConfigFile(PGC_SIGHUP);
         if (engine.pid && engine_settings_changed(&engine)) {
             ereport(LOG, (errmsg("openlora engine is restarted for changed settings")));
-            engine_stop(&engine, true);
+            engine_stop(&engine, true, "the openlora engine is restarted for changed settings");
             route_engine_lost();
         }
     }
@@ -141,7 +141,7 @@ void lora_worker_main(Datum arg)
         route_attach_new(&engine);
         if (!route_move(&engine)) {
             ereport(LOG, (errmsg("openlora engine broke the protocol and is ended")));
-            engine_stop(&engine, false);
+            engine_stop(&engine, false, "the openlora engine broke the protocol");
             route_engine_lost();
         }
         wait_for_work();

@@ -1,0 +1,77 @@
+# An engine that breaks the protocol: promises P3 and P7. What it sends is not taken on
+# trust, and a session that meets it gets one error and goes on.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('hostile');
+$node->init;
+$node->append_conf('postgresql.conf', <<"END");
+shared_preload_libraries = 'openlora'
+openlora.engine_path = '$ENV{OPENLORA_FAKE_ENGINE}'
+openlora.model = '/fake/good'
+openlora.restart_backoff_max = 100ms
+openlora.max_retries = 1
+END
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION openlora');
+
+sub behave
+{
+	my ($how) = @_;
+	my $generation = $node->safe_psql('postgres', 'SELECT coalesce(engine_pid, 0) FROM lora_status()');
+	$node->safe_psql('postgres', "ALTER SYSTEM SET openlora.model = '/fake/$how'");
+	$node->reload;
+	$node->poll_query_until('postgres', "SELECT engine_pid IS DISTINCT FROM $generation FROM lora_status()") or die "no $how";
+}
+
+my $ask = q{SELECT lora_generate(NULL, 'x')};
+
+is($node->safe_psql('postgres', $ask), 'good', 'a good one answers');
+
+# What a session sees, and that it goes on: the error and the answer to another question.
+sub meets
+{
+	my ($how, $error, $settings) = @_;
+	behave($how);
+	my ($stdout, $stderr);
+	$node->psql('postgres', ($settings // '') . "$ask; SELECT 'goes on'", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
+	like($stderr, $error, "$how: one clear error");
+	like($stdout, qr/goes on/, "$how: the session goes on");
+}
+
+meets('malformed-event', qr/ERROR:  the openlora engine sent a malformed event/);
+meets('broken-text', qr/ERROR:  invalid byte sequence for encoding "UTF8"/);
+meets('other-version', qr/ERROR:  the openlora engine was lost/);
+meets('no-session', qr/ERROR:  the openlora engine was lost/);
+meets('corrupt-rings', qr/ERROR:  the openlora engine was lost/);
+meets('hang-up', qr/ERROR:  the openlora engine was lost/);
+meets('leave', qr/ERROR:  the openlora engine was lost/);
+meets('silent', qr/ERROR:  canceling statement due to statement timeout/, q{SET statement_timeout = '300ms'; });
+meets('no-info', qr/ERROR:  /, q{SET openlora.engine_timeout = '500ms'; });
+
+behave('strangers');
+is($node->safe_psql('postgres', $ask), 'mine', 'what is meant for others is dropped');
+
+behave('foreign-facts');
+is($node->safe_psql('postgres', $ask), 'taken', 'an adapter that nobody named is not brought');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.inference_adapters'), '0', 'and shares of no adapter are not recorded');
+
+behave('wrong-frames');
+is($node->safe_psql('postgres', $ask), 'at last', 'frames that answer nothing are dropped');
+{
+	my ($stdout, $stderr);
+	$node->psql('postgres', q{SELECT lora_tokenize('x'); SELECT 'goes on'}, stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
+	like($stderr, qr/the openlora engine sent an unexpected frame/, 'an answer of the wrong kind: an error');
+	like($stdout, qr/goes on/, 'and the session goes on');
+}
+
+behave('good');
+is($node->safe_psql('postgres', $ask), 'good', 'service is back');
+my $log = slurp_file($node->logfile);
+like($log, qr/openlora engine broke the protocol and is ended/, 'the log tells');
+unlike($log, qr/PANIC|terminating any other active server processes/, 'no crash restart');
+$node->stop;
+done_testing();
