@@ -5,28 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-ol_code tok_nomem(ol_error *err)
-{
-    return ol_fail(err, OL_NOMEM, "out of memory in the tokenizer");
-}
-
-bool tok_grow(void **items, size_t *cap, size_t need, size_t size)
-{
-    size_t want = *cap ? *cap : 64, bytes;
-    void *grown;
-
-    if (need <= *cap)
-        return true;
-    while (want < need && want <= SIZE_MAX / 2)
-        want *= 2;
-    if (want < need || __builtin_mul_overflow(want, size, &bytes) ||
-        !(grown = realloc(*items, bytes)))
-        return false;
-    *items = grown;
-    *cap = want;
-    return true;
-}
-
 ol_code tok_new(ol_tokenizer **out, ol_error *err)
 {
     ol_arena *arena = ol_arena_create();

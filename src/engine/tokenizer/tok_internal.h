@@ -277,8 +277,9 @@ typedef struct tok_work {
 } tok_work;
 
 void tok_work_free(tok_work *work);
-ol_code tok_nomem(ol_error *err);
 ol_code tok_push_id(tok_work *work, int32_t id);
+/* tok_memory.c */
+ol_code tok_nomem(ol_error *err);
 ol_code tok_push_piece(tok_work *work, tok_pieces *pieces, size_t off, size_t len);
 /* realloc for count * size bytes with growth; false when out of memory. */
 bool tok_grow(void **items, size_t *cap, size_t need, size_t size);
@@ -319,13 +320,14 @@ typedef struct tok_known_pre {
 const tok_known_pre *tok_known_pre_find(const char *name); /* NULL: unknown */
 ol_code tok_known_pre_apply(ol_tokenizer *tok, const tok_known_pre *pre, ol_error *err);
 
-/* tok_json_stages.c; the json_t arguments are jansson's. */
+/* tok_json_node.c; the json_t arguments are jansson's. */
 struct json_t;
 /* Why a file is refused: names what is not supported. */
 ol_code tok_json_unsupported(const char *what, const char *type, ol_error *err);
 const char *tok_json_type(const struct json_t *node); /* "type", or "?" */
 bool tok_json_flag(const struct json_t *node, const char *key, bool missing);
 ol_span tok_json_text(const struct json_t *node); /* NULL data when it is no string */
+/* tok_json_stages.c */
 ol_code tok_json_normalizer(ol_tokenizer *tok, const struct json_t *node, int depth, ol_error *err);
 ol_code tok_json_pre_tokenizer(ol_tokenizer *tok, const struct json_t *node, int depth,
                                ol_error *err);

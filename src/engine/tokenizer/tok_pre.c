@@ -4,19 +4,6 @@
 
 #include <string.h>
 
-ol_code tok_push_piece(tok_work *work, tok_pieces *pieces, size_t off, size_t len)
-{
-    if (pieces->n == pieces->cap) {
-        void *items = pieces->items;
-
-        if (!tok_grow(&items, &pieces->cap, pieces->n + 1, sizeof(*pieces->items)))
-            return tok_nomem(work->err);
-        pieces->items = items;
-    }
-    pieces->items[pieces->n++] = (tok_piece){(uint32_t)off, (uint32_t)len};
-    return OL_OK;
-}
-
 static void put_mapped(const uint8_t *p, size_t len, ol_buf *out)
 {
     for (size_t i = 0; i < len; i++) {
