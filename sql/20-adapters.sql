@@ -83,13 +83,8 @@ COMMENT ON FUNCTION lora_adapter_import(text, bytea, jsonb, text, boolean, boole
     'stores a LoRA adapter: the bytes of adapter_model.safetensors and PEFT''s adapter_config.json, or a GGUF adapter';
 
 CREATE FUNCTION lora_adapter_export(id text, OUT weights bytea, OUT config jsonb)
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    SELECT a.weights, a.config INTO STRICT weights, config FROM openlora.adapters a WHERE a.name = $1;
-EXCEPTION WHEN no_data_found THEN
-    RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('adapter "%s" does not exist', $1);
-END $$;
-COMMENT ON FUNCTION lora_adapter_export(text) IS 'gives back the two files that were imported';
+AS 'MODULE_PATHNAME', 'lora_adapter_export' LANGUAGE C STRICT STABLE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION lora_adapter_export(text) IS 'gives back the two files that were imported, to who may read them';
 
 CREATE FUNCTION lora_adapter_drop(id text, missing_ok boolean DEFAULT false) RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$

@@ -10,12 +10,28 @@ ALTER TABLE openlora.adapter_contributors ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.inferences ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.inference_adapters ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.attributions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE openlora.adapter_grants ENABLE ROW LEVEL SECURITY;
+ALTER TABLE openlora.role_quotas ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY all_read ON openlora.base_models FOR SELECT USING (true);
-CREATE POLICY visible ON openlora.adapters FOR SELECT USING (shared OR pg_catalog.pg_has_role(owner, 'USAGE'));
+CREATE POLICY visible ON openlora.adapters FOR SELECT
+    USING (shared OR pg_catalog.pg_has_role(owner, 'USAGE') OR openlora.has_right(id, NULL));
 CREATE POLICY add_own ON openlora.adapters FOR INSERT WITH CHECK (pg_catalog.pg_has_role(owner, 'USAGE'));
-CREATE POLICY change_own ON openlora.adapters FOR UPDATE USING (pg_catalog.pg_has_role(owner, 'USAGE'));
-CREATE POLICY drop_own ON openlora.adapters FOR DELETE USING (pg_catalog.pg_has_role(owner, 'USAGE'));
+CREATE POLICY change_own ON openlora.adapters FOR UPDATE
+    USING (pg_catalog.pg_has_role(owner, 'USAGE') OR openlora.has_right(id, 'manage'));
+CREATE POLICY drop_own ON openlora.adapters FOR DELETE
+    USING (pg_catalog.pg_has_role(owner, 'USAGE') OR openlora.has_right(id, 'manage'));
+
+-- Grants are seen by those they are given to, and written by those who may manage.
+CREATE POLICY given ON openlora.adapter_grants FOR SELECT
+    USING (grantee::oid = 0::oid OR pg_catalog.pg_has_role(grantee, 'USAGE'));
+CREATE POLICY manage ON openlora.adapter_grants
+    USING (openlora.has_right(adapter, 'manage')
+        OR EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter AND pg_catalog.pg_has_role(a.owner, 'USAGE')))
+    WITH CHECK (pg_catalog.pg_has_role(granted_by, 'USAGE') AND (openlora.has_right(adapter, 'manage')
+        OR EXISTS (SELECT FROM openlora.adapters a WHERE a.id = adapter AND pg_catalog.pg_has_role(a.owner, 'USAGE'))));
+CREATE POLICY own ON openlora.role_quotas FOR SELECT
+    USING (role::oid = 0::oid OR pg_catalog.pg_has_role(role, 'USAGE'));
 
 CREATE POLICY all_read ON openlora.contributors FOR SELECT USING (true);
 -- naming a role redirects its credit, so it must be one's own
@@ -46,7 +62,8 @@ CREATE POLICY own ON openlora.inference_adapters FOR SELECT
 CREATE POLICY own ON openlora.attributions FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 
-REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares(), openlora.read_shares(jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares(), openlora.read_shares(jsonb),
+    openlora.has_right(bigint, text), openlora.forget_quota(regrole, bigint), openlora.quota_counters() FROM PUBLIC;
 DO $$
 DECLARE
     f regprocedure;
@@ -60,9 +77,8 @@ BEGIN
 END $$;
 
 -- The grants that a role needs to call openlora, to see what it may use and what was
--- credited for its calls; with `manage`, to own adapters and datasets, too. Using an
--- adapter takes no right to read its weights: that comes with `manage`, and shows those of
--- adapters that are the role's own or shared.
+-- credited for its calls; with `manage`, to own adapters and datasets, too. Nobody is given
+-- SELECT on the weights: lora_adapter_export gives them to who may read them.
 CREATE FUNCTION lora_grant_usage(grantee regrole, manage boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -70,26 +86,30 @@ DECLARE
     f regprocedure;
 BEGIN
     SELECT string_agg(quote_ident(attname), ', ') INTO columns FROM pg_attribute
-    WHERE attrelid = 'openlora.adapters'::regclass AND attnum > 0 AND NOT attisdropped AND (manage OR attname <> 'weights');
+    WHERE attrelid = 'openlora.adapters'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> 'weights';
     EXECUTE format('GRANT USAGE ON SCHEMA openlora TO %s', grantee);
     EXECUTE format('GRANT SELECT (%s) ON openlora.adapters TO %s', columns, grantee);
     EXECUTE format('GRANT SELECT ON openlora.base_models, openlora.contributors, openlora.datasets, openlora.adapter_datasets,'
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
-        ' openlora.role_usage TO %s', grantee);
+        ' openlora.role_usage, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage TO %s', grantee);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters() TO %s', grantee);
     IF current_setting('server_version_num')::int >= 150000 THEN
         EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);
     END IF;
     IF manage THEN
         EXECUTE format('GRANT INSERT, UPDATE, DELETE ON openlora.adapters, openlora.datasets,'
-            ' openlora.adapter_datasets, openlora.dataset_contributors, openlora.adapter_contributors TO %s', grantee);
+            ' openlora.adapter_datasets, openlora.dataset_contributors, openlora.adapter_contributors,'
+            ' openlora.adapter_grants TO %s', grantee);
         EXECUTE format('GRANT INSERT ON openlora.contributors TO %s', grantee);
-        EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb) TO %s', grantee);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint) TO %s', grantee);
     END IF;
     FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
-               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage') AND (manage OR p.proname NOT LIKE 'lora\_adapter\_%')
+               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota')
+               AND (manage OR p.proname = 'lora_adapter_export'
+                    OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, grantee);
     END LOOP;
@@ -122,7 +142,7 @@ DECLARE
     t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['base_models', 'adapters', 'contributors', 'datasets', 'adapter_datasets',
-        'dataset_contributors', 'adapter_contributors', 'inferences', 'inference_adapters',
+        'dataset_contributors', 'adapter_contributors', 'adapter_grants', 'role_quotas', 'inferences', 'inference_adapters',
         'attributions', 'adapters_id_seq', 'contributors_id_seq', 'datasets_id_seq', 'inferences_id_seq']
     LOOP
         PERFORM pg_catalog.pg_extension_config_dump(('openlora.' || t)::regclass, '');

@@ -101,9 +101,10 @@ ol_code ol_fail_errno(ol_error *err, const char *what, const char *path)
 
 const char *ol_code_name(ol_code code)
 {
-    static const char *const names[] = {
-        "ok",    "invalid",  "corrupt",   "unsupported", "mismatch", "not_found", "limit",
-        "nomem", "io_error", "cancelled", "device",      "lost",     "internal"};
+    static const char *const names[] = {"ok",       "invalid",   "corrupt", "unsupported",
+                                        "mismatch", "not_found", "limit",   "nomem",
+                                        "io_error", "cancelled", "device",  "lost",
+                                        "denied",   "quota",     "internal"};
 
     return (unsigned)code <= OL_CODE_LAST ? names[code] : "unknown";
 }

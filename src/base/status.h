@@ -29,6 +29,8 @@ typedef enum ol_code {
     OL_CANCELLED,   /* the caller asked for it */
     OL_DEVICE,      /* the device failed */
     OL_LOST,        /* the engine process went away */
+    OL_DENIED,      /* not allowed to whoever asks */
+    OL_QUOTA,       /* more than whoever asks may have */
     OL_INTERNAL     /* our bug */
 } ol_code;
 

@@ -102,10 +102,18 @@ static void keep_old(Row *row, const char *name)
 static void check_owner(const Row *row)
 {
     bool null;
-    Oid owner = DatumGetObjectId(get(row, "owner", &null));
+    Oid owner = DatumGetObjectId(get(row, "owner", &null)), old;
 
-    if (null || has_privs_of_role(GetUserId(), owner))
-        return; /* NOT NULL says it better */
+    if (null)
+        return;     /* NOT NULL says it better */
+    if (row->old) { /* whoever may manage it may not take it */
+        old = DatumGetObjectId(heap_getattr(row->old, column(row, "owner"), row->desc, &null));
+        if (!null && !has_privs_of_role(GetUserId(), old))
+            ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                            errmsg("must be the owner of an adapter to give it away")));
+    }
+    if (has_privs_of_role(GetUserId(), owner))
+        return;
     ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
                     errmsg("must be a member of role \"%s\" to make it the owner of an adapter",
                            GetUserNameFromId(owner, true) ? GetUserNameFromId(owner, true)

@@ -2,19 +2,21 @@
  * adapters.c: resolving adapter ids: see adapters.h.
  *
  * Two looks at each row, under the same snapshot. The first, with the caller's rights and
- * row-level security, decides whether the adapter may be used. The second, with the rights
- * of the tables' owner, takes hold of the weights without reading them, so that a role can
- * use what it may not read.
+ * row-level security, decides whether the adapter is there for the caller. The second, with
+ * the rights of the tables' owner, whether it may be used; and takes hold of the weights
+ * without reading them, so that a role can use what it may not read.
  */
 #include "adapters.h"
 
 #include <math.h>
 
+#include "access.h"
 #include "attribution.h"
 #include "catalog/pg_type.h"
 #include "engine/engine.h"
 #include "mb/pg_wchar.h"
 #include "spi.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/varlena.h"
 
@@ -157,19 +159,25 @@ static bool is_new(const LoraAdapterRef *refs, int i, ol_error *error)
     return true;
 }
 
-/* Takes hold of the bytes. Runs as the tables' owner, under the same snapshot. */
-static void hold(LoraAdapterRef *ref)
+/* Takes hold of the bytes, if the caller may use them. Runs as the tables' owner, under the
+ * same snapshot. */
+static bool hold(LoraAdapterRef *ref, Oid caller, ol_error *error)
 {
-    static LoraStatement statement = {"SELECT weights, config FROM openlora.adapters"
-                                      " WHERE id OPERATOR(pg_catalog.=) $1",
-                                      1,
-                                      {INT8OID}};
+    static LoraStatement statement = {
+        "SELECT weights, config, owner::pg_catalog.oid::pg_catalog.int8, shared"
+        " FROM openlora.adapters WHERE id OPERATOR(pg_catalog.=) $1",
+        1,
+        {INT8OID}};
     Datum id = Int64GetDatum(ref->id);
+    bool is_null;
 
     if (lora_execute(&statement, &id, NULL, true) != 1)
         elog(ERROR, "adapter \"%s\" was there and is not", ref->name);
     ref->weights = lora_varlena(0, 1);
     ref->config = lora_varlena(0, 2);
+    ref->token_quota = -1;
+    return has_privs_of_role(caller, (Oid)lora_int64(0, 3)) ||
+           DatumGetBool(lora_value(0, 4, &is_null)) || lora_may_use(ref, caller, error);
 }
 
 static bool lookup_all(Datum *ids, int n, LoraAdapterRef *refs, ol_error *error)
@@ -183,8 +191,8 @@ static bool lookup_all(Datum *ids, int n, LoraAdapterRef *refs, ol_error *error)
         good = lookup(ids[i], &refs[i], error) && is_new(refs, i, error);
     if (good) {
         lora_become_owner(&caller);
-        for (int i = 0; i < n; i++)
-            hold(&refs[i]);
+        for (int i = 0; good && i < n; i++)
+            good = hold(&refs[i], caller.user, error);
         lora_become_caller(&caller);
     }
     SPI_finish();

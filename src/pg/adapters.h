@@ -19,10 +19,12 @@ typedef struct LoraAdapterRef {
     float8 weight;
     struct varlena *weights;
     struct varlena *config; /* jsonb; NULL for GGUF */
+    Oid quota_of;           /* the grantee by whose grant it is used, if that has a quota */
+    int64 token_quota;
 } LoraAdapterRef;
 
-/* Resolves ids under the caller's snapshot and privileges: visible means usable, and the
- * right to read the weights is not needed. NULL or empty ids give 0. Returns the number,
+/* Resolves ids under the caller's snapshot and privileges; the right to use an adapter is
+ * needed (access.h), not that to read its weights. NULL or empty ids give 0. Returns the number,
  * or -1 with an error: a NULL element, an id that is unknown or not visible, a duplicate,
  * too many, weights that do not fit. Raises when an answer could not be attributed anyway
  * (a read-only transaction, a standby). The refs are in the current memory context. */

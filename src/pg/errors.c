@@ -32,6 +32,10 @@ int lora_sqlstate(ol_code code)
         return ERRCODE_SYSTEM_ERROR;
     case OL_LOST:
         return ERRCODE_CONNECTION_FAILURE;
+    case OL_DENIED:
+        return ERRCODE_INSUFFICIENT_PRIVILEGE;
+    case OL_QUOTA:
+        return ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
     case OL_OK:
     case OL_INTERNAL:
         break;

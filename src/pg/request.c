@@ -1,9 +1,12 @@
 /* request.c: see request.h. */
 #include "request.h"
 
+#include "access.h"
 #include "session.h"
 #include "utils/memutils.h"
 #include "wire/message.h"
+
+#define BYTES_PER_TOKEN 4 /* about; only what is reserved depends on it, not what is charged */
 
 struct LoraRequest {
     MemoryContext context;
@@ -12,6 +15,7 @@ struct LoraRequest {
     bool keep_tokens, ended, failed;
     ol_error error;
     int retries_left;
+    LoraQuotaClaim claim;
     int seen; /* token events taken; a retry repeats them and they are skipped */
     LoraResult result;
     LoraToken *tokens, **tokens_end, *next;
@@ -58,6 +62,7 @@ static void fail_request(LoraRequest *request, const ol_error *error)
 {
     request->failed = request->ended = true;
     request->error = *error;
+    lora_quota_end(request->claim);
     lora_session_forget(request->tag);
 }
 
@@ -90,12 +95,26 @@ static void send_request(LoraRequest *request)
     (void)lora_session_send(OL_FRAME_REQUEST, request->tag, buf->data, (uint32)buf->len);
 }
 
+/* Tokens of a text, before it is known. */
+static int64 guess_tokens(Size bytes)
+{
+    return (int64)(bytes / BYTES_PER_TOKEN) + 1;
+}
+
+static int64 guess_prompt_tokens(const LoraSpec *spec)
+{
+    return guess_tokens(spec->prompt_len) + guess_tokens(spec->completion_len);
+}
+
 LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error *error)
 {
     MemoryContext context, before;
     LoraRequest *request;
+    LoraQuotaClaim claim;
 
-    if (!lora_session_ready(error))
+    if (!lora_session_ready(error) ||
+        !lora_claim_quotas(spec->adapters, spec->n_adapters,
+                           guess_prompt_tokens(spec) + spec->sampling.max_tokens, &claim, error))
         return NULL;
     context = AllocSetContextCreate(CurrentMemoryContext, "openlora request", ALLOCSET_SMALL_SIZES);
     before = MemoryContextSwitchTo(context);
@@ -105,6 +124,7 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
     request->keep_tokens = keep_tokens;
     request->tokens_end = &request->tokens;
     request->retries_left = lora_max_retries;
+    request->claim = claim;
     initStringInfo(&request->result.text);
     MemoryContextSwitchTo(before);
     send_request(request);
@@ -171,6 +191,7 @@ static void take_token(LoraRequest *request, const ol_event *event)
     if (event->index < request->seen)
         return;
     request->seen = event->index + 1;
+    lora_quota_took(request->claim, guess_prompt_tokens(&request->spec) + request->seen);
     appendBinaryStringInfo(&request->result.text, event->text.data, (int)event->text.len);
     if (!request->keep_tokens)
         return;
@@ -209,6 +230,8 @@ static void take_done(LoraRequest *request, const ol_event *event)
     result->queue_us = event->queue_us;
     result->prefill_us = event->prefill_us;
     result->decode_us = event->decode_us;
+    lora_quota_took(request->claim, (int64)event->prompt_tokens + event->completion_tokens);
+    lora_quota_end(request->claim);
     request->ended = true;
     lora_session_forget(request->tag);
 }
@@ -306,6 +329,7 @@ void lora_request_free(LoraRequest *request)
     if (!request->ended && lora_session_is_live(request->tag))
         lora_session_cancel(request->tag);
     lora_session_forget(request->tag);
+    lora_quota_end(request->claim);
     MemoryContextDelete(request->context);
 }
 

@@ -1,6 +1,7 @@
 /* shared.c: see shared.h. */
 #include "shared.h"
 
+#include "quota.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/pmsignal.h"
@@ -47,7 +48,8 @@ static void request_shared(void)
         prev_request_hook();
 #endif
     RequestAddinShmemSpace(shared_size());
-    RequestNamedLWLockTranche("openlora", 1);
+    RequestAddinShmemSpace(lora_quota_shared_size());
+    RequestNamedLWLockTranche("openlora", 2); /* LoraShared's, the quotas' */
 }
 
 static void startup_shared(void)
@@ -65,6 +67,7 @@ static void startup_shared(void)
         lora_shared->n_slots = max_backends();
         lora_shared->worker_procno = -1;
     }
+    lora_quota_startup_shared();
     LWLockRelease(AddinShmemInitLock);
 }
 

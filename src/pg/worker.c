@@ -5,6 +5,7 @@
 #include "libpq/pqsignal.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "quota.h"
 #include "route.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -112,7 +113,10 @@ static WaitEventSet *events_of_engine(void)
 static void wait_for_work(void)
 {
     WaitEvent event;
-    long pause = engine_pause_left(&engine);
+    long pause = engine_pause_left(&engine), quotas = lora_quota_write_if_due();
+
+    if (quotas >= 0 && (pause < 0 || quotas < pause))
+        pause = quotas;
 
     if (engine.pid && !ol_channel_may_sleep(&engine.channel))
         return;
