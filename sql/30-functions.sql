@@ -36,18 +36,15 @@ COMMENT ON FUNCTION lora_stream(text[], text, float8[], int, float8, int, float8
     float8, float8, jsonb, bigint, text[], boolean, text) IS
     'rows as tokens arrive when called in the select list (SELECT lora_stream(...)); in FROM they are collected first';
 
-CREATE FUNCTION lora_score_detail(adapter_ids text[], prompt text, completion text,
-    weights float8[] DEFAULT NULL, OUT logprob float8, OUT tokens int)
-AS 'MODULE_PATHNAME', 'lora_score' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
-
 CREATE FUNCTION lora_score(adapter_ids text[], prompt text, completion text,
-    weights float8[] DEFAULT NULL) RETURNS float8
-LANGUAGE sql VOLATILE PARALLEL UNSAFE COST 100000
-BEGIN ATOMIC
-    SELECT logprob FROM lora_score_detail($1, $2, $3, $4);
-END;
-COMMENT ON FUNCTION lora_score(text[], text, text, float8[]) IS
+    weights float8[] DEFAULT NULL, on_error text DEFAULT 'raise') RETURNS float8
+AS 'MODULE_PATHNAME', 'lora_score' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
+COMMENT ON FUNCTION lora_score(text[], text, text, float8[], text) IS
     'log-probability (natural) of a completion after a prompt';
+
+CREATE FUNCTION lora_score_detail(adapter_ids text[], prompt text, completion text,
+    weights float8[] DEFAULT NULL, on_error text DEFAULT 'raise', OUT logprob float8, OUT tokens int)
+AS 'MODULE_PATHNAME', 'lora_score_detail' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000;
 
 -- ---------------------------------------------------------------- tokens
 CREATE FUNCTION lora_tokenize(input text, add_bos boolean DEFAULT false, parse_special boolean DEFAULT false)

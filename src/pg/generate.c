@@ -1,5 +1,7 @@
-/* generate.c: lora_generate, lora_complete and lora_score. */
-#include "lora_pg.h"
+/*
+ * generate.c: lora_generate, lora_complete, lora_score and lora_score_detail: see call.h.
+ */
+#include "call.h"
 
 #include "arguments.h"
 #include "attribution.h"
@@ -14,51 +16,71 @@
 PG_FUNCTION_INFO_V1(lora_generate);
 PG_FUNCTION_INFO_V1(lora_complete);
 PG_FUNCTION_INFO_V1(lora_score);
+PG_FUNCTION_INFO_V1(lora_score_detail);
 
-/* Runs a spec to its end; NULL with an error. */
-static LoraRequest *run(const LoraSpec *spec, bool keep_tokens, ol_error *error)
+/* Positions of the arguments of the scoring functions. */
+enum { SCORE_ADAPTERS, SCORE_PROMPT, SCORE_COMPLETION, SCORE_WEIGHTS, SCORE_ON_ERROR };
+
+/* -- start ----------------------------------------------------------------------------------- */
+
+static bool score_spec(FunctionCallInfo fcinfo, LoraSpec *spec, ol_error *error)
 {
-    LoraRequest *request = lora_request_start(spec, keep_tokens, error);
-
-    if (request && !lora_request_wait(request, error)) {
-        lora_request_free(request);
-        return NULL;
-    }
-    return request;
+    memset(spec, 0, sizeof(*spec));
+    spec->function = "lora_score";
+    spec->task = OL_TASK_SCORE;
+    spec->sampling.top_p = 1;
+    spec->sampling.repetition_penalty = 1;
+    spec->sampling.logprobs = -1;
+    return lora_utf8_argument(PG_GETARG_TEXT_PP(SCORE_PROMPT), "the prompt", &spec->prompt,
+                              &spec->prompt_len, error) &&
+           lora_utf8_argument(PG_GETARG_TEXT_PP(SCORE_COMPLETION), "the completion",
+                              &spec->completion, &spec->completion_len, error) &&
+           lora_spec_adapters(
+               spec, PG_ARGISNULL(SCORE_ADAPTERS) ? NULL : PG_GETARG_ARRAYTYPE_P(SCORE_ADAPTERS),
+               PG_ARGISNULL(SCORE_WEIGHTS) ? NULL : PG_GETARG_ARRAYTYPE_P(SCORE_WEIGHTS), error);
 }
 
-static void raise_or_pass(const ol_error *error, bool pass)
+static bool is_score(LoraFunction function)
 {
-    if (!pass)
-        lora_raise(error);
+    return function == LORA_SCORE || function == LORA_SCORE_DETAIL;
 }
 
-Datum lora_generate(PG_FUNCTION_ARGS)
+static bool has_null_text(LoraFunction function, FunctionCallInfo fcinfo)
 {
-    bool null_on_error;
-    LoraRequest *request = NULL;
-    const LoraResult *result;
-    LoraSpec spec;
-    ol_error error;
-    text *answer;
-
-    if (PG_ARGISNULL(LORA_ARG_PROMPT))
-        PG_RETURN_NULL();
-    null_on_error = lora_on_error_null(fcinfo, LORA_ARG_ON_ERROR);
-    if (lora_spec_from_arguments(fcinfo, "lora_generate", &spec, &error))
-        request = run(&spec, false, &error);
-    if (!request) {
-        raise_or_pass(&error, null_on_error);
-        PG_RETURN_NULL();
-    }
-    result = lora_request_result(request);
-    answer = lora_text_from_utf8(result->text.data, result->text.len);
-    (void)lora_attribute(&spec, result);
-    lora_request_free(request);
-    PG_RETURN_TEXT_P(answer);
+    if (is_score(function))
+        return PG_ARGISNULL(SCORE_PROMPT) || PG_ARGISNULL(SCORE_COMPLETION);
+    return PG_ARGISNULL(LORA_ARG_PROMPT);
 }
 
-/* -- lora_complete --------------------------------------------------------------------------- */
+void lora_call_start(LoraCall *call, LoraFunction function, FunctionCallInfo fcinfo)
+{
+    bool good;
+
+    call->function = function;
+    call->request = NULL;
+    call->failed = call->null_on_error = false;
+    if (has_null_text(function, fcinfo))
+        return;
+    call->null_on_error =
+        lora_on_error_null(fcinfo, is_score(function) ? SCORE_ON_ERROR : LORA_ARG_ON_ERROR);
+    if (is_score(function))
+        good = score_spec(fcinfo, &call->spec, &call->error);
+    else
+        good = lora_spec_from_arguments(
+            fcinfo, function == LORA_COMPLETE ? "lora_complete" : "lora_generate", &call->spec,
+            &call->error);
+    if (good)
+        call->request =
+            lora_request_start(&call->spec, call->spec.sampling.logprobs >= 0, &call->error);
+    call->failed = !call->request;
+}
+
+bool lora_call_ended(const LoraCall *call)
+{
+    return !call->request || lora_request_ended(call->request);
+}
+
+/* -- values ---------------------------------------------------------------------------------- */
 
 static void append_piece(StringInfo out, const char *utf8)
 {
@@ -101,6 +123,24 @@ static Datum shares_as_array(const LoraResult *result)
         construct_array(values, result->n_shares, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+static Datum make_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+    FmgrInfo *info = fcinfo->flinfo;
+    MemoryContext before;
+    TupleDesc desc;
+
+    if (!info->fn_extra) {
+        before = MemoryContextSwitchTo(info->fn_mcxt);
+        if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+            elog(ERROR, "function %u must return a row", info->fn_oid);
+        info->fn_extra = BlessTupleDesc(desc);
+        MemoryContextSwitchTo(before);
+    }
+    return HeapTupleGetDatum(heap_form_tuple((TupleDesc)info->fn_extra, values, nulls));
+}
+
+/* -- lora_complete's row --------------------------------------------------------------------- */
+
 enum {
     COL_TEXT,
     COL_FINISH,
@@ -114,88 +154,152 @@ enum {
     COLUMNS
 };
 
-static Datum make_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
-{
-    TupleDesc desc;
+StaticAssertDecl(COL_INFERENCE + 1 == LORA_COMPLETE_INFERENCE, "the columns have moved");
 
-    if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-        elog(ERROR, "lora_complete must return a row");
-    return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
-}
-
-static void fill_row(LoraRequest *request, const LoraSpec *spec, Datum *values, bool *nulls)
+/* inference: 0 when it is not attributed yet. */
+static Datum complete_row(const LoraCall *call, FunctionCallInfo fcinfo, int64 inference)
 {
     static const char *const finishes[] = {"eos", "stop", "length", "scored"};
-    const LoraResult *result = lora_request_result(request);
+    const LoraResult *result = lora_request_result(call->request);
+    Datum values[COLUMNS];
+    bool nulls[COLUMNS] = {false};
 
     values[COL_TEXT] = PointerGetDatum(lora_text_from_utf8(result->text.data, result->text.len));
     values[COL_FINISH] = CStringGetTextDatum(finishes[result->finish]);
     values[COL_PROMPT_TOKENS] = Int32GetDatum(result->prompt_tokens);
     values[COL_COMPLETION_TOKENS] = Int32GetDatum(result->completion_tokens);
-    values[COL_SEED] = Int64GetDatum((int64)spec->sampling.seed);
-    nulls[COL_LOGPROBS] = spec->sampling.logprobs < 0;
+    values[COL_SEED] = Int64GetDatum((int64)call->spec.sampling.seed);
+    nulls[COL_LOGPROBS] = call->spec.sampling.logprobs < 0;
     if (!nulls[COL_LOGPROBS])
-        values[COL_LOGPROBS] = tokens_as_jsonb(lora_request_tokens(request));
+        values[COL_LOGPROBS] = tokens_as_jsonb(lora_request_tokens(call->request));
     values[COL_SHARES] = shares_as_array(result);
-    values[COL_INFERENCE] = Int64GetDatum(lora_attribute(spec, result));
+    values[COL_INFERENCE] = Int64GetDatum(inference);
+    nulls[COL_INFERENCE] = inference == 0;
     nulls[COL_ERROR] = true;
+    return make_row(fcinfo, values, nulls);
+}
+
+static Datum failed_row(const LoraCall *call, FunctionCallInfo fcinfo)
+{
+    Datum values[COLUMNS];
+    bool nulls[COLUMNS];
+
+    memset(nulls, true, sizeof(nulls));
+    nulls[COL_ERROR] = false;
+    values[COL_ERROR] =
+        PointerGetDatum(lora_text_from_utf8(call->error.message, strlen(call->error.message)));
+    return make_row(fcinfo, values, nulls);
+}
+
+/* -- finish ---------------------------------------------------------------------------------- */
+
+static Datum score_row(const LoraResult *result, FunctionCallInfo fcinfo)
+{
+    Datum values[2] = {Float8GetDatum(result->logprob_sum),
+                       Int32GetDatum(result->completion_tokens)};
+    bool nulls[2] = {false, false};
+
+    return make_row(fcinfo, values, nulls);
+}
+
+static Datum answer(const LoraCall *call, FunctionCallInfo fcinfo, int64 inference)
+{
+    const LoraResult *result = lora_request_result(call->request);
+
+    switch (call->function) {
+    case LORA_GENERATE:
+        return PointerGetDatum(lora_text_from_utf8(result->text.data, result->text.len));
+    case LORA_COMPLETE:
+        return complete_row(call, fcinfo, inference);
+    case LORA_SCORE:
+        return Float8GetDatum(result->logprob_sum);
+    case LORA_SCORE_DETAIL:
+        return score_row(result, fcinfo);
+    case LORA_NO_FUNCTION:
+        break;
+    }
+    elog(ERROR, "call of no function");
+}
+
+/* What a call without an answer gives, when its error is not to be raised. */
+static Datum no_answer(const LoraCall *call, FunctionCallInfo fcinfo, bool *is_null)
+{
+    *is_null = !call->failed || call->function != LORA_COMPLETE;
+    return *is_null ? (Datum)0 : failed_row(call, fcinfo);
+}
+
+bool lora_call_peek(const LoraCall *call, FunctionCallInfo fcinfo, Datum *value, bool *is_null)
+{
+    LoraCall seen = *call;
+
+    if (seen.request && lora_request_failed(seen.request, &seen.error)) {
+        seen.failed = true;
+        seen.request = NULL;
+    }
+    if (seen.failed && !seen.null_on_error)
+        return false;
+    *is_null = false;
+    *value = seen.request ? answer(&seen, fcinfo, 0) : no_answer(&seen, fcinfo, is_null);
+    return true;
+}
+
+Datum lora_call_finish(LoraCall *call, FunctionCallInfo fcinfo, bool *is_null)
+{
+    int64 inference;
+    Datum value;
+
+    if (call->request && !lora_request_wait(call->request, &call->error)) {
+        lora_request_free(call->request);
+        call->request = NULL;
+        call->failed = true;
+    }
+    if (call->failed && !call->null_on_error)
+        lora_raise(&call->error);
+    if (!call->request)
+        return no_answer(call, fcinfo, is_null);
+    *is_null = false;
+    inference = lora_attribute(&call->spec, lora_request_result(call->request));
+    value = answer(call, fcinfo, inference);
+    lora_request_free(call->request);
+    call->request = NULL;
+    return value;
+}
+
+/* -- the functions --------------------------------------------------------------------------- */
+
+static Datum run(LoraFunction function, FunctionCallInfo fcinfo)
+{
+    LoraCall call;
+
+    lora_call_start(&call, function, fcinfo);
+    return lora_call_finish(&call, fcinfo, &fcinfo->isnull);
+}
+
+Datum lora_generate(PG_FUNCTION_ARGS)
+{
+    return run(LORA_GENERATE, fcinfo);
 }
 
 Datum lora_complete(PG_FUNCTION_ARGS)
 {
-    Datum values[COLUMNS] = {0};
-    bool nulls[COLUMNS] = {false}, null_on_error;
-    LoraRequest *request = NULL;
-    LoraSpec spec;
-    ol_error error;
-
-    if (PG_ARGISNULL(LORA_ARG_PROMPT))
-        PG_RETURN_NULL();
-    null_on_error = lora_on_error_null(fcinfo, LORA_ARG_ON_ERROR);
-    if (lora_spec_from_arguments(fcinfo, "lora_complete", &spec, &error))
-        request = run(&spec, spec.sampling.logprobs >= 0, &error);
-    if (!request) {
-        raise_or_pass(&error, null_on_error);
-        memset(nulls, true, sizeof(nulls));
-        nulls[COL_ERROR] = false;
-        values[COL_ERROR] =
-            PointerGetDatum(lora_text_from_utf8(error.message, strlen(error.message)));
-        PG_RETURN_DATUM(make_row(fcinfo, values, nulls));
-    }
-    fill_row(request, &spec, values, nulls);
-    lora_request_free(request);
-    PG_RETURN_DATUM(make_row(fcinfo, values, nulls));
+    return run(LORA_COMPLETE, fcinfo);
 }
 
-/* -- lora_score ----------------------------------------------------------------------------------
- */
-
-/* lora_score_detail(adapter_ids, prompt, completion, weights) -> (logprob, tokens) */
 Datum lora_score(PG_FUNCTION_ARGS)
 {
-    Datum values[2];
-    bool nulls[2] = {false, false};
-    LoraSpec spec = {.function = "lora_score", .task = OL_TASK_SCORE};
-    LoraRequest *request = NULL;
-    ol_error error;
+    return run(LORA_SCORE, fcinfo);
+}
 
-    if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
-        PG_RETURN_NULL();
-    spec.sampling.top_p = 1;
-    spec.sampling.repetition_penalty = 1;
-    spec.sampling.logprobs = -1;
-    if (lora_utf8_argument(PG_GETARG_TEXT_PP(1), "the prompt", &spec.prompt, &spec.prompt_len,
-                           &error) &&
-        lora_utf8_argument(PG_GETARG_TEXT_PP(2), "the completion", &spec.completion,
-                           &spec.completion_len, &error) &&
-        lora_spec_adapters(&spec, PG_ARGISNULL(0) ? NULL : PG_GETARG_ARRAYTYPE_P(0),
-                           PG_ARGISNULL(3) ? NULL : PG_GETARG_ARRAYTYPE_P(3), &error))
-        request = run(&spec, false, &error);
-    if (!request)
-        lora_raise(&error);
-    values[0] = Float8GetDatum(lora_request_result(request)->logprob_sum);
-    values[1] = Int32GetDatum(lora_request_result(request)->completion_tokens);
-    (void)lora_attribute(&spec, lora_request_result(request));
-    lora_request_free(request);
-    PG_RETURN_DATUM(make_row(fcinfo, values, nulls));
+Datum lora_score_detail(PG_FUNCTION_ARGS)
+{
+    return run(LORA_SCORE_DETAIL, fcinfo);
+}
+
+LoraFunction lora_function_at(PGFunction address)
+{
+    return address == lora_generate       ? LORA_GENERATE
+           : address == lora_complete     ? LORA_COMPLETE
+           : address == lora_score        ? LORA_SCORE
+           : address == lora_score_detail ? LORA_SCORE_DETAIL
+                                          : LORA_NO_FUNCTION;
 }

@@ -26,6 +26,7 @@ int lora_restart_backoff_max = 30000;
 int lora_max_retries = 2;
 int lora_engine_timeout = 60000;
 int lora_default_max_tokens = 128;
+int lora_pipeline_depth = -1;
 
 static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
                                                          {"none", OL_QUANT_AS_IS, true},
@@ -95,6 +96,9 @@ static void define_limits(void)
                NULL, &lora_engine_timeout, 0, 3600 * 1000, PGC_USERSET, GUC_UNIT_MS);
     define_int("openlora.default_max_tokens", "Length of an answer when max_tokens is not given.",
                NULL, &lora_default_max_tokens, 1, 1 << 20, PGC_USERSET, 0);
+    define_int("openlora.pipeline_depth", "Calls that one scan keeps in flight.",
+               "-1: as many as fill the engine; 0: one call after the other.", &lora_pipeline_depth,
+               -1, LORA_MAX_PIPELINE_DEPTH, PGC_USERSET, 0);
 }
 
 void lora_define_settings(void)

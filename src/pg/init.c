@@ -2,6 +2,7 @@
 #include "lora_pg.h"
 
 #include "postmaster/bgworker.h"
+#include "pipeline.h"
 #include "session.h"
 #include "shared.h"
 #include "worker.h"
@@ -36,5 +37,6 @@ void _PG_init(void)
     lora_define_settings();
     lora_shared_install_hooks();
     lora_session_install_hooks();
+    lora_pipeline_install_hooks();
     register_worker();
 }

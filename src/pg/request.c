@@ -10,8 +10,11 @@
 
 struct LoraRequest {
     MemoryContext context;
+    MemoryContextCallback at_end; /* of the context */
     LoraSpec spec;
     uint64 tag;
+    uint64 losses; /* of the session, when it was sent */
+    int place;     /* in `flying`, or -1 */
     bool keep_tokens, ended, failed;
     ol_error error;
     int retries_left;
@@ -21,49 +24,71 @@ struct LoraRequest {
     LoraToken *tokens, **tokens_end, *next;
 };
 
-/* Requests whose frames may arrive, by tag. An entry whose tag is not live any more (its
- * transaction ended) is stale, and its pointer is not followed. */
-static struct {
-    uint64 tag;
-    LoraRequest *request;
-} * flying;
+/* Requests that have not ended. One whose tag is not live any more (its transaction
+ * ended, or the engine was lost) is not found by it. */
+static LoraRequest **flying;
 static int n_flying, max_flying;
+static uint64 n_ended;
 
 static void note_flying(LoraRequest *request)
 {
-    int kept = 0;
-
-    for (int i = 0; i < n_flying; i++)
-        if (lora_session_is_live(flying[i].tag))
-            flying[kept++] = flying[i];
-    n_flying = kept;
     if (n_flying == max_flying) {
-        max_flying = max_flying ? 2 * max_flying : 16;
+        int max = max_flying ? 2 * max_flying : 16;
+
         if (flying)
-            flying = repalloc(flying, sizeof(*flying) * (Size)max_flying);
+            flying = repalloc(flying, sizeof(*flying) * (Size)max);
         else
-            flying = MemoryContextAlloc(TopMemoryContext, sizeof(*flying) * (Size)max_flying);
+            flying = MemoryContextAlloc(TopMemoryContext, sizeof(*flying) * (Size)max);
+        max_flying = max;
     }
-    flying[n_flying].tag = request->tag;
-    flying[n_flying++].request = request;
+    request->place = n_flying;
+    flying[n_flying++] = request;
+}
+
+static void forget_flying(LoraRequest *request)
+{
+    if (request->place < 0)
+        return;
+    flying[request->place] = flying[--n_flying];
+    flying[request->place]->place = request->place;
+    request->place = -1;
 }
 
 static LoraRequest *find_flying(uint64 tag)
 {
     for (int i = 0; i < n_flying; i++)
-        if (flying[i].tag == tag && lora_session_is_live(tag))
-            return flying[i].request;
+        if (flying[i]->tag == tag)
+            return lora_session_is_live(tag) ? flying[i] : NULL;
     return NULL;
 }
 
 /* -- sending --------------------------------------------------------------------------------- */
 
-static void fail_request(LoraRequest *request, const ol_error *error)
+static void end_request(LoraRequest *request)
 {
-    request->failed = request->ended = true;
-    request->error = *error;
+    request->ended = true;
+    n_ended++;
     lora_quota_end(request->claim);
     lora_session_forget(request->tag);
+    forget_flying(request);
+}
+
+static void fail_request(LoraRequest *request, const ol_error *error)
+{
+    request->failed = true;
+    request->error = *error;
+    end_request(request);
+}
+
+/* Its memory goes: by lora_request_free, the end of the query, or an error. */
+static void at_end_of_memory(void *arg)
+{
+    LoraRequest *request = arg;
+
+    if (!request->ended && lora_session_is_live(request->tag))
+        lora_session_cancel(request->tag);
+    lora_quota_end(request->claim);
+    forget_flying(request);
 }
 
 /* A lost connection shows at the next wait. */
@@ -84,7 +109,7 @@ static void send_request(LoraRequest *request)
         adapters[i].weight = (float)spec->adapters[i].weight;
     }
     request->tag = lora_session_tag();
-    note_flying(request);
+    request->losses = lora_session_losses();
     if (lora_session_upload(request->tag, spec->prompt, spec->prompt_len) != LORA_IO_OK ||
         lora_session_upload(request->tag, spec->completion, spec->completion_len) != LORA_IO_OK)
         return;
@@ -127,6 +152,10 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
     request->claim = claim;
     initStringInfo(&request->result.text);
     MemoryContextSwitchTo(before);
+    note_flying(request);
+    request->at_end.func = at_end_of_memory;
+    request->at_end.arg = request;
+    MemoryContextRegisterResetCallback(context, &request->at_end);
     send_request(request);
     return request;
 }
@@ -231,9 +260,7 @@ static void take_done(LoraRequest *request, const ol_event *event)
     result->prefill_us = event->prefill_us;
     result->decode_us = event->decode_us;
     lora_quota_took(request->claim, (int64)event->prompt_tokens + event->completion_tokens);
-    lora_quota_end(request->claim);
-    request->ended = true;
-    lora_session_forget(request->tag);
+    end_request(request);
 }
 
 static void take_event(LoraRequest *request, const uint8 *payload, uint32 length)
@@ -264,38 +291,75 @@ static void take_event(LoraRequest *request, const uint8 *payload, uint32 length
     MemoryContextSwitchTo(before);
 }
 
-/* One frame for anybody, or one retry of this request. */
-static void advance(LoraRequest *request)
+static void dispatch(const ol_frame *frame, const uint8 *payload)
 {
-    ol_frame frame;
-    const uint8 *payload;
-    LoraRequest *target;
+    LoraRequest *target = find_flying(frame->tag);
     ol_error error;
 
-    if (!lora_session_is_live(request->tag)) { /* the engine was lost */
-        if (request->retries_left-- <= 0) {
-            ol_fail(&error, OL_LOST, "the openlora engine was lost while it answered");
-            ol_hint(&error, "Try again; openlora.max_retries retries were made.");
-            fail_request(request, &error);
-        } else if (!lora_session_ready(&error)) {
-            fail_request(request, &error);
-        } else {
-            send_request(request);
-        }
-        return;
-    }
-    if (lora_session_receive(&frame, &payload) != LORA_IO_OK)
-        return;
-    target = find_flying(frame.tag);
-    if (target && frame.type == OL_FRAME_EVENT)
-        take_event(target, payload, frame.length);
-    else if (target && frame.type == OL_FRAME_FAILED) {
-        ol_reader r = ol_reader_over(payload, frame.length);
+    if (target && frame->type == OL_FRAME_EVENT)
+        take_event(target, payload, frame->length);
+    else if (target && frame->type == OL_FRAME_FAILED) {
+        ol_reader r = ol_reader_over(payload, frame->length);
 
         if (!ol_wire_get_error(&r, &error))
             ol_fail(&error, OL_INTERNAL, "the openlora engine sent a malformed error");
         fail_request(target, &error);
     }
+}
+
+/* One frame for anybody. */
+static LoraIo take_frame(bool wait)
+{
+    ol_frame frame;
+    const uint8 *payload;
+    LoraIo io = lora_session_receive(&frame, &payload, wait);
+
+    if (io == LORA_IO_OK)
+        dispatch(&frame, payload);
+    return io;
+}
+
+/* A tag goes with an engine, which costs a retry, or when the subtransaction that sent it
+ * is undone while the query goes on (a cursor's), which costs none. */
+void lora_request_revive(LoraRequest *request)
+{
+    ol_error error;
+
+    if (request->ended || lora_session_is_live(request->tag))
+        return;
+    if (request->losses != lora_session_losses() && request->retries_left-- <= 0) {
+        ol_fail(&error, OL_LOST, "the openlora engine was lost while it answered");
+        ol_hint(&error, "Try again; openlora.max_retries retries were made.");
+        fail_request(request, &error);
+    } else if (!lora_session_ready(&error)) {
+        fail_request(request, &error);
+    } else {
+        send_request(request);
+    }
+}
+
+void lora_request_step(LoraRequest *request)
+{
+    if (!lora_session_is_live(request->tag))
+        lora_request_revive(request);
+    else
+        (void)take_frame(true);
+}
+
+void lora_requests_poll(void)
+{
+    while (n_flying && take_frame(false) == LORA_IO_OK)
+        ;
+}
+
+bool lora_request_ended(const LoraRequest *request)
+{
+    return request->ended;
+}
+
+uint64 lora_requests_ended(void)
+{
+    return n_ended;
 }
 
 bool lora_request_failed(const LoraRequest *request, ol_error *error)
@@ -308,7 +372,7 @@ bool lora_request_failed(const LoraRequest *request, ol_error *error)
 bool lora_request_wait(LoraRequest *request, ol_error *error)
 {
     while (!request->ended)
-        advance(request);
+        lora_request_step(request);
     return !lora_request_failed(request, error);
 }
 
@@ -317,7 +381,7 @@ LoraToken *lora_request_next_token(LoraRequest *request)
     LoraToken *token;
 
     while (!request->next && !request->ended)
-        advance(request);
+        lora_request_step(request);
     token = request->next;
     if (token)
         request->next = token->next;
@@ -326,10 +390,6 @@ LoraToken *lora_request_next_token(LoraRequest *request)
 
 void lora_request_free(LoraRequest *request)
 {
-    if (!request->ended && lora_session_is_live(request->tag))
-        lora_session_cancel(request->tag);
-    lora_session_forget(request->tag);
-    lora_quota_end(request->claim);
     MemoryContextDelete(request->context);
 }
 
@@ -350,14 +410,11 @@ LoraToken *lora_request_tokens(const LoraRequest *request)
 static LoraIo answer_to(uint64 tag, ol_frame *frame, const uint8 **payload)
 {
     for (;;) {
-        LoraIo io = lora_session_receive(frame, payload);
-        LoraRequest *other;
+        LoraIo io = lora_session_receive(frame, payload, true);
 
         if (io != LORA_IO_OK || frame->tag == tag)
             return io;
-        other = find_flying(frame->tag);
-        if (other && frame->type == OL_FRAME_EVENT)
-            take_event(other, *payload, frame->length);
+        dispatch(frame, *payload);
     }
 }
 

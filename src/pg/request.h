@@ -4,6 +4,10 @@
  * Several may be in flight; frames are handed to the request they are for, whichever is
  * waited on. When the engine is lost, requests in flight are sent again with the same
  * seed, so that their tokens are the same; those already handed out are skipped.
+ *
+ * A request lives in a memory context of its own, a child of the one that is current at
+ * its start. It ends with it: when that memory goes, by whatever way, the request is
+ * cancelled.
  */
 #ifndef LORA_REQUEST_H
 #define LORA_REQUEST_H
@@ -46,6 +50,16 @@ typedef struct LoraRequest LoraRequest;
 extern LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error *error);
 /* Waits for its end. False with the error when it failed. */
 extern bool lora_request_wait(LoraRequest *request, ol_error *error);
+/* Whether it has ended, well or not. */
+extern bool lora_request_ended(const LoraRequest *request);
+/* One step on the way to its end: a frame for any request is taken, or it is sent again. */
+extern void lora_request_step(LoraRequest *request);
+/* Sends it again if its tag has gone while it had not ended. */
+extern void lora_request_revive(LoraRequest *request);
+/* Takes the frames that are there, for whichever request, without waiting. */
+extern void lora_requests_poll(void);
+/* How many requests of this backend have ended so far. */
+extern uint64 lora_requests_ended(void);
 /* The next token, waiting for it; NULL at the end (see lora_request_failed). */
 extern LoraToken *lora_request_next_token(LoraRequest *request);
 extern bool lora_request_failed(const LoraRequest *request, ol_error *error);

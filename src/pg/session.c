@@ -31,7 +31,7 @@ static struct {
 
 static LiveTag *live;
 static int n_live, max_live;
-static uint64 last_tag;
+static uint64 last_tag, losses, deaths;
 
 shm_mq *lora_session_request_queue(LoraSessionMemory *memory)
 {
@@ -53,6 +53,8 @@ static void close_session(void)
     session.segment = NULL;
     session.mid_send = false;
     n_live = 0;
+    losses++;
+    deaths++;
 }
 
 static void close_at_exit(int code, Datum arg)
@@ -153,6 +155,18 @@ static void forget_generation(uint32 generation)
         if (live[i].generation != generation)
             live[kept++] = live[i];
     n_live = kept;
+    losses++;
+    deaths++;
+}
+
+uint64 lora_session_losses(void)
+{
+    return losses;
+}
+
+uint64 lora_session_deaths(void)
+{
+    return deaths;
 }
 
 /* One try, without waiting. False when the frame could not be sent whole. */
@@ -187,6 +201,7 @@ void lora_session_cancel(uint64 tag)
 
 static void cancel_begun_in(SubTransactionId id, bool any)
 {
+    deaths += n_live > 0;
     for (int i = n_live - 1; i >= 0; i--)
         if (i < n_live && (any || live[i].begun_in == id))
             lora_session_cancel(live[i].tag);
@@ -352,7 +367,7 @@ LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length)
     return LORA_IO_OK;
 }
 
-LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload)
+LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload, bool wait)
 {
     for (;;) {
         Size length;
@@ -364,6 +379,8 @@ LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload)
         result = shm_mq_receive(session.in, &length, &data, true);
         if (result == SHM_MQ_DETACHED)
             return lost();
+        if (result == SHM_MQ_WOULD_BLOCK && !wait)
+            return LORA_IO_NONE;
         if (result == SHM_MQ_WOULD_BLOCK) {
             wait_for_queue();
             continue;

@@ -34,18 +34,23 @@ extern bool lora_session_is_live(uint64 tag);
 extern void lora_session_forget(uint64 tag);
 /* Tells the engine to drop the tag, and forgets it. */
 extern void lora_session_cancel(uint64 tag);
+/* How often tags were lost with an engine or a session so far; how often any went
+ * otherwise than by their owner's word, losses and aborts. */
+extern uint64 lora_session_losses(void);
+extern uint64 lora_session_deaths(void);
 
 typedef enum LoraIo {
     LORA_IO_OK,
     LORA_IO_LOST, /* the worker or an engine went away: tags are gone, see lora_session_is_live */
+    LORA_IO_NONE, /* nothing there, and no wait was wanted */
 } LoraIo;
 
 /* Sends a frame, waiting for room. */
 extern LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length);
 /* Sends bytes in DATA frames. */
 extern LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length);
-/* Waits for the next frame; the payload lives until the next call. */
-extern LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload);
+/* The next frame, waiting for it if `wait`; the payload lives until the next call. */
+extern LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload, bool wait);
 /* An encoding buffer that the session owns; emptied. */
 extern ol_buf *lora_session_buffer(void);
 

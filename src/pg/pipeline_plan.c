@@ -1,0 +1,494 @@
+/*
+ * pipeline_plan.c: the planner hook: see pipeline.h.
+ *
+ * Works on finished plans. A node whose targets call comes to lie below a CustomScan with
+ * the same targets, and yields only the columns that these are computed from; all else in
+ * its targets is computed when a row is returned, so that nothing but the calls' arguments
+ * is evaluated early. Calls in the arguments of aggregates and of set-returning functions
+ * are made by a CustomScan below the node instead, which adds their results as columns.
+ */
+#include "pipeline.h"
+
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
+#include "optimizer/planmain.h"
+#include "optimizer/planner.h"
+#include "utils/syscache.h"
+
+static planner_hook_type previous_planner;
+
+/* -- expressions over the scan tuple --------------------------------------------------------- */
+
+typedef struct Placement {
+    List *calls;     /* these nodes become columns 1.. */
+    List *columns;   /* what the plan below yields: further columns */
+    bool from_below; /* the plan below stays as it is: Vars are its columns */
+} Placement;
+
+static Node *column(Node *leaf, int number)
+{
+    return (Node *)makeVar(INDEX_VAR, (AttrNumber)number, exprType(leaf), exprTypmod(leaf),
+                           exprCollation(leaf), 0);
+}
+
+static int position(List *list, Node *node)
+{
+    ListCell *cell;
+
+    foreach (cell, list)
+        if (lfirst(cell) == node)
+            return foreach_current_index(cell) + 1;
+    return 0;
+}
+
+/* What only the node itself can compute. */
+static bool is_leaf(Node *node)
+{
+    return IsA(node, Var) || IsA(node, Aggref) || IsA(node, WindowFunc) || IsA(node, GroupingFunc);
+}
+
+static int column_of(Node *leaf, Placement *at)
+{
+    ListCell *cell;
+
+    if (at->from_below)
+        return castNode(Var, leaf)->varattno;
+    foreach (cell, at->columns)
+        if (equal(lfirst(cell), leaf))
+            return foreach_current_index(cell) + 1;
+    at->columns = lappend(at->columns, leaf);
+    return list_length(at->columns);
+}
+
+static Node *place(Node *node, Placement *at)
+{
+    int call;
+
+    if (!node)
+        return NULL;
+    call = position(at->calls, node);
+    if (call)
+        return column(node, call);
+    if (is_leaf(node))
+        return column(node, list_length(at->calls) + column_of(node, at));
+    return expression_tree_mutator(node, place, at);
+}
+
+/* The calls themselves, over the scan tuple. */
+static List *place_calls(Placement *at)
+{
+    List *placed = NIL;
+    ListCell *cell;
+
+    foreach (cell, at->calls)
+        placed = lappend(placed, expression_tree_mutator((Node *)lfirst(cell), place, at));
+    return placed;
+}
+
+/* -- the node -------------------------------------------------------------------------------- */
+
+static CustomScan *make_scan(const Plan *like, Plan *below, const LoraPlannedCalls *found,
+                             List *calls)
+{
+    CustomScan *scan = makeNode(CustomScan);
+    Plan *plan = &scan->scan.plan;
+    ListCell *cell;
+    int n = 0;
+
+    plan->startup_cost = like->startup_cost;
+    plan->total_cost = like->total_cost;
+    plan->plan_rows = like->plan_rows;
+    plan->plan_width = like->plan_width;
+    plan->plan_node_id = like->plan_node_id;
+    plan->extParam = bms_copy(like->extParam);
+    plan->allParam = bms_copy(like->allParam);
+    plan->lefttree = below;
+    scan->flags = 0;
+    scan->methods = &lora_pipeline_methods;
+    scan->custom_exprs = calls;
+    scan->custom_private = list_make3(found->stages, makeInteger(0), NIL);
+    foreach (cell, calls)
+        scan->custom_scan_tlist =
+            lappend(scan->custom_scan_tlist,
+                    makeTargetEntry((Expr *)copyObject(lfirst(cell)), ++n, NULL, false));
+    foreach (cell, below->targetlist) {
+        TargetEntry *from = lfirst(cell);
+        Var *var = makeVarFromTargetEntry(OUTER_VAR, from);
+
+        scan->custom_scan_tlist =
+            lappend(scan->custom_scan_tlist, makeTargetEntry((Expr *)var, ++n, NULL, false));
+    }
+    return scan;
+}
+
+static List *targets_of(List *columns)
+{
+    List *targets = NIL;
+    ListCell *cell;
+
+    foreach (cell, columns)
+        targets =
+            lappend(targets, makeTargetEntry(lfirst(cell), list_length(targets) + 1, NULL, false));
+    return targets;
+}
+
+/* -- above a node ---------------------------------------------------------------------------- */
+
+static bool computes_targets(const Plan *plan)
+{
+    switch (nodeTag(plan)) {
+    case T_Result:
+    case T_SeqScan:
+    case T_SampleScan:
+    case T_IndexScan:
+    case T_IndexOnlyScan:
+    case T_BitmapHeapScan:
+    case T_TidScan:
+    case T_TidRangeScan:
+    case T_SubqueryScan:
+    case T_FunctionScan:
+    case T_ValuesScan:
+    case T_TableFuncScan:
+    case T_CteScan:
+    case T_NamedTuplestoreScan:
+    case T_WorkTableScan:
+    case T_NestLoop:
+    case T_MergeJoin:
+    case T_HashJoin:
+    case T_Agg:
+    case T_Group:
+        return !plan->parallel_aware;
+    case T_ForeignScan:
+        return ((const ForeignScan *)plan)->operation == CMD_SELECT;
+    case T_WindowAgg: /* its conditions name its targets by number */
+        return plan->qual == NIL
+#if PG_VERSION_NUM >= 150000
+               && ((const WindowAgg *)plan)->runCondition == NIL
+#endif
+            ;
+    default:
+        return false;
+    }
+}
+
+/* A single row is worth it only when it makes several calls. Expressions of PL/pgSQL,
+ * which have one target, must stay what they are. */
+static bool is_worth_it(const Plan *plan, int n_calls)
+{
+    if (IsA(plan, Result) && !plan->lefttree)
+        return n_calls > 1 && list_length(plan->targetlist) > 1;
+    return n_calls > 0;
+}
+
+/* The clauses from the first one that calls. */
+static List *calling_clauses(List *qual, PlannedStmt *statement)
+{
+    ListCell *cell;
+
+    foreach (cell, qual)
+        if (lora_mentions_calls(lfirst(cell), statement))
+            return list_copy_tail(qual, foreach_current_index(cell));
+    return NIL;
+}
+
+/* Calls of the filter, then those of the targets, which are made if it lets the row pass;
+ * that is, only if the filter can be evaluated before the row's turn. */
+static int collect_node(const Plan *plan, List *targets, List *filter, LoraPlannedCalls *found)
+{
+    bool all_early = true;
+    int stages;
+
+    if (filter) {
+        all_early = lora_collect_calls(linitial(filter), 0, found);
+        for (int i = 1; i < list_length(filter); i++)
+            all_early &= !lora_mentions_calls(list_nth(filter, i), found->statement);
+    }
+    stages = lora_stages(found);
+    if (all_early)
+        (void)lora_collect_calls((Node *)targets, stages, found);
+    return stages;
+}
+
+/* A node that does nothing else is replaced. */
+static bool only_projects(const Plan *plan, List *filter)
+{
+    return IsA(plan, Result) && plan->lefttree && !((const Result *)plan)->resconstantqual &&
+           !plan->initPlan && list_length(plan->qual) == list_length(filter);
+}
+
+static Plan *put_above(Plan *plan, PlannedStmt *statement)
+{
+    LoraPlannedCalls found = {statement, NIL, NIL};
+    List *targets = copyObject(plan->targetlist);
+    List *filter = copyObject(calling_clauses(plan->qual, statement));
+    int filter_stages = collect_node(plan, targets, filter, &found);
+    Placement at = {found.calls, NIL, only_projects(plan, filter)};
+    List *placed_targets, *placed_filter, *placed_calls;
+    CustomScan *scan;
+
+    if (!is_worth_it(plan, list_length(found.calls)))
+        return plan;
+    placed_targets = (List *)place((Node *)targets, &at);
+    placed_filter = (List *)place((Node *)filter, &at);
+    placed_calls = place_calls(&at);
+    plan->qual =
+        list_truncate(list_copy(plan->qual), list_length(plan->qual) - list_length(filter));
+    if (!at.from_below)
+        plan->targetlist = targets_of(at.columns);
+    plan->async_capable = false;
+    scan = make_scan(plan, at.from_below ? plan->lefttree : plan, &found, placed_calls);
+    scan->scan.plan.targetlist = placed_targets;
+    scan->scan.plan.qual = placed_filter;
+    list_nth_cell(scan->custom_private, LORA_PRIVATE_FILTER)->ptr_value =
+        makeInteger(filter_stages);
+    return (Plan *)scan;
+}
+
+/* -- below a node ---------------------------------------------------------------------------- */
+
+/* Arguments of aggregates, evaluated for each row of input. */
+static bool collect_aggregates(Node *node, LoraPlannedCalls *found)
+{
+    if (!node)
+        return false;
+    if (IsA(node, Aggref)) {
+        Aggref *aggregate = (Aggref *)node;
+
+        if (!aggregate->aggfilter && !DO_AGGSPLIT_COMBINE(aggregate->aggsplit))
+            (void)lora_collect_calls((Node *)aggregate->args, 0, found);
+        return false;
+    }
+    return expression_tree_walker(node, collect_aggregates, found);
+}
+
+/* Arguments of set-returning functions, evaluated once for each row of input. */
+static void collect_sets(List *targets, LoraPlannedCalls *found)
+{
+    ListCell *cell;
+
+    foreach (cell, targets) {
+        Node *expr = (Node *)((TargetEntry *)lfirst(cell))->expr;
+
+        if (IsA(expr, FuncExpr) && ((FuncExpr *)expr)->funcretset)
+            (void)lora_collect_calls((Node *)((FuncExpr *)expr)->args, 0, found);
+    }
+}
+
+typedef struct Replacement {
+    List *calls;
+    int first; /* column of the plan below for the first of them */
+} Replacement;
+
+static Node *replace(Node *node, Replacement *with)
+{
+    int call;
+
+    if (!node)
+        return NULL;
+    call = position(with->calls, node);
+    if (call)
+        return (Node *)makeVar(OUTER_VAR, (AttrNumber)(with->first + call - 1), exprType(node),
+                               exprTypmod(node), exprCollation(node), 0);
+    return expression_tree_mutator(node, replace, with);
+}
+
+/* The columns of the plan below, then the results. */
+static List *widened_targets(const Plan *below, List *calls)
+{
+    List *targets = NIL;
+    ListCell *cell;
+    int n = 0;
+
+    foreach (cell, below->targetlist) {
+        TargetEntry *from = lfirst(cell), *to = flatCopyTargetEntry(from);
+
+        to->expr = (Expr *)column((Node *)from->expr, list_length(calls) + from->resno);
+        targets = lappend(targets, to);
+    }
+    foreach (cell, calls)
+        targets = lappend(targets, makeTargetEntry((Expr *)column(lfirst(cell), ++n),
+                                                   list_length(targets) + 1, NULL, false));
+    return targets;
+}
+
+static void put_below(Plan *plan, PlannedStmt *statement)
+{
+    LoraPlannedCalls found = {statement, NIL, NIL};
+    Plan *below = plan->lefttree;
+    Replacement with;
+    CustomScan *scan;
+
+    plan->targetlist = copyObject(plan->targetlist);
+    plan->qual = copyObject(plan->qual);
+    if (IsA(plan, Agg)) {
+        (void)collect_aggregates((Node *)plan->targetlist, &found);
+        (void)collect_aggregates((Node *)plan->qual, &found);
+    } else {
+        collect_sets(plan->targetlist, &found);
+    }
+    if (!found.calls)
+        return;
+    scan = make_scan(plan, below, &found, place_calls(&(Placement){found.calls, NIL, true}));
+    scan->scan.plan.plan_rows = below->plan_rows;
+    scan->scan.plan.targetlist = widened_targets(below, found.calls);
+    with = (Replacement){found.calls, list_length(below->targetlist) + 1};
+    plan->targetlist = (List *)replace((Node *)plan->targetlist, &with);
+    plan->qual = (List *)replace((Node *)plan->qual, &with);
+    plan->lefttree = (Plan *)scan;
+}
+
+/* -- LIMIT ----------------------------------------------------------------------------------- */
+
+/* What LIMIT leaves unread is not started. */
+static void pass_limit(const Limit *limit)
+{
+    Plan *plan = limit->plan.lefttree;
+
+    while ((IsA(plan, SubqueryScan) || IsA(plan, Result)) && plan->qual == NIL) {
+        if (IsA(plan, SubqueryScan))
+            plan = ((SubqueryScan *)plan)->subplan;
+        else if (plan->lefttree)
+            plan = plan->lefttree;
+        else
+            return;
+    }
+    if (!IsA(plan, CustomScan) || ((CustomScan *)plan)->methods != &lora_pipeline_methods ||
+        plan->qual != NIL || limit->limitOption != LIMIT_OPTION_COUNT || !limit->limitCount ||
+        contain_volatile_functions(limit->limitCount) ||
+        contain_volatile_functions(limit->limitOffset))
+        return;
+    list_nth_cell(((CustomScan *)plan)->custom_private, LORA_PRIVATE_LIMIT)->ptr_value =
+        list_make2(copyObject(limit->limitCount), copyObject(limit->limitOffset));
+}
+
+/* -- the tree -------------------------------------------------------------------------------- */
+
+static Plan *visit(Plan *plan, PlannedStmt *statement, bool may_replace);
+
+static void visit_list(List *plans, PlannedStmt *statement)
+{
+    ListCell *cell;
+
+    foreach (cell, plans)
+        lfirst(cell) = visit(lfirst(cell), statement, true);
+}
+
+static void visit_children(Plan *plan, PlannedStmt *statement)
+{
+    switch (nodeTag(plan)) {
+    case T_Append:
+        visit_list(((Append *)plan)->appendplans, statement);
+        return;
+    case T_MergeAppend:
+        visit_list(((MergeAppend *)plan)->mergeplans, statement);
+        return;
+    case T_CustomScan:
+        visit_list(((CustomScan *)plan)->custom_plans, statement);
+        return;
+    case T_SubqueryScan: {
+        SubqueryScan *scan = (SubqueryScan *)plan;
+
+        scan->subplan = visit(scan->subplan, statement, true);
+        return;
+    }
+    case T_BitmapHeapScan:
+    case T_ForeignScan: /* its plan is for rechecks */
+    case T_Gather:      /* workers have no requests */
+    case T_GatherMerge:
+        return;
+    default:
+        plan->lefttree = visit(plan->lefttree, statement, true);
+        /* the inner side of a merge join marks and restores positions */
+        plan->righttree = visit(plan->righttree, statement, !IsA(plan, MergeJoin));
+    }
+}
+
+/* Rows that are locked or written below would be so ahead of their turn. */
+static bool has_effects(const Plan *plan)
+{
+    while (plan) {
+        if (IsA(plan, LockRows) || IsA(plan, ModifyTable))
+            return true;
+        if (IsA(plan, Limit) || IsA(plan, Sort) || IsA(plan, Agg) || IsA(plan, CteScan))
+            return false;
+        if (plan->righttree && has_effects(plan->righttree))
+            return true;
+        if (IsA(plan, SubqueryScan))
+            plan = ((const SubqueryScan *)plan)->subplan;
+        else
+            plan = plan->lefttree;
+    }
+    return false;
+}
+
+static Plan *visit(Plan *plan, PlannedStmt *statement, bool may_replace)
+{
+    if (!plan)
+        return NULL;
+    check_stack_depth();
+    visit_children(plan, statement);
+    if (has_effects(plan))
+        return plan;
+    if ((IsA(plan, Agg) || IsA(plan, ProjectSet)) && plan->lefttree)
+        put_below(plan, statement);
+    if (may_replace && computes_targets(plan))
+        plan = put_above(plan, statement);
+    if (IsA(plan, Limit))
+        pass_limit((Limit *)plan);
+    return plan;
+}
+
+/* -- the hook -------------------------------------------------------------------------------- */
+
+/* Functions that are not built in are dependencies of a plan: most have none. */
+static bool may_call(const PlannedStmt *statement)
+{
+    ListCell *cell;
+
+    foreach (cell, statement->invalItems)
+        if (((PlanInvalItem *)lfirst(cell))->cacheId == PROCOID)
+            return true;
+    return false;
+}
+
+static Plan *scrollable(Plan *plan)
+{
+    Plan *material = materialize_finished_plan(plan);
+
+    material->extParam = bms_copy(plan->extParam);
+    material->allParam = bms_copy(plan->allParam);
+    return material;
+}
+
+static void add_pipelines(PlannedStmt *statement, int cursor_options)
+{
+    bool could_scroll = ExecSupportsBackwardScan(statement->planTree);
+    ListCell *cell;
+
+    foreach (cell, statement->subplans)
+        lfirst(cell) = visit(lfirst(cell), statement, true);
+    statement->planTree = visit(statement->planTree, statement, true);
+    if ((cursor_options & CURSOR_OPT_SCROLL) && could_scroll &&
+        !ExecSupportsBackwardScan(statement->planTree))
+        statement->planTree = scrollable(statement->planTree);
+}
+
+static PlannedStmt *plan_statement(Query *query, const char *text, int cursor_options,
+                                   ParamListInfo parameters)
+{
+    planner_hook_type planner_below = previous_planner ? previous_planner : standard_planner;
+    PlannedStmt *statement = planner_below(query, text, cursor_options, parameters);
+
+    if (lora_pipeline_depth != 0 && may_call(statement))
+        add_pipelines(statement, cursor_options);
+    return statement;
+}
+
+void lora_pipeline_install_hooks(void)
+{
+    RegisterCustomScanMethods(&lora_pipeline_methods);
+    previous_planner = planner_hook;
+    planner_hook = plan_statement;
+}
