@@ -95,6 +95,8 @@ typedef struct ol_request {
     bool parse_special;
     const int32_t *prompt_tokens;
     int n_prompt_tokens;
+    bool quiet; /* nobody waits for single tokens: TOKEN events come together, the text of many
+                 * with the last of them, and DONE brings most */
     ol_text completion; /* OL_TASK_SCORE; tokenised by itself, no BOS */
     const int32_t *completion_tokens;
     int n_completion_tokens;

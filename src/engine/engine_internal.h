@@ -32,7 +32,8 @@ typedef struct request {
     uint64_t tag;
     ol_task task;
     bool with_scheduler; /* else pending */
-    bool ignore_eos;
+    bool ignore_eos, quiet;
+    ol_buf held; /* quiet: text that was not told yet */
     int logprobs;
     int32_t *tokens; /* prompt, then output (GENERATE) or completion (SCORE) */
     int n_prompt, n_output, max_output, max_tokens; /* max_tokens: size of the array */

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define HELD_BYTES 2048 /* of a quiet request, before they are told */
+
 /* -- text -------------------------------------------------------------------------------- */
 
 /* The text that a token completes, into engine->released, minus what may begin a stop
@@ -53,8 +55,9 @@ void output_finish(ol_engine *engine, request *r, ol_finish finish)
     request_done(engine, r, finish);
 }
 
-static void tell_token(ol_engine *engine, const request *r, const ol_choice *choice)
+static ol_code tell_token(ol_engine *engine, request *r, const ol_choice *choice, ol_error *err)
 {
+    const ol_buf *text = r->quiet ? &r->held : &engine->released;
     ol_event e = {.tag = r->tag,
                   .kind = OL_EVENT_TOKEN,
                   .index = r->n_output - 1,
@@ -63,8 +66,17 @@ static void tell_token(ol_engine *engine, const request *r, const ol_choice *cho
                   .n_alternatives = choice->n_alternatives,
                   .alternatives = choice->alternatives};
 
-    e.text = (ol_text){(const char *)engine->released.data, engine->released.len};
+    if (r->quiet) {
+        ol_buf_put(&r->held, engine->released.data, engine->released.len);
+        if (r->held.failed)
+            return ol_fail_nomem(err, r->held.len + engine->released.len, "output");
+        if (r->held.len < HELD_BYTES)
+            return OL_OK;
+    }
+    e.text = (ol_text){(const char *)text->data, text->len};
     ol_events_push(engine->events, &e);
+    ol_buf_reset(&r->held);
+    return OL_OK;
 }
 
 /* -- generating ------------------------------------------------------------------------------ */
@@ -104,7 +116,7 @@ static ol_code generate(ol_engine *engine, request *r, const float *logits, bool
     OL_TRY(append_token(r, choice.token, err));
     OL_TRY(take_text(engine, r, choice.token, &stopped, err));
     engine->counters.generated_tokens++;
-    tell_token(engine, r, &choice);
+    OL_TRY(tell_token(engine, r, &choice, err));
     *finish = stopped ? OL_FINISH_STOP : OL_FINISH_LENGTH;
     *ended = stopped || r->n_output == r->max_output;
     return OL_OK;
@@ -149,8 +161,7 @@ static ol_code score(ol_engine *engine, request *r, const float *logits, ol_erro
     choice.n_alternatives = r->logprobs < vocab ? r->logprobs : vocab;
     ol_logprob_top(logits, vocab, choice.n_alternatives, choice.alternatives);
     OL_TRY(take_text(engine, r, choice.token, &stopped, err));
-    tell_token(engine, r, &choice);
-    return OL_OK;
+    return tell_token(engine, r, &choice, err);
 }
 
 static void take_scored(ol_engine *engine, request *r, const float *logits, int n)

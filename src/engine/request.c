@@ -145,6 +145,7 @@ void request_free(ol_engine *engine, request *r)
     release_adapters(engine, r);
     ol_sampler_free(r->sampler);
     ol_stops_free(r->stops);
+    ol_buf_free(&r->held);
     free(r->tokens);
     free(r);
 }
@@ -185,6 +186,17 @@ void request_done(ol_engine *engine, request *r, ol_finish finish)
                   .shares = shares};
 
     e.text = (ol_text){(const char *)engine->released.data, engine->released.len};
+    if (r->held.len) {
+        ol_buf_put(&r->held, engine->released.data, engine->released.len);
+        if (r->held.failed) {
+            ol_error err;
+
+            ol_fail_nomem(&err, r->held.len + e.text.len, "output");
+            request_fail(engine, r, &err);
+            return;
+        }
+        e.text = (ol_text){(const char *)r->held.data, r->held.len};
+    }
     measure_shares(r, shares);
     tell_times(r, &e);
     ol_events_push(engine->events, &e);

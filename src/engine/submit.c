@@ -213,6 +213,7 @@ ol_code request_create(ol_engine *engine, const ol_request *q, request **out, ol
         return ol_fail_nomem(err, sizeof(*r), "a request");
     r->tag = q->tag;
     r->task = q->task;
+    r->quiet = q->quiet && q->sampling.logprobs < 0;
     r->submitted_us = ol_now_us();
     code = fill(engine, q, r, &ids, err);
     if (code != OL_OK) {

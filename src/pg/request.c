@@ -97,6 +97,7 @@ static void send_request(LoraRequest *request)
     const LoraSpec *spec = &request->spec;
     ol_adapter_use adapters[OL_MAX_REQUEST_ADAPTERS];
     ol_request wire = {.task = spec->task,
+                       .quiet = !request->keep_tokens,
                        .prompt = {spec->prompt, spec->prompt_len},
                        .completion = {spec->completion, spec->completion_len},
                        .n_adapters = spec->n_adapters,

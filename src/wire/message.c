@@ -146,6 +146,7 @@ void ol_wire_put_request(ol_buf *buf, const ol_request *q)
 {
     ol_buf_put_u8(buf, (uint8_t)q->task);
     ol_buf_put_u8(buf, q->parse_special);
+    ol_buf_put_u8(buf, q->quiet);
     ol_buf_put_u64(buf, q->prompt.len);
     ol_buf_put_u64(buf, q->completion.len);
     ol_buf_put_u32(buf, (uint32_t)q->n_adapters);
@@ -166,6 +167,7 @@ bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *up
     memset(q, 0, sizeof(*q));
     q->task = (ol_task)task;
     q->parse_special = get_bool(r);
+    q->quiet = get_bool(r);
     prompt_len = ol_get_u64(r);
     completion_len = ol_get_u64(r);
     if (task > OL_TASK_SCORE || prompt_len > upload_len ||

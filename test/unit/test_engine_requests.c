@@ -161,6 +161,38 @@ static void test_held_back_text(void **state)
     util_free(&held, 1);
 }
 
+/* The same text, told at once; stop strings included. */
+static void test_quiet(void **state)
+{
+    static const ol_text stop = {" ", 1};
+    ol_request q = text_request("Hello there", 30);
+
+    (void)state;
+    need_engine();
+    for (int stops = 0; stops <= 1; stops++) {
+        util_result told, quiet;
+
+        q.sampling.stops = &stop;
+        q.sampling.n_stops = stops;
+        q.quiet = false;
+        told = run_done(engine, &q);
+        q.quiet = true;
+        quiet = run_done(engine, &q);
+        assert_int_equal(quiet.n, 0); /* no TOKEN events */
+        assert_int_equal(quiet.completion_tokens, told.completion_tokens);
+        assert_int_equal(quiet.finish, told.finish);
+        assert_int_equal(quiet.text.len, told.text.len);
+        assert_memory_equal(quiet.text.data, told.text.data, told.text.len);
+        util_free(&told, 1);
+        util_free(&quiet, 1);
+    }
+    q.sampling.logprobs = 0; /* who wants them wants events */
+    q.sampling.n_stops = 0;
+    util_result r = run_done(engine, &q);
+    assert_int_equal(r.n, 30);
+    util_free(&r, 1);
+}
+
 /* -- ends --------------------------------------------------------------------------------- */
 
 static void test_eos(void **state)
@@ -619,6 +651,7 @@ int main(void)
         cmocka_unit_test(test_text_is_the_tokens),
         cmocka_unit_test(test_stop_string),
         cmocka_unit_test(test_held_back_text),
+        cmocka_unit_test(test_quiet),
         cmocka_unit_test(test_eos),
         cmocka_unit_test(test_no_output_wanted),
         cmocka_unit_test(test_context_ends),

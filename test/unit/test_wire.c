@@ -231,7 +231,7 @@ static ol_request sample_request(void)
     static const ol_logit_bias bias[] = {{5, 1.5f}, {9, -3}};
     static const ol_text stops[] = {{"\n\n", 2}, {"END", 3}};
     static ol_adapter_use adapters[2];
-    ol_request q = {.task = OL_TASK_GENERATE, .parse_special = true};
+    ol_request q = {.task = OL_TASK_GENERATE, .parse_special = true, .quiet = true};
 
     memset(adapters[0].digest.bytes, 0xAB, OL_DIGEST_BYTES);
     memset(adapters[1].digest.bytes, 0x12, OL_DIGEST_BYTES);
@@ -269,6 +269,7 @@ static void test_request_there_and_back(void **state)
     assert_int_equal(back.prompt.len, 7);
     assert_memory_equal(back.completion.data, "done", 4);
     assert_true(back.parse_special);
+    assert_true(back.quiet);
     assert_int_equal(back.n_adapters, 2);
     assert_memory_equal(back.adapters[1].digest.bytes, q.adapters[1].digest.bytes, 32);
     assert_true(back.adapters[1].weight == -2);

@@ -4,6 +4,7 @@
  * Two figures, each over requests that all begin at once: prefill, the prompts alone (one
  * token of output each); decode, the output while all of the sequences run, after the
  * last prompt and before the first end. With adapters, runs with and without alternate.
+ * With --requests a third: so many requests in all, of which `parallel` run at a time.
  */
 #include "engine/main/cli.h"
 
@@ -13,6 +14,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 static const char help[] =
@@ -23,6 +25,8 @@ static const char help[] =
     "      --adapters N           random adapters, spread over the sequences (default: 0)\n"
     "      --rank R               of each (default: 16)\n"
     "      --combine N            adapters in each request (default: 1)\n"
+    "      --requests N           a load of so many requests, all waiting from the start\n"
+    "      --write-adapters DIR   writes the random adapters to DIR/1, DIR/2, ..., as PEFT would\n"
     "      --repeats N            (default: 3); medians are told\n"
     "      --json\n" CLI_ENGINE_HELP;
 
@@ -34,6 +38,8 @@ enum {
     OPT_ADAPTERS,
     OPT_RANK,
     OPT_COMBINE,
+    OPT_REQUESTS,
+    OPT_WRITE_ADAPTERS,
     OPT_REPEATS,
     OPT_JSON,
 };
@@ -46,6 +52,8 @@ static const struct option own_options[] = {
     {"adapters", required_argument, NULL, OPT_ADAPTERS},
     {"rank", required_argument, NULL, OPT_RANK},
     {"combine", required_argument, NULL, OPT_COMBINE},
+    {"requests", required_argument, NULL, OPT_REQUESTS},
+    {"write-adapters", required_argument, NULL, OPT_WRITE_ADAPTERS},
     {"repeats", required_argument, NULL, OPT_REPEATS},
     {"json", no_argument, NULL, OPT_JSON},
     {0},
@@ -55,11 +63,13 @@ static const struct option own_options[] = {
 
 typedef struct figures {
     double prefill[MAX_REPEATS], decode[MAX_REPEATS]; /* tokens per second */
+    double load[MAX_REPEATS];                         /* of output, over all requests */
 } figures;
 
 typedef struct job {
     ol_engine_options how;
-    int prompt, generate, parallel, adapters, rank, combine, repeats;
+    int prompt, generate, parallel, adapters, rank, combine, requests, repeats;
+    const char *write_adapters;
     bool json;
     ol_engine *engine;
     ol_engine_info info;
@@ -94,6 +104,11 @@ static bool take_option(int c, const char *arg, job *j)
         return cli_int("rank", arg, 1, 512, &j->rank);
     case OPT_COMBINE:
         return cli_int("combine", arg, 1, OL_MAX_REQUEST_ADAPTERS, &j->combine);
+    case OPT_REQUESTS:
+        return cli_int("requests", arg, 1, 1 << 20, &j->requests);
+    case OPT_WRITE_ADAPTERS:
+        j->write_adapters = arg;
+        return true;
     case OPT_REPEATS:
         return cli_int("repeats", arg, 1, MAX_REPEATS, &j->repeats);
     case OPT_JSON:
@@ -128,12 +143,39 @@ static int take_options(int argc, char **argv, job *j)
 
 /* -- set-up --------------------------------------------------------------------------------- */
 
+static ol_code write_file(const char *dir, int i, const char *name, const ol_buf *bytes,
+                          ol_error *err)
+{
+    char path[4096];
+    FILE *file;
+    bool good;
+
+    snprintf(path, sizeof(path), "%s/%d", dir, i + 1);
+    (void)mkdir(path, 0777);
+    snprintf(path, sizeof(path), "%s/%d/%s", dir, i + 1, name);
+    file = fopen(path, "wb");
+    if (!file)
+        return ol_fail_errno(err, "cannot write", path);
+    good = fwrite(bytes->data, 1, bytes->len, file) == bytes->len;
+    if (fclose(file) != 0 || !good)
+        return ol_fail_errno(err, "cannot write", path);
+    return OL_OK;
+}
+
+static ol_code write_adapter(const char *dir, int i, const ol_buf bytes[2], ol_error *err)
+{
+    OL_TRY(write_file(dir, i, "adapter_model.safetensors", &bytes[0], err));
+    return write_file(dir, i, "adapter_config.json", &bytes[1], err);
+}
+
 static ol_code put_adapter(job *j, const ol_model_config *base, int i, ol_buf bytes[2],
                            ol_error *err)
 {
     ol_adapter_facts facts;
 
     OL_TRY(random_adapter_make(base, j->rank, (uint64_t)i + 1, &bytes[0], &bytes[1], err));
+    if (j->write_adapters)
+        OL_TRY(write_adapter(j->write_adapters, i, bytes, err));
     ol_adapter_digest(bytes[0].data, bytes[0].len, (const char *)bytes[1].data, bytes[1].len,
                       &j->digests[i]);
     OL_TRY(ol_engine_adapter_put(j->engine, &j->digests[i], bytes[0].data, bytes[0].len,
@@ -167,8 +209,8 @@ static ol_code set_up(job *j, ol_error *err)
 {
     if (!j->how.max_seqs || j->how.max_seqs < j->parallel)
         j->how.max_seqs = j->parallel;
-    if (j->parallel > 1000)
-        j->how.max_queued = j->parallel;
+    if (j->parallel > 1000 || j->requests > 1000)
+        j->how.max_queued = j->parallel > j->requests ? j->parallel : j->requests;
     OL_TRY(ol_engine_open(&j->how, &j->engine, err));
     ol_engine_info_get(j->engine, &j->info);
     j->tokens = malloc((size_t)j->prompt * sizeof(int32_t));
@@ -223,9 +265,9 @@ static ol_code one_step(job *j, progress *p, ol_error *err)
     return OL_OK;
 }
 
-static ol_code submit_all(job *j, int generate, bool adapted, ol_error *err)
+static ol_code submit_all(job *j, int n, int generate, bool adapted, ol_error *err)
 {
-    for (int i = 0; i < j->parallel; i++)
+    for (int i = 0; i < n; i++)
         OL_TRY(submit_one(j, i, generate, adapted, err));
     return OL_OK;
 }
@@ -235,7 +277,7 @@ static ol_code run_prefill(job *j, bool adapted, double *rate, ol_error *err)
     progress p = {0};
     double begin;
 
-    OL_TRY(submit_all(j, 1, adapted, err));
+    OL_TRY(submit_all(j, j->parallel, 1, adapted, err));
     begin = now();
     while (p.done < j->parallel)
         OL_TRY(one_step(j, &p, err));
@@ -252,7 +294,7 @@ static ol_code run_decode(job *j, bool adapted, double *rate, ol_error *err)
     *rate = 0;
     if (j->generate < 2)
         return OL_OK;
-    OL_TRY(submit_all(j, j->generate, adapted, err));
+    OL_TRY(submit_all(j, j->parallel, j->generate, adapted, err));
     while (p.done < j->parallel) {
         OL_TRY(one_step(j, &p, err));
         if (p.begun < j->parallel)
@@ -270,10 +312,25 @@ static ol_code run_decode(job *j, bool adapted, double *rate, ol_error *err)
     return OL_OK;
 }
 
-static ol_code run_both(job *j, bool adapted, double *prefill, double *decode, ol_error *err)
+static ol_code run_load(job *j, bool adapted, double *rate, ol_error *err)
 {
-    OL_TRY(run_prefill(j, adapted, prefill, err));
-    return run_decode(j, adapted, decode, err);
+    progress p = {0};
+    double begin = now();
+
+    if (j->requests == 0)
+        return OL_OK;
+    OL_TRY(submit_all(j, j->requests, j->generate, adapted, err));
+    while (p.done < j->requests)
+        OL_TRY(one_step(j, &p, err));
+    *rate = p.tokens / (now() - begin);
+    return OL_OK;
+}
+
+static ol_code run_each(job *j, bool adapted, figures *f, int i, ol_error *err)
+{
+    OL_TRY(run_prefill(j, adapted, &f->prefill[i], err));
+    OL_TRY(run_decode(j, adapted, &f->decode[i], err));
+    return run_load(j, adapted, &f->load[i], err);
 }
 
 static ol_code run_all(job *j, ol_error *err)
@@ -282,9 +339,9 @@ static ol_code run_all(job *j, ol_error *err)
 
     OL_TRY(run_prefill(j, j->adapters > 0, &warm, err));
     for (int i = 0; i < j->repeats; i++) {
-        OL_TRY(run_both(j, false, &j->without.prefill[i], &j->without.decode[i], err));
+        OL_TRY(run_each(j, false, &j->without, i, err));
         if (j->adapters)
-            OL_TRY(run_both(j, true, &j->with.prefill[i], &j->with.decode[i], err));
+            OL_TRY(run_each(j, true, &j->with, i, err));
     }
     return OL_OK;
 }
@@ -323,6 +380,8 @@ static void report_json(const job *j)
         return;
     json_object_set_new(o, "prefill_tokens_per_second", json_real(median(j, main->prefill)));
     json_object_set_new(o, "decode_tokens_per_second", json_real(median(j, main->decode)));
+    if (j->requests)
+        json_object_set_new(o, "load_tokens_per_second", json_real(median(j, main->load)));
     if (j->adapters) {
         json_object_set_new(o, "base_prefill_tokens_per_second",
                             json_real(median(j, j->without.prefill)));
@@ -336,7 +395,10 @@ static void report_json(const job *j)
 
 static void report_row(const job *j, const char *what, const figures *f)
 {
-    printf("%-28s %12.1f %12.1f\n", what, median(j, f->prefill), median(j, f->decode));
+    printf("%-28s %12.1f %12.1f", what, median(j, f->prefill), median(j, f->decode));
+    if (j->requests)
+        printf(" %12.1f", median(j, f->load));
+    putchar('\n');
 }
 
 static void report_text(const job *j)
@@ -347,7 +409,8 @@ static void report_text(const job *j)
            j->info.device.threads, j->info.device.description);
     printf("%d x (%d prompt + %d output) tokens, medians of %d\n\n", j->parallel, j->prompt,
            j->generate, j->repeats);
-    printf("%-28s %12s %12s\n", "tokens per second", "prefill", "decode");
+    printf("%-28s %12s %12s%s\n", "tokens per second", "prefill", "decode",
+           j->requests ? "         load" : "");
     report_row(j, "no adapter", &j->without);
     if (!j->adapters)
         return;
