@@ -104,7 +104,7 @@ const char *ol_code_name(ol_code code)
     static const char *const names[] = {"ok",       "invalid",   "corrupt", "unsupported",
                                         "mismatch", "not_found", "limit",   "nomem",
                                         "io_error", "cancelled", "device",  "lost",
-                                        "denied",   "quota",     "internal"};
+                                        "denied",   "quota",     "busy",    "internal"};
 
     return (unsigned)code <= OL_CODE_LAST ? names[code] : "unknown";
 }

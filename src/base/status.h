@@ -31,6 +31,7 @@ typedef enum ol_code {
     OL_LOST,        /* the engine process went away */
     OL_DENIED,      /* not allowed to whoever asks */
     OL_QUOTA,       /* more than whoever asks may have */
+    OL_BUSY,        /* too many before it: later it may be taken */
     OL_INTERNAL     /* our bug */
 } ol_code;
 

@@ -4,7 +4,9 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define HELD_BYTES 2048 /* of a quiet request, before they are told */
+/* Of a quiet request, until they are told: whoever meters wants to hear now and then. */
+#define HELD_BYTES 2048
+#define HELD_TOKENS 32
 
 /* -- text -------------------------------------------------------------------------------- */
 
@@ -70,7 +72,7 @@ static ol_code tell_token(ol_engine *engine, request *r, const ol_choice *choice
         ol_buf_put(&r->held, engine->released.data, engine->released.len);
         if (r->held.failed)
             return ol_fail_nomem(err, r->held.len + engine->released.len, "output");
-        if (r->held.len < HELD_BYTES)
+        if (r->held.len < HELD_BYTES && r->n_output % HELD_TOKENS)
             return OL_OK;
     }
     e.text = (ol_text){(const char *)text->data, text->len};

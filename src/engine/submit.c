@@ -41,7 +41,7 @@ static ol_code check_request(const ol_engine *engine, const ol_request *q, ol_er
     if (request_find(engine, q->tag))
         return ol_fail(err, OL_INVALID, "tag %llu is in use", (unsigned long long)q->tag);
     if (engine->n_pending + ol_sched_waiting(engine->sched) >= engine->limits.max_queued) {
-        ol_fail(err, OL_LIMIT, "too many requests are waiting");
+        ol_fail(err, OL_BUSY, "too many requests are waiting");
         return ol_detail(err, "At most %d may.", engine->limits.max_queued);
     }
     OL_TRY(check_adapters(q, err));

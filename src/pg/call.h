@@ -35,6 +35,10 @@ typedef struct LoraCall {
 extern void lora_call_start(LoraCall *call, LoraFunction function, FunctionCallInfo fcinfo);
 /* Whether lora_call_finish would not wait. */
 extern bool lora_call_ended(const LoraCall *call);
+/* Whether a call that has ended was turned away for want of room: the engine's queue was
+ * full, or a quota is held by what is running. lora_call_again sends it once more. */
+extern bool lora_call_refused(const LoraCall *call);
+extern void lora_call_again(LoraCall *call);
 /* Waits for the answer, attributes it, and frees the request. Raises the call's error,
  * unless on_error said otherwise. */
 extern Datum lora_call_finish(LoraCall *call, FunctionCallInfo fcinfo, bool *is_null);

@@ -34,6 +34,8 @@ int lora_sqlstate(ol_code code)
         return ERRCODE_CONNECTION_FAILURE;
     case OL_DENIED:
         return ERRCODE_INSUFFICIENT_PRIVILEGE;
+    case OL_BUSY:
+        return ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
     case OL_QUOTA:
         return ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
     case OL_OK:

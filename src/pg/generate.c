@@ -52,6 +52,12 @@ static bool has_null_text(LoraFunction function, FunctionCallInfo fcinfo)
     return PG_ARGISNULL(LORA_ARG_PROMPT);
 }
 
+static void send(LoraCall *call)
+{
+    call->request =
+        lora_request_start(&call->spec, call->spec.sampling.logprobs >= 0, &call->error);
+}
+
 void lora_call_start(LoraCall *call, LoraFunction function, FunctionCallInfo fcinfo)
 {
     bool good;
@@ -70,8 +76,24 @@ void lora_call_start(LoraCall *call, LoraFunction function, FunctionCallInfo fci
             fcinfo, function == LORA_COMPLETE ? "lora_complete" : "lora_generate", &call->spec,
             &call->error);
     if (good)
-        call->request =
-            lora_request_start(&call->spec, call->spec.sampling.logprobs >= 0, &call->error);
+        send(call);
+    call->failed = !call->request;
+}
+
+bool lora_call_refused(const LoraCall *call)
+{
+    ol_error error = call->error;
+
+    if (call->request ? !lora_request_failed(call->request, &error) : !call->failed)
+        return false;
+    return error.code == OL_BUSY || error.code == OL_QUOTA;
+}
+
+void lora_call_again(LoraCall *call)
+{
+    if (call->request)
+        lora_request_free(call->request);
+    send(call);
     call->failed = !call->request;
 }
 

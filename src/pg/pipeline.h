@@ -76,8 +76,10 @@ typedef struct LoraRow {
     Datum *values;         /* the scan tuple */
     bool *nulls;
     LoraCall *calls;
-    int started; /* stages */
-    bool ready;  /* nothing to wait for any more */
+    int started;    /* stages */
+    bool alone;     /* its calls were sent when no others were in flight */
+    int refused_at; /* how many were, when a call of it was refused; 0: none was */
+    bool ready;     /* nothing to wait for any more */
     bool filtered;
     ErrorData *thrown; /* raised when the row's turn comes */
 } LoraRow;
@@ -95,7 +97,9 @@ typedef struct LoraPipeline {
     int max_rows, first, n_rows;
     bool returned; /* the first row has been: it goes at the next call */
     int in_flight; /* calls started and not seen to end */
-    int limit;     /* of in_flight */
+    int limit;     /* of in_flight, as wanted */
+    int room;      /* of in_flight, as the engine and quotas allow */
+    bool refusing; /* a row waits for room */
     uint64 seen_ends, seen_deaths;
     bool at_end;         /* nothing more is to be read */
     int64 n_read, bound; /* rows that will be wanted, or -1 */

@@ -98,8 +98,8 @@ static int calls_in_flight(void)
     int depth = lora_pipeline_depth;
 
     if (depth < 0)
-        depth = lora_max_sequences + (lora_max_sequences + 3) / 4;
-    return Max(1, Min(depth, Min(lora_max_queued, LORA_MAX_PIPELINE_DEPTH)));
+        depth = Min(lora_max_sequences + (lora_max_sequences + 3) / 4, lora_max_queued);
+    return Max(1, depth);
 }
 
 static void pipeline_begin(CustomScanState *node, EState *estate, int flags)

@@ -86,6 +86,8 @@ static bool passes(LoraPipeline *p, LoraRow *row)
 
 static void start_stage(LoraPipeline *p, LoraRow *row)
 {
+    bool alone = p->in_flight == 0;
+
     show_row(p, p->work, row);
     p->arguments->ecxt_scantuple = p->work;
     if (!passes(p, row)) {
@@ -95,6 +97,8 @@ static void start_stage(LoraPipeline *p, LoraRow *row)
     for (int i = 0; i < p->n_calls; i++)
         if (p->calls[i].stage == row->started)
             start_call(p, &p->calls[i], &row->calls[i]);
+    row->alone = alone;
+    row->refused_at = 0;
     row->started++;
     ExecClearTuple(p->work);
     ResetExprContext(p->arguments);
@@ -170,39 +174,82 @@ static int unended(LoraPipeline *p, LoraRow *row)
     return n;
 }
 
-/* Starts what a row's answers allow. Returns how many of its calls are in flight. */
-static int promote(LoraPipeline *p, LoraRow *row)
+static bool is_refused(LoraPipeline *p, LoraRow *row)
 {
-    int n;
+    for (int i = 0; i < p->n_calls; i++)
+        if (p->calls[i].stage < row->started && lora_call_refused(&row->calls[i]))
+            return true;
+    return false;
+}
 
-    while (!row->ready && (n = unended(p, row)) == 0) {
+static void send_again(LoraPipeline *p, LoraRow *row)
+{
+    MemoryContext before = MemoryContextSwitchTo(row->context);
+
+    row->alone = p->in_flight == 0;
+    row->refused_at = 0;
+    for (int i = 0; i < p->n_calls; i++)
+        if (p->calls[i].stage < row->started && lora_call_refused(&row->calls[i])) {
+            lora_call_again(&row->calls[i]);
+            p->in_flight += !lora_call_ended(&row->calls[i]);
+        }
+    MemoryContextSwitchTo(before);
+}
+
+/* A row that was refused while others of this scan were in flight is sent again when fewer
+ * are. True if it has to wait for that. */
+static bool waits_for_room(LoraPipeline *p, LoraRow *row)
+{
+    if (!is_refused(p, row) || row->alone)
+        return false;
+    if (row->refused_at == 0) {
+        row->refused_at = p->in_flight;
+        p->room = Max(1, Min(p->room, p->in_flight));
+    }
+    if (p->in_flight > 0 && p->in_flight >= row->refused_at) {
+        p->refusing = true;
+        return true;
+    }
+    send_again(p, row);
+    return waits_for_room(p, row);
+}
+
+/* Starts what a row's answers allow. */
+static void promote(LoraPipeline *p, LoraRow *row)
+{
+    while (!row->ready && unended(p, row) == 0) {
+        if (waits_for_room(p, row))
+            return;
+        if (unended(p, row) > 0)
+            return;
         if (row->started == p->n_stages || !take_answers(p, row, row->started - 1))
             row->ready = true;
         else
             start_next_stage(p, row);
     }
-    return row->ready ? 0 : n;
 }
 
 /* After any request has ended, or any tag has gone. */
 static void survey(LoraPipeline *p)
 {
     bool revive = p->seen_deaths != lora_session_deaths();
-    int in_flight = 0;
 
     if (!revive && p->seen_ends == lora_requests_ended())
         return;
     p->seen_deaths = lora_session_deaths();
     p->seen_ends = lora_requests_ended();
+    p->in_flight = 0;
+    p->refusing = false;
     for (int i = p->returned; i < p->n_rows; i++) {
         LoraRow *row = row_at(p, i);
 
         for (int k = 0; revive && k < p->n_calls; k++)
             if (row->calls[k].request)
                 lora_request_revive(row->calls[k].request);
-        in_flight += promote(p, row);
+        p->in_flight += unended(p, row);
     }
-    p->in_flight = in_flight;
+    for (int i = p->returned; i < p->n_rows; i++)
+        promote(p, row_at(p, i));
 }
 
 /* -- reading --------------------------------------------------------------------------------- */
@@ -237,18 +284,18 @@ static bool read_row(LoraPipeline *p)
     if (!row->context)
         row->context = AllocSetContextCreate(p->rows_context, "openlora row", ALLOCSET_SMALL_SIZES);
     row->started = 0;
-    row->ready = row->filtered = false;
+    row->ready = row->filtered = row->alone = false;
     row->thrown = NULL;
     take_columns(p, row, from);
     p->n_rows++;
     p->n_read++;
-    (void)promote(p, row);
+    promote(p, row);
     return true;
 }
 
 static bool has_room(LoraPipeline *p)
 {
-    return !p->at_end && p->n_rows < p->max_rows && p->in_flight < p->limit &&
+    return !p->at_end && !p->refusing && p->n_rows < p->max_rows && p->in_flight < p->room &&
            (p->bound < 0 || p->n_read < p->bound) &&
            (p->n_rows == 0 ||
             MemoryContextMemAllocated(p->rows_context, true) < (Size)work_mem * 1024);
@@ -258,7 +305,7 @@ void lora_rows_fill(LoraPipeline *p)
 {
     instr_time start, now;
 
-    if (p->n_rows > 0 && row_at(p, 0)->ready && p->in_flight > p->limit - p->limit / 5)
+    if (p->n_rows > 0 && row_at(p, 0)->ready && p->in_flight > p->room - p->room / 5)
         return;
     INSTR_TIME_SET_CURRENT(start);
     while (has_room(p) && read_row(p)) {
@@ -275,11 +322,16 @@ void lora_rows_fill(LoraPipeline *p)
 
 /* -- the first row --------------------------------------------------------------------------- */
 
-static LoraRequest *awaited(LoraPipeline *p, LoraRow *row)
+/* What the first row waits for; if it was refused, what is in its way. */
+static LoraRequest *awaited(LoraPipeline *p)
 {
-    for (int i = 0; i < p->n_calls; i++)
-        if (p->calls[i].stage < row->started && !lora_call_ended(&row->calls[i]))
-            return row->calls[i].request;
+    for (int i = 0; i < p->n_rows; i++) {
+        LoraRow *row = row_at(p, i);
+
+        for (int k = 0; k < p->n_calls; k++)
+            if (p->calls[k].stage < row->started && !lora_call_ended(&row->calls[k]))
+                return row->calls[k].request;
+    }
     elog(ERROR, "a row waits for nothing");
 }
 
@@ -297,7 +349,7 @@ void lora_rows_settle(LoraPipeline *p)
         if (row->ready)
             return;
         INSTR_TIME_SET_CURRENT(start);
-        lora_request_step(awaited(p, row));
+        lora_request_step(awaited(p));
         INSTR_TIME_SET_CURRENT(end);
         INSTR_TIME_ACCUM_DIFF(p->stats.waited, end, start);
     }
@@ -338,9 +390,7 @@ void lora_rows_begin(LoraPipeline *p)
         AllocSetContextCreate(CurrentMemoryContext, "openlora rows", ALLOCSET_SMALL_SIZES);
     p->max_rows = p->limit > 1 ? p->limit * ROWS_PER_CALL : 1;
     p->rows = palloc0(sizeof(LoraRow) * (Size)p->max_rows);
-    p->first = p->n_rows = p->in_flight = 0;
-    p->n_read = 0;
-    p->at_end = p->returned = false;
+    p->room = p->limit;
 }
 
 /* Requests end with the memory. */
@@ -350,6 +400,8 @@ void lora_rows_drop_first(LoraPipeline *p)
     p->first = (p->first + 1) % p->max_rows;
     p->n_rows--;
     p->returned = false;
+    if (p->room < p->limit && !p->refusing)
+        p->room++;
 }
 
 void lora_rows_drop_all(LoraPipeline *p)
@@ -358,5 +410,5 @@ void lora_rows_drop_all(LoraPipeline *p)
         lora_rows_drop_first(p);
     p->first = p->in_flight = 0;
     p->n_read = 0;
-    p->at_end = p->returned = false;
+    p->at_end = p->returned = p->refusing = false;
 }

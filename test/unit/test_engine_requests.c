@@ -496,7 +496,7 @@ static void test_queue_is_bounded(void **state)
         util_submit(small, &q);
     }
     q = util_request(3, prompt, N_PROMPT, 3);
-    must_fail(ol_engine_submit(small, &q, &err), OL_LIMIT, "waiting", &err);
+    must_fail(ol_engine_submit(small, &q, &err), OL_BUSY, "waiting", &err);
     must(ol_engine_step(small, &err), &err); /* one of them runs now */
     util_submit(small, &q);
     util_run(small, r, 6);

@@ -1,0 +1,149 @@
+# Batching from plain SQL (P8) when things go wrong: the engine dies in the middle of a scan,
+# a timeout, a cursor that is closed, a queue that is full, a quota; and its memory (P5).
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('scanner');
+$node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'");
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION openlora');
+$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
+for my $name ('grimm', 'shakespeare')
+{
+	my $dir = "$ENV{OPENLORA_DEMO}/adapters/$name";
+	$node->safe_psql('postgres', qq{SELECT lora_adapter_import('$name', pg_read_binary_file('$dir/adapter_model.safetensors'),
+		pg_read_file('$dir/adapter_config.json')::jsonb)});
+}
+$node->safe_psql('postgres', q{
+	CREATE TABLE prompt AS SELECT i AS id, 'Once upon a time ' || i AS body,
+	  CASE i % 3 WHEN 0 THEN NULL WHEN 1 THEN '{grimm}'::text[] ELSE '{shakespeare,grimm}' END AS adapters
+	FROM generate_series(1, 60) i});
+my $scan = q{SELECT md5(string_agg(id || ' ' || a, E'\n')) FROM (
+  SELECT id, lora_generate(adapters, body, max_tokens => 200 + id % 50, ignore_eos => true, temperature => 1, seed => id) AS a
+  FROM prompt ORDER BY id OFFSET 0) s};
+
+sub inferences { return $node->safe_psql('postgres', 'SELECT count(*) FROM openlora.inferences') }
+
+sub all_free
+{
+	my ($what) = @_;
+	ok($node->poll_query_until('postgres', q{SELECT running = 0 AND waiting = 0 FROM lora_status()}), "$what: nothing runs any more");
+}
+
+like($node->safe_psql('postgres', "EXPLAIN $scan"), qr/openlora pipeline/, 'the scan is pipelined');
+my $expected = $node->safe_psql('postgres', "SET openlora.pipeline_depth = 0; $scan");
+is($node->safe_psql('postgres', $scan), $expected, 'same answers as row by row');
+is(inferences(), 120, 'one inference for each');
+
+# The engine dies with many calls in flight, some of them half told.
+for my $round (1, 2)
+{
+	my ($stdout, $stderr) = ('', '');
+	my $run = IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $scan ], '>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
+	$node->poll_query_until('postgres', q{SELECT running > 5 FROM lora_status()}) or die 'nothing runs';
+	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	$run->finish;
+	is($stderr, '', "engine killed, round $round: the caller sees no error");
+	is($stdout =~ s/\s+//gr, $expected, "engine killed, round $round: the same answers");
+	is(inferences(), 120 + 60 * $round, "engine killed, round $round: each attributed once");
+	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
+}
+{
+	my ($stdout, $stderr) = ('', '');
+	my $run = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 0', '-c', $scan ],
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
+	$node->poll_query_until('postgres', q{SELECT running > 5 FROM lora_status()}) or die 'nothing runs';
+	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	$run->finish;
+	like($stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE');
+	is(inferences(), 240, 'and no attribution');
+	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
+}
+
+# Interrupted in the middle.
+my ($code, $out, $err) = $node->psql('postgres', "SET statement_timeout = '200ms';
+	SELECT count(lora_generate(adapters, body, max_tokens => 900, ignore_eos => true)) FROM prompt, generate_series(1, 100)");
+like($err, qr/statement timeout/, 'statement_timeout ends a scan');
+all_free('timeout');
+is(inferences(), 240, 'timeout: no attribution');
+
+# Rows that nobody asked for.
+$node->safe_psql('postgres', q{
+	BEGIN;
+	DECLARE c CURSOR FOR SELECT id, lora_generate(adapters, body, max_tokens => 900, ignore_eos => true) FROM prompt WHERE id > 3
+	  UNION ALL SELECT 0, NULL;
+	DECLARE d CURSOR FOR SELECT id, lora_generate(adapters, body, max_tokens => CASE WHEN id = 1 THEN 1 ELSE 900 END, ignore_eos => true)
+	  FROM prompt ORDER BY id;
+	FETCH 1 FROM d;
+	CLOSE d;
+	COMMIT});
+all_free('closed cursor');
+is(inferences(), 241, 'closed cursor: what was fetched is attributed, and nothing else');
+$node->safe_psql('postgres', q{
+	DO $$ DECLARE r record; BEGIN
+	  FOR r IN SELECT lora_generate(adapters, body, max_tokens => CASE WHEN id < 3 THEN 1 ELSE 900 END, ignore_eos => true)
+	    FROM prompt ORDER BY id LOOP EXIT; END LOOP;
+	END $$});
+all_free('loop that is left');
+is(inferences(), 242, 'loop that is left: one row');
+($code, $out, $err) = $node->psql('postgres', q{SELECT id, lora_generate(CASE WHEN id = 2 THEN '{nobody}' ELSE adapters END, body,
+	max_tokens => CASE WHEN id = 1 THEN 1 ELSE 900 END, ignore_eos => true) FROM prompt ORDER BY id});
+like($err, qr/adapter "nobody" does not exist/, 'an error in the second row');
+all_free('error');
+is(inferences(), 242, 'error: no attribution');
+
+# Two cursors at once, with plain calls between: each frame finds its request.
+is($node->safe_psql('postgres', q{
+	CREATE FUNCTION mixed() RETURNS boolean LANGUAGE plpgsql AS $$
+	DECLARE
+	  a CURSOR FOR SELECT lora_generate(adapters, body, max_tokens => 5) FROM prompt ORDER BY id;
+	  b CURSOR FOR SELECT lora_generate(adapters, body, max_tokens => 5) FROM prompt ORDER BY id DESC;
+	  x text; y text; xs text[]; ys text[];
+	BEGIN
+	  OPEN a; OPEN b;
+	  FOR i IN 1..60 LOOP
+	    FETCH a INTO x; FETCH b INTO y;
+	    PERFORM lora_count_tokens('Hello'), lora_generate(NULL, 'Hello', max_tokens => 2);
+	    xs := xs || x; ys := y || ys;
+	  END LOOP;
+	  RETURN xs = ys;
+	END $$;
+	SELECT mixed()}), 't', 'two cursors, read in turns');
+
+# A quota that would be reserved many times over.
+$node->safe_psql('postgres', q{CREATE ROLE small; SELECT lora_grant_usage('small'); GRANT SELECT ON prompt TO small;
+	UPDATE openlora.adapters SET shared = true});
+$node->safe_psql('postgres', q{SELECT lora_set_quota('small', tokens => 1500)});
+($code, $out, $err) = $node->psql('postgres', q{SET ROLE small;
+	SELECT count(lora_generate(NULL, body, max_tokens => 3, ignore_eos => true)) FROM prompt});
+is($out, '60', 'a scan whose calls in flight would reserve more than the quota has');
+($code, $out, $err) = $node->psql('postgres', q{SET ROLE small;
+	SELECT count(lora_generate(NULL, body, max_tokens => 300, ignore_eos => true)) FROM prompt});
+like($err, qr/quota/, 'a quota that is used up is an error');
+all_free('quota');
+
+# Memory of a scan does not grow with its length.
+is($node->safe_psql('postgres', q{
+	BEGIN;
+	SET LOCAL openlora.pipeline_depth = 64;
+	CREATE TEMP TABLE measured (n int, bytes bigint);
+	CREATE FUNCTION bytes() RETURNS bigint LANGUAGE sql VOLATILE AS $$ SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts $$;
+	INSERT INTO measured SELECT i, bytes() FROM (
+	  SELECT i, lora_generate(NULL, 'Once ' || i, max_tokens => i % 2) AS a FROM generate_series(1, 10000) i OFFSET 0) s
+	WHERE a IS NOT NULL AND i IN (1000, 10000);
+	SELECT (SELECT bytes FROM measured WHERE n = 10000) - bytes < 1000000 FROM measured WHERE n = 1000;
+	ROLLBACK}) =~ /t$/, 1, 'nine thousand rows later, no more memory');
+
+# A queue that holds less than the scan would send.
+$node->append_conf('postgresql.conf', "openlora.max_queued = 2\nopenlora.max_sequences = 2\nopenlora.pipeline_depth = 50");
+$node->restart;
+$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
+is($node->safe_psql('postgres', "SET openlora.pipeline_depth = 50; $scan"), $expected, 'a full queue: the scan waits for room');
+$node->stop;
+done_testing();
