@@ -127,6 +127,7 @@ CREATE TABLE openlora.inferences (
     function           text NOT NULL,
     base_model         bytea NOT NULL,
     prompt_tokens      int NOT NULL,
+    cached_tokens      int NOT NULL,
     completion_tokens  int NOT NULL,
     finish_reason      text NOT NULL,
     temperature        real NOT NULL,
@@ -148,6 +149,7 @@ CREATE TABLE openlora.inferences (
 );
 COMMENT ON TABLE openlora.inferences IS 'one row per answer, in the transaction that asked for it';
 COMMENT ON COLUMN openlora.inferences.at IS 'when that transaction began';
+COMMENT ON COLUMN openlora.inferences.cached_tokens IS 'of the prompt''s tokens: found computed, by an earlier request with the same beginning and adapters';
 COMMENT ON COLUMN openlora.inferences.role IS 'who asked: the role whose privileges applied, as it was called then';
 COMMENT ON COLUMN openlora.inferences.role_id IS 'that role, whatever it is called now; it may see the row';
 

@@ -135,7 +135,8 @@ void cpu_segments_end(ol_device *device)
             const ol_step_seq *seq = &device->step->seqs[device->row_seq[segment->rows[r]]];
 
             if (seq->energy)
-                seq->energy[segment->entry] += segment->energy[r];
+                seq->energy[(segment->rows[r] - seq->first_row) * seq->n_loras + segment->entry] +=
+                    segment->energy[r];
         }
     }
     device->n_segments = 0;

@@ -136,9 +136,10 @@ typedef struct ol_step_seq {
     const int32_t *pages;
     int n_loras;
     const ol_lora_ref *loras;
-    /* Out, host memory or NULL: energy[i] += sum over this step's rows and all
-     * adapted modules of |weight * delta_i(x)|^2, for the measured share. Filled
-     * by step_end. Only asked for when n_loras > 1. */
+    /* Out, host memory or NULL, [n_rows][n_loras]: energy[r * n_loras + i] += sum over all
+     * adapted modules of |weight * delta_i(x)|^2 at the sequence's row r, for the measured
+     * share. Filled by step_end. Only asked for when n_loras > 1. By rows, since a row's is
+     * the same in whatever step it is computed. */
     double *energy;
 } ol_step_seq;
 

@@ -44,6 +44,7 @@ static void tell_state(const ol_engine *engine, ol_engine_info *info)
 
     info->kv_pages = engine->limits.n_pages;
     info->kv_pages_free = ol_kvpages_available(ol_sched_pages(engine->sched));
+    info->kv_pages_idle = ol_kvpages_idle(ol_sched_pages(engine->sched));
     info->page_tokens = engine->limits.page_tokens;
     info->running = ol_sched_running(engine->sched);
     info->waiting = ol_sched_waiting(engine->sched) + engine->n_pending;
@@ -58,6 +59,12 @@ static void tell_state(const ol_engine *engine, ol_engine_info *info)
     info->requests = c->requests;
     info->failed = c->failed;
     info->cancelled = c->cancelled;
+    info->cached_tokens = c->cached_tokens;
+    info->rows = c->rows;
+    info->sequences = c->sequences;
+    info->busy_us = c->busy_us;
+    info->rejected = c->rejected;
+    info->preemptions = ol_sched_preemptions(engine->sched);
 }
 
 void ol_engine_info_get(ol_engine *engine, ol_engine_info *info)

@@ -53,6 +53,9 @@ typedef struct ol_engine_options {
     int step_tokens;         /* token rows per step; 0: 512 */
     int page_tokens;         /* 0: 16 */
     int max_queued;          /* waiting requests; 0: 1000 */
+    int step_ms;             /* how long a step with prompts in it may take while others
+                              * generate; 0: 200. Only waiting depends on it */
+    bool no_prefix_cache;    /* compute every prompt anew */
     int kv_dtype;            /* an ol_dtype, or -1: F32 for F32 models, else F16 */
     ol_progress_fn progress; /* of loading, bytes; may be NULL */
     void *progress_context;
@@ -68,10 +71,16 @@ typedef struct ol_engine_info {
     bool has_tokenizer;
     ol_device_info device;
     int kv_pages, kv_pages_free, page_tokens;
+    int kv_pages_idle; /* of the free ones: with tokens that may be found again */
     int running, waiting;
     int adapters; /* resident */
     size_t adapter_bytes;
     uint64_t steps, prompt_tokens, generated_tokens, requests, failed, cancelled;
+    uint64_t cached_tokens; /* of the prompts */
+    uint64_t rows;          /* computed in all steps */
+    uint64_t sequences;     /* sum over steps of the requests in each */
+    uint64_t busy_us;       /* spent in steps */
+    uint64_t preemptions, rejected;
     uint64_t adapter_loads, adapter_hits, adapter_evictions;
 } ol_engine_info;
 
@@ -103,7 +112,13 @@ typedef struct ol_request {
     int n_adapters; /* <= OL_MAX_REQUEST_ADAPTERS, digests distinct */
     const ol_adapter_use *adapters;
     ol_sampling sampling; /* copied, arrays too */
+    uint32_t tenant;      /* whose it is: the engine's work is shared fairly between tenants */
+    float tenant_weight;  /* a tenant's part of the work; 0: 1 */
+    int priority;         /* higher goes first, whoever's it is; -OL_MAX_PRIORITY .. */
+    uint32_t timeout_ms;  /* from now; then it fails with OL_CANCELLED. 0: none */
 } ol_request;
+
+#define OL_MAX_PRIORITY 1000
 
 typedef enum ol_finish {
     OL_FINISH_EOS,    /* an end-of-generation token (not part of the output) */
@@ -146,6 +161,7 @@ typedef struct ol_event {
     /* DONE */
     ol_finish finish;
     int prompt_tokens, completion_tokens;
+    int cached_tokens;  /* of the prompt: found computed, by an earlier request */
     double logprob_sum; /* of OL_TASK_SCORE */
     int n_shares;
     const double *shares; /* per adapter of the request, its part of the LoRA output

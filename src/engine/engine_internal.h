@@ -20,6 +20,7 @@
 #include "engine/engine.h"
 #include "engine/events.h"
 #include "engine/model.h"
+#include "engine/prefix.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/stops.h"
@@ -46,8 +47,10 @@ typedef struct request {
     bool pinned[OL_MAX_REQUEST_ADAPTERS];
     uint64_t asked_us[OL_MAX_REQUEST_ADAPTERS]; /* when its host was asked; 0: not, or it came */
     ol_lora_ref loras[OL_MAX_REQUEST_ADAPTERS];
-    double energy[OL_MAX_REQUEST_ADAPTERS];
+    double energy[OL_MAX_REQUEST_ADAPTERS];      /* of the computed rows, added in their order */
+    ol_prefix_context *context;                  /* NULL: without a prefix cache */
     uint64_t submitted_us, started_us, first_us; /* 0: not yet */
+    uint64_t deadline_us;                        /* 0: none */
     struct request *prev, *next;                 /* pending */
     struct request *chain;                       /* same bucket of tags */
 } request;
@@ -67,6 +70,7 @@ typedef struct limits {
 
 typedef struct counters {
     uint64_t steps, prompt_tokens, generated_tokens, requests, failed, cancelled;
+    uint64_t cached_tokens, rows, sequences, busy_us, rejected;
 } counters;
 
 struct ol_engine {
@@ -83,6 +87,7 @@ struct ol_engine {
     uint64_t *eos; /* bit per token */
     /* Requests. */
     ol_sched *sched;
+    ol_prefix_cache *prefix; /* NULL: none */
     ol_adapters *adapters;
     request *pending_head, *pending_tail;
     int n_pending;
@@ -93,16 +98,19 @@ struct ol_engine {
     uint64_t next_order;
     bool admission_due;
     uint64_t admission_us; /* when it last ran */
+    int n_deadlines;       /* requests that have one */
+    uint64_t step_us;      /* what a step with prompts may take while others generate */
+    double row_us;         /* what a row of such a step takes, as measured lately */
     uint64_t patience_us;  /* how long an asked host may take before others are asked */
     ol_events *events;
     counters counters;
     /* Working memory of a step, sized at opening. */
     ol_sampler_scratch *scratch;
-    int32_t *step_tokens;                           /* [limits.step_tokens] */
-    ol_step_seq *step_seqs;                         /* [limits.max_seqs] */
-    int32_t *step_logits;                           /* [limits.max_logit_rows] */
-    double (*step_energy)[OL_MAX_REQUEST_ADAPTERS]; /* [limits.max_seqs] */
-    ol_buf piece, released;                         /* text of a token; what of it may be told */
+    int32_t *step_tokens;   /* [limits.step_tokens] */
+    ol_step_seq *step_seqs; /* [limits.max_seqs] */
+    int32_t *step_logits;   /* [limits.max_logit_rows] */
+    double *step_energy;    /* [limits.step_tokens][adapters of the row] */
+    ol_buf piece, released; /* text of a token; what of it may be told */
 };
 
 uint64_t ol_now_us(void);
@@ -113,6 +121,8 @@ static inline bool engine_is_eos(const ol_engine *engine, int32_t token)
 }
 
 /* -- request.c ------------------------------------------------------------------ */
+/* Fails requests whose time is over. */
+void request_check_deadlines(ol_engine *engine);
 request *request_find(const ol_engine *engine, uint64_t tag);
 /* Makes it known by its tag, and pending. */
 void request_enter(ol_engine *engine, request *r);
@@ -137,6 +147,10 @@ void admission_run(ol_engine *engine);
 void admission_arrived(ol_engine *engine, const ol_digest *digest);
 /* The adapter cannot be had: whoever waits for it fails. */
 void admission_refuse(ol_engine *engine, const ol_digest *digest, const ol_error *error);
+
+/* -- step.c --------------------------------------------------------------------- */
+/* An ol_sched_find over the engine's prefix cache. */
+int step_find_computed(void *engine, ol_sched_seq *seq, int n_tokens, int32_t *pages);
 
 /* -- output.c ------------------------------------------------------------------- */
 /* Takes the logits [n][vocab] of the last n computed rows of a request. */

@@ -22,7 +22,7 @@ typedef struct record {
 
 typedef struct done {
     ol_finish finish;
-    int prompt_tokens, completion_tokens, n_shares;
+    int prompt_tokens, completion_tokens, cached_tokens, n_shares;
     double logprob_sum;
     uint64_t queue_us, prefill_us, decode_us;
     double shares[OL_MAX_REQUEST_ADAPTERS];
@@ -101,6 +101,7 @@ static span put_done(ol_events *q, const ol_event *e)
     done d = {.finish = e->finish,
               .prompt_tokens = e->prompt_tokens,
               .completion_tokens = e->completion_tokens,
+              .cached_tokens = e->cached_tokens,
               .n_shares = e->n_shares,
               .logprob_sum = e->logprob_sum,
               .queue_us = e->queue_us,
@@ -163,6 +164,7 @@ static void get_done(const done *d, ol_event *e)
     e->finish = d->finish;
     e->prompt_tokens = d->prompt_tokens;
     e->completion_tokens = d->completion_tokens;
+    e->cached_tokens = d->cached_tokens;
     e->logprob_sum = d->logprob_sum;
     e->n_shares = d->n_shares;
     e->shares = d->shares;

@@ -15,6 +15,7 @@
 #define DEFAULT_KV_BYTES ((size_t)512 << 20)
 #define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
 #define PATIENCE_US 2000000
+#define DEFAULT_STEP_MS 200
 
 /* -- options ---------------------------------------------------------------------------- */
 
@@ -40,6 +41,7 @@ static ol_code take_limits(const ol_engine_options *o, limits *l, ol_error *err)
     OL_TRY(check_number("step_tokens", o->step_tokens, 0, 65536, err));
     OL_TRY(check_number("page_tokens", o->page_tokens, 0, 256, err));
     OL_TRY(check_number("max_queued", o->max_queued, 0, 1 << 20, err));
+    OL_TRY(check_number("step_ms", o->step_ms, 0, 3600 * 1000, err));
     OL_TRY(check_number("kv_dtype", o->kv_dtype, -1, OL_BF16, err));
     l->max_seqs = or_default(o->max_seqs, 64);
     l->step_tokens = or_default(o->step_tokens, 512);
@@ -247,7 +249,13 @@ static ol_code open_kv(ol_engine *engine, const ol_engine_options *o, ol_error *
                l->context, engine->config->max_position);
     sched.n_pages = l->n_pages;
     sched.max_tokens = l->context;
+    if (!o->no_prefix_cache) {
+        sched.find = step_find_computed;
+        sched.find_context = engine;
+    }
     OL_TRY(ol_sched_create(&sched, &engine->sched, err));
+    if (!o->no_prefix_cache)
+        OL_TRY(ol_prefix_create(ol_sched_pages(engine->sched), &engine->prefix, err));
     return engine->table->kv_create(engine->device, &desc, &engine->kv, err);
 }
 
@@ -271,7 +279,8 @@ static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_err
     engine->step_tokens = calloc((size_t)l->step_tokens, sizeof(int32_t));
     engine->step_seqs = calloc((size_t)l->max_seqs, sizeof(ol_step_seq));
     engine->step_logits = calloc((size_t)l->max_logit_rows, sizeof(int32_t));
-    engine->step_energy = calloc((size_t)l->max_seqs, sizeof(*engine->step_energy));
+    engine->step_energy =
+        calloc((size_t)l->step_tokens * OL_MAX_REQUEST_ADAPTERS, sizeof(*engine->step_energy));
     if (!engine->tags || !engine->step_tokens || !engine->step_seqs || !engine->step_logits ||
         !engine->step_energy)
         return ol_fail_nomem(err, buckets * sizeof(request *), "the engine");
@@ -286,6 +295,7 @@ static ol_code open_all(ol_engine *engine, const ol_engine_options *o, ol_error 
     if (!o->model_path)
         return ol_fail(err, OL_INVALID, "no model is named");
     engine->patience_us = PATIENCE_US;
+    engine->step_us = (uint64_t)or_default(o->step_ms, DEFAULT_STEP_MS) * 1000;
     OL_TRY(take_limits(o, &engine->limits, err));
     OL_TRY(ol_model_source_open(o->model_path, &engine->source, err));
     engine->config = ol_model_source_config(engine->source);
@@ -322,6 +332,7 @@ void ol_engine_close(ol_engine *engine)
         return;
     end_requests(engine);
     ol_adapters_free(engine->adapters);
+    ol_prefix_free(engine->prefix);
     ol_sched_free(engine->sched);
     if (engine->kv)
         engine->table->kv_free(engine->device, engine->kv);

@@ -143,6 +143,11 @@ void request_free(ol_engine *engine, request *r)
     }
     forget_tag(engine, r);
     release_adapters(engine, r);
+    if (r->context)
+        ol_prefix_unref(engine->prefix, r->context);
+    if (r->seq.tenant)
+        ol_tenants_leave(ol_sched_tenants(engine->sched), r->seq.tenant);
+    engine->n_deadlines -= r->deadline_us != 0;
     ol_sampler_free(r->sampler);
     ol_stops_free(r->stops);
     ol_buf_free(&r->held);
@@ -181,6 +186,7 @@ void request_done(ol_engine *engine, request *r, ol_finish finish)
                   .finish = finish,
                   .prompt_tokens = r->n_prompt,
                   .completion_tokens = r->n_output,
+                  .cached_tokens = r->seq.found,
                   .logprob_sum = r->logprob_sum,
                   .n_shares = r->n_adapters,
                   .shares = shares};
@@ -210,6 +216,30 @@ void request_fail(ol_engine *engine, request *r, const ol_error *error)
     ol_events_push(engine->events, &e);
     engine->counters.failed++;
     request_free(engine, r);
+}
+
+/* -- deadlines ---------------------------------------------------------------------------- */
+
+static void fail_late(ol_engine *engine, request *r)
+{
+    ol_error err;
+
+    ol_fail(&err, OL_CANCELLED, "the request's time is over");
+    ol_detail(&err, "It was given %llu ms.",
+              (unsigned long long)((r->deadline_us - r->submitted_us) / 1000));
+    request_fail(engine, r, &err);
+}
+
+void request_check_deadlines(ol_engine *engine)
+{
+    uint64_t now = engine->n_deadlines > 0 ? ol_now_us() : 0;
+
+    for (size_t i = 0; engine->n_deadlines > 0 && i <= engine->tags_mask; i++)
+        for (request *r = engine->tags[i], *next; r; r = next) {
+            next = r->chain;
+            if (r->deadline_us && now >= r->deadline_us)
+                fail_late(engine, r);
+        }
 }
 
 void ol_engine_cancel(ol_engine *engine, uint64_t tag)

@@ -9,29 +9,32 @@
  * token to catch up with.
  *
  * Policy
- *  1. Running sequences come first, oldest first; each leaves one row and one logit
- *     row to each that comes after it, so that no prompt holds up the others' output.
- *  2. Then waiting ones, oldest first, as long as there are rows, slots, and free pages
- *     for all of the sequence's known tokens and for one page more of each that runs.
- *  3. When a running sequence needs a page and none is free, the newest one that runs
- *     gives back all of its pages and waits; it computes everything again later.
+ *  1. Running sequences that have one token to catch up with get their row: no prompt
+ *     holds up another's output.
+ *  2. What is left of the rows (while others generate, of the owner's cap for that) goes
+ *     to running and waiting sequences with more to catch up with: the highest priority first,
+ *     then the tenant with the lowest counter (tenants.h), then those that run, then the
+ *     oldest. A waiting one is admitted when there are a slot and free pages for all of its
+ *     known tokens and for one page more of each that runs. A tenant that has sequences
+ *     running leaves some slots and pages for those that have none.
+ *  3. When a running sequence needs a page and none is free, the last one that runs (of
+ *     the lowest priority, the newest) gives back its pages and waits; it computes
+ *     everything again later, but for what is found in the prefix cache.
  *
  * Invariants (ol_sched_check)
- *  1. Both lists are in order of age; a sequence is in one of them or in none.
+ *  1. The running are in order of priority, then age; a sequence is in one list or in none.
  *  2. computed <= known; the pages hold at least the computed tokens; a waiting
  *     sequence has neither computed tokens nor pages.
- *  3. The pages of all tables and the free ones are the pool.
- *  4. The oldest running sequence is never made to wait: so each sequence that fits the
- *     pool alone is finished some day.
- *
- * Where the future goes: an order other than age (priorities, fair share) is a change
- * of `older`; a prefix cache fills the table with shared pages and sets `computed`
- * where a sequence is admitted (`admit`).
+ *  3. Each page has as many references as tables hold it.
+ *  4. The first of the running is never made to wait. So each sequence that fits the pool
+ *     alone is finished some day, unless higher priorities keep coming: that is what they
+ *     are for. Among equals a tenant that waits keeps its counter while others' grow.
  */
 #ifndef OL_ENGINE_SCHEDULER_H
 #define OL_ENGINE_SCHEDULER_H
 
 #include "engine/kvpages.h"
+#include "engine/tenants.h"
 
 typedef struct ol_sched ol_sched;
 
@@ -40,24 +43,35 @@ typedef enum ol_sched_state { OL_SEQ_OUTSIDE, OL_SEQ_WAITING, OL_SEQ_RUNNING } o
 /* One sequence; lies in its owner's request. */
 typedef struct ol_sched_seq {
     /* The owner's. */
-    uint64_t order;  /* age: lower is older; distinct */
-    int known;       /* tokens; may grow while the sequence runs */
-    int logits_from; /* logits are wanted at positions from here to known - 1 */
+    uint64_t order;    /* age: lower is older; distinct */
+    int known;         /* tokens; may grow while the sequence runs */
+    int logits_from;   /* logits are wanted at positions from here to known - 1 */
+    int priority;      /* higher is first; fixed */
+    ol_tenant *tenant; /* see ol_sched_tenants; NULL: of no tenant, with a counter of 0 */
     /* The scheduler's. */
     ol_sched_state state;
     int computed;
-    int preempted; /* how often */
+    int preempted;    /* how often */
+    int found;        /* tokens that were found computed when it was first admitted */
+    int charged;      /* tokens that its tenant was charged for */
+    uint64_t planned; /* number of the last plan it is in */
     int slot;
     ol_pagetable table;
     struct ol_sched_seq *prev, *next;
 } ol_sched_seq;
+
+/* Where a sequence is admitted: shares pages that hold its first tokens already, at most
+ * n_tokens of them, into pages[0 ..] and returns how many pages. */
+typedef int (*ol_sched_find)(void *context, ol_sched_seq *seq, int n_tokens, int32_t *pages);
 
 typedef struct ol_sched_limits {
     int max_seqs;       /* running at once */
     int step_tokens;    /* rows of a step */
     int max_logit_rows; /* of a step */
     int n_pages, page_tokens;
-    int max_tokens; /* known tokens of one sequence at most; they fit the pool */
+    int max_tokens;     /* known tokens of one sequence at most; they fit the pool */
+    ol_sched_find find; /* NULL: nothing is ever found */
+    void *find_context;
 } ol_sched_limits;
 
 /* A sequence's part of a step: rows at positions first_pos .. first_pos + n_rows - 1,
@@ -83,6 +97,10 @@ void ol_sched_add(ol_sched *sched, ol_sched_seq *seq);
  * ol_sched_next and ol_sched_done. */
 void ol_sched_remove(ol_sched *sched, ol_sched_seq *seq);
 
+/* Rows that prompts may take of a step in which others generate; at least 1. Results do not
+ * depend on it, how long the others wait for their next token does. */
+void ol_sched_set_prompt_rows(ol_sched *sched, int rows);
+
 /* Decides on the next step and takes the pages for it. Valid until the next call. No
  * part at all only if there is no sequence that has something to compute. */
 ol_sched_plan *ol_sched_next(ol_sched *sched);
@@ -94,6 +112,10 @@ int ol_sched_waiting(const ol_sched *sched);
 /* How often a sequence had to give its pages back. */
 uint64_t ol_sched_preemptions(const ol_sched *sched);
 ol_kvpages *ol_sched_pages(ol_sched *sched);
+ol_tenants *ol_sched_tenants(ol_sched *sched);
+/* The first of the running, the first of the waiting; then by seq->next. */
+const ol_sched_seq *ol_sched_first_running(const ol_sched *sched);
+const ol_sched_seq *ol_sched_first_waiting(const ol_sched *sched);
 
 /* Asserts the invariants; for tests. */
 void ol_sched_check(const ol_sched *sched);

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#define MIN_PROMPT_ROWS 64 /* below, products of matrices are not worth their name */
+
 /* Neighbours with the same adapters share the work of their segments. The order of the
  * parts changes speed alone: a row's results do not depend on its place (P6). */
 static const void *group_of(const ol_sched_part *part)
@@ -39,6 +41,7 @@ static void fill_seq(const request *r, const ol_sched_part *part, int first_row,
 
 static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *step)
 {
+    double *energy = engine->step_energy;
     int row = 0, logit = 0;
 
     for (int i = 0; i < plan->n_parts; i++) {
@@ -46,8 +49,10 @@ static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *ste
         const request *r = request_of(part->seq);
 
         fill_seq(r, part, row, &engine->step_seqs[i]);
-        if (r->n_adapters > 1)
-            engine->step_seqs[i].energy = engine->step_energy[i];
+        if (r->n_adapters > 1) {
+            engine->step_seqs[i].energy = energy;
+            energy += part->n_rows * r->n_adapters;
+        }
         memcpy(engine->step_tokens + row, r->tokens + part->first_pos,
                (size_t)part->n_rows * sizeof(int32_t));
         row += part->n_rows;
@@ -62,38 +67,65 @@ static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *ste
                       .logit_rows = engine->step_logits};
 }
 
-static void note_start(const ol_sched_plan *plan)
+static void note_start(ol_engine *engine, const ol_sched_plan *plan)
 {
     uint64_t now = ol_now_us();
 
     for (int i = 0; i < plan->n_parts; i++) {
         request *r = request_of(plan->parts[i].seq);
 
-        if (!r->started_us)
-            r->started_us = now;
+        if (r->started_us)
+            continue;
+        r->started_us = now;
+        engine->counters.cached_tokens += (uint64_t)r->seq.found;
     }
 }
 
 /* The device adds the step's energies to what it finds. */
 static void clear_energies(ol_engine *engine, const ol_step *step)
 {
+    size_t n = 0;
+
     for (int i = 0; i < step->n_seqs; i++)
         if (step->seqs[i].energy)
-            memset(engine->step_energy[i], 0, sizeof(engine->step_energy[i]));
+            n += (size_t)step->seqs[i].n_rows * (size_t)step->seqs[i].n_loras;
+    memset(engine->step_energy, 0, n * sizeof(*engine->step_energy));
 }
 
-static void add_energies(const ol_engine *engine, const ol_sched_plan *plan)
-{
-    for (int i = 0; i < plan->n_parts; i++) {
-        request *r = request_of(plan->parts[i].seq);
+/* -- what is known of computed rows ------------------------------------------------------ */
 
-        if (r->n_adapters < 2)
-            continue;
-        if (plan->parts[i].first_pos == 0) /* from the start, perhaps not for the first time */
-            memset(r->energy, 0, sizeof(r->energy));
-        for (int k = 0; k < r->n_adapters; k++)
-            r->energy[k] += engine->step_energy[i][k];
+int step_find_computed(void *context, ol_sched_seq *seq, int n_tokens, int32_t *pages)
+{
+    ol_engine *engine = context;
+    request *r = request_of(seq);
+
+    return ol_prefix_find(engine->prefix, r->context, r->tokens, n_tokens, pages, r->energy);
+}
+
+/* Energies are added row by row, in the order of positions, so that their sums depend on the
+ * request alone; and full pages become known, with the sums up to their ends. */
+static void note_rows(ol_engine *engine, const ol_sched_part *part, const double *energy)
+{
+    request *r = request_of(part->seq);
+    int page_tokens = engine->limits.page_tokens;
+
+    if (part->first_pos == 0) /* from the start, perhaps not for the first time */
+        memset(r->energy, 0, sizeof(r->energy));
+    for (int row = 0; row < part->n_rows; row++) {
+        int end = part->first_pos + row + 1;
+
+        for (int k = 0; energy && k < r->n_adapters; k++)
+            r->energy[k] += energy[row * r->n_adapters + k];
+        if (engine->prefix && end % page_tokens == 0)
+            ol_prefix_add(engine->prefix, r->context, r->tokens, part->seq->table.pages,
+                          end / page_tokens - 1, r->energy);
     }
+}
+
+static void note_plan(ol_engine *engine, const ol_sched_plan *plan)
+{
+    for (int i = 0; i < plan->n_parts; i++)
+        note_rows(engine, &plan->parts[i], engine->step_seqs[i].energy);
 }
 
 /* A device that finds no working memory may find it where adapters lie idle; a step can be
@@ -158,27 +190,52 @@ bool ol_engine_busy(const ol_engine *engine)
     return ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
 }
 
+/* A step with a prompt in it tells what such rows take; others wait for their tokens meanwhile. */
+static void note_time(ol_engine *engine, const ol_sched_plan *plan, uint64_t us)
+{
+    double row_us = (double)us / plan->n_rows;
+
+    engine->counters.busy_us += us;
+    if (plan->n_rows < 2 * plan->n_parts || plan->n_rows < MIN_PROMPT_ROWS / 2)
+        return;
+    engine->row_us = engine->row_us > 0 ? 0.75 * engine->row_us + 0.25 * row_us : row_us;
+    if (engine->row_us > 0) {
+        double rows = (double)engine->step_us / engine->row_us;
+
+        ol_sched_set_prompt_rows(engine->sched, rows < MIN_PROMPT_ROWS ? MIN_PROMPT_ROWS
+                                                : rows > engine->limits.step_tokens
+                                                    ? engine->limits.step_tokens
+                                                    : (int)rows);
+    }
+}
+
 /* OL_NOMEM: nothing of the plan counts as computed. */
 static ol_code run_plan(ol_engine *engine, ol_sched_plan *plan, ol_error *err)
 {
+    uint64_t start = ol_now_us();
     const float *logits;
     ol_step step;
 
     group_parts(plan);
     fill_step(engine, plan, &step);
-    note_start(plan);
+    note_start(engine, plan);
     OL_TRY(forward(engine, &step, &logits, err));
     ol_sched_done(engine->sched);
-    add_energies(engine, plan);
+    note_plan(engine, plan);
+    note_time(engine, plan, ol_now_us() - start);
     engine->counters.steps++;
+    engine->counters.rows += (uint64_t)plan->n_rows;
+    engine->counters.sequences += (uint64_t)plan->n_parts;
     deliver(engine, plan, logits);
     return OL_OK;
 }
 
 ol_code ol_engine_step(ol_engine *engine, ol_error *err)
 {
-    ol_sched_plan *plan = ol_sched_next(engine->sched);
+    ol_sched_plan *plan;
 
+    request_check_deadlines(engine);
+    plan = ol_sched_next(engine->sched);
     while (plan->n_parts > 0) {
         ol_code code = run_plan(engine, plan, err);
 

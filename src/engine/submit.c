@@ -42,8 +42,13 @@ static ol_code check_request(const ol_engine *engine, const ol_request *q, ol_er
         return ol_fail(err, OL_INVALID, "tag %llu is in use", (unsigned long long)q->tag);
     if (engine->n_pending + ol_sched_waiting(engine->sched) >= engine->limits.max_queued) {
         ol_fail(err, OL_BUSY, "too many requests are waiting");
-        return ol_detail(err, "At most %d may.", engine->limits.max_queued);
+        ol_detail(err, "At most %d may.", engine->limits.max_queued);
+        return ol_hint(err, "Try again later, or raise openlora.max_queued.");
     }
+    if (q->priority < -OL_MAX_PRIORITY || q->priority > OL_MAX_PRIORITY)
+        return ol_fail(err, OL_INVALID, "a priority cannot be %d", q->priority);
+    if (!(q->tenant_weight >= 0) || !isfinite(q->tenant_weight))
+        return ol_fail(err, OL_INVALID, "a tenant's weight cannot be %g", (double)q->tenant_weight);
     OL_TRY(check_adapters(q, err));
     OL_TRY(check_text(engine, q, err));
     return ol_sampling_check(&q->sampling, engine->config->vocab, err);
@@ -174,6 +179,30 @@ static ol_code take_adapters(ol_engine *engine, const ol_request *q, request *r,
     return OL_OK;
 }
 
+/* Whose it is, and what it may find computed. */
+static ol_code take_place(ol_engine *engine, const ol_request *q, request *r, ol_error *err)
+{
+    ol_digest digests[OL_MAX_REQUEST_ADAPTERS];
+    float weights[OL_MAX_REQUEST_ADAPTERS];
+
+    r->seq.priority = q->priority;
+    r->seq.tenant = ol_tenants_enter(ol_sched_tenants(engine->sched), q->tenant, q->tenant_weight);
+    if (!r->seq.tenant)
+        return ol_fail_nomem(err, sizeof(*r->seq.tenant), "a request");
+    if (q->timeout_ms > 0) {
+        r->deadline_us = r->submitted_us + (uint64_t)q->timeout_ms * 1000;
+        engine->n_deadlines++;
+    }
+    if (!engine->prefix)
+        return OL_OK;
+    for (int i = 0; i < q->n_adapters; i++) {
+        digests[i] = q->adapters[i].digest;
+        weights[i] = q->adapters[i].weight;
+    }
+    r->context = ol_prefix_ref(engine->prefix, digests, weights, q->n_adapters);
+    return r->context ? OL_OK : ol_fail_nomem(err, sizeof(ol_digest), "a request");
+}
+
 static ol_code take_sampling(const ol_engine *engine, const ol_request *q, request *r,
                              ol_error *err)
 {
@@ -198,6 +227,7 @@ static ol_code fill(ol_engine *engine, const ol_request *q, request *r, ol_ids *
     OL_TRY(check_ids(engine, q, ids, n_prompt, err));
     take_tokens(engine, q, ids, n_prompt, r);
     OL_TRY(take_sampling(engine, q, r, err));
+    OL_TRY(take_place(engine, q, r, err));
     return take_adapters(engine, q, r, err);
 }
 
@@ -229,7 +259,10 @@ ol_code ol_engine_submit(ol_engine *engine, const ol_request *q, ol_error *err)
 {
     request *r;
 
-    OL_TRY(request_create(engine, q, &r, err));
+    if (request_create(engine, q, &r, err) != OL_OK) {
+        engine->counters.rejected++;
+        return err->code;
+    }
     engine->counters.requests++;
     engine->counters.prompt_tokens += (uint64_t)r->n_prompt;
     request_enter(engine, r);

@@ -133,6 +133,7 @@ enum {
     IN_FUNCTION,
     IN_MODEL,
     IN_PROMPT_TOKENS,
+    IN_CACHED_TOKENS,
     IN_COMPLETION_TOKENS,
     IN_FINISH,
     IN_TEMPERATURE,
@@ -181,15 +182,16 @@ static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
 {
     static LoraStatement insert = {
         "INSERT INTO openlora.inferences (role, role_id, function, base_model, prompt_tokens,"
-        " completion_tokens, finish_reason, temperature, top_k, top_p, min_p,"
+        " cached_tokens, completion_tokens, finish_reason, temperature, top_k, top_p, min_p,"
         " repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, ignore_eos,"
         " max_tokens, seed, device, queue_ms, prefill_ms, decode_ms) VALUES ($1, $2, $3, $4, $5,"
-        " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"
-        " RETURNING id",
+        " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,"
+        " $24) RETURNING id",
         IN_COUNT,
-        {NAMEOID, REGROLEOID, TEXTOID,   BYTEAOID,  INT4OID,   INT4OID,   TEXTOID,  FLOAT4OID,
-         INT4OID, FLOAT4OID,  FLOAT4OID, FLOAT4OID, FLOAT4OID, FLOAT4OID, JSONBOID, TEXTARRAYOID,
-         BOOLOID, INT4OID,    INT8OID,   TEXTOID,   FLOAT8OID, FLOAT8OID, FLOAT8OID}};
+        {NAMEOID,   REGROLEOID, TEXTOID,   BYTEAOID,  INT4OID,      INT4OID,
+         INT4OID,   TEXTOID,    FLOAT4OID, INT4OID,   FLOAT4OID,    FLOAT4OID,
+         FLOAT4OID, FLOAT4OID,  FLOAT4OID, JSONBOID,  TEXTARRAYOID, BOOLOID,
+         INT4OID,   INT8OID,    TEXTOID,   FLOAT8OID, FLOAT8OID,    FLOAT8OID}};
     static const char *const finishes[] = {"eos", "stop", "length", "scored"};
     NameData role;
     Datum values[IN_COUNT];
@@ -202,6 +204,7 @@ static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
     values[IN_FUNCTION] = CStringGetTextDatum(spec->function);
     values[IN_MODEL] = digest_datum(&info->model_digest);
     values[IN_PROMPT_TOKENS] = Int32GetDatum(result->prompt_tokens);
+    values[IN_CACHED_TOKENS] = Int32GetDatum(result->cached_tokens);
     values[IN_COMPLETION_TOKENS] = Int32GetDatum(result->completion_tokens);
     values[IN_FINISH] = CStringGetTextDatum(finishes[result->finish]);
     put_sampling(values, nulls, &spec->sampling);

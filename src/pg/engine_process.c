@@ -49,6 +49,12 @@ static void add_option(Command *command, const char *name, const char *value)
     command->args[command->n] = NULL;
 }
 
+static void add_flag(Command *command, const char *name)
+{
+    command->args[command->n++] = psprintf("--%s", name);
+    command->args[command->n] = NULL;
+}
+
 static void add_number(Command *command, const char *name, int64 value)
 {
     if (value > 0)
@@ -81,6 +87,9 @@ static void build_command(Command *command)
     add_number(command, "max-seqs", lora_max_sequences);
     add_number(command, "step-tokens", lora_step_tokens);
     add_number(command, "max-queued", lora_max_queued);
+    add_number(command, "step-ms", lora_step_time);
+    if (!lora_prefix_cache)
+        add_flag(command, "no-prefix-cache");
     add_number(command, "max-adapter-bytes", lora_max_adapter_size * mb);
 }
 

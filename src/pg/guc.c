@@ -5,6 +5,7 @@
 #include <limits.h>
 
 #include "device/device.h"
+#include "engine/engine.h"
 #include "utils/guc.h"
 
 char *lora_model;
@@ -26,6 +27,10 @@ int lora_restart_backoff_max = 30000;
 int lora_max_retries = 2;
 int lora_engine_timeout = 60000;
 int lora_default_max_tokens = 128;
+double lora_tenant_weight = 1;
+int lora_priority = 0;
+int lora_step_time = 200;
+bool lora_prefix_cache = true;
 int lora_pipeline_depth = -1;
 
 static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
@@ -82,6 +87,22 @@ static void define_engine_numbers(void)
                PGC_SIGHUP, 0);
 }
 
+/* The DBA's, for one role or database: ALTER ROLE ... SET. */
+static void define_sharing(void)
+{
+    DefineCustomRealVariable("openlora.tenant_weight",
+                             "A role's part of the engine's work, against other roles'.", NULL,
+                             &lora_tenant_weight, 1, 0.001, 1000, PGC_SUSET, 0, NULL, NULL, NULL);
+    define_int("openlora.priority", "Requests of a higher priority go first.", NULL, &lora_priority,
+               -OL_MAX_PRIORITY, OL_MAX_PRIORITY, PGC_SUSET, 0);
+    define_int("openlora.step_time",
+               "How long a step with prompts in it may take while others generate.", NULL,
+               &lora_step_time, 1, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS);
+    DefineCustomBoolVariable("openlora.prefix_cache",
+                             "Find what earlier prompts with the same beginning have computed.",
+                             NULL, &lora_prefix_cache, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+}
+
 static void define_limits(void)
 {
     define_int("openlora.max_adapter_size", "Size of an adapter at most.", NULL,
@@ -105,6 +126,7 @@ void lora_define_settings(void)
 {
     define_engine_strings();
     define_engine_numbers();
+    define_sharing();
     define_limits();
 #if PG_VERSION_NUM >= 150000
     MarkGUCPrefixReserved("openlora");

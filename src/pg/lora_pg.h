@@ -32,6 +32,10 @@ extern int lora_restart_backoff_max; /* ms */
 extern int lora_max_retries;
 extern int lora_engine_timeout; /* ms; how long a call waits for an engine that loads */
 extern int lora_default_max_tokens;
+extern double lora_tenant_weight;
+extern int lora_priority;
+extern int lora_step_time; /* ms */
+extern bool lora_prefix_cache;
 #define LORA_MAX_PIPELINE_DEPTH 4096
 extern int lora_pipeline_depth; /* -1: by lora_max_sequences; 0: off */
 

@@ -85,7 +85,7 @@ typedef struct LoraRow {
 } LoraRow;
 
 typedef struct LoraPipelineStats {
-    int64 rows, requests, prompt_tokens, completion_tokens;
+    int64 rows, requests, prompt_tokens, cached_tokens, completion_tokens;
     int most_in_flight;
     instr_time waited;
 } LoraPipelineStats;

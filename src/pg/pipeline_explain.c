@@ -36,6 +36,7 @@ void lora_pipeline_explain(CustomScanState *node, List *ancestors, ExplainState 
     ExplainPropertyInteger("Requests", NULL, p->stats.requests, es);
     ExplainPropertyInteger("Requests in Flight", NULL, p->stats.most_in_flight, es);
     ExplainPropertyInteger("Prompt Tokens", NULL, p->stats.prompt_tokens, es);
+    ExplainPropertyInteger("Cached Prompt Tokens", NULL, p->stats.cached_tokens, es);
     ExplainPropertyInteger("Completion Tokens", NULL, p->stats.completion_tokens, es);
     if (es->timing)
         ExplainPropertyFloat("Wait Time", "ms", INSTR_TIME_GET_MILLISEC(p->stats.waited), 3, es);

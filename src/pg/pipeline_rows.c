@@ -360,6 +360,7 @@ static void count_result(LoraPipeline *p, const LoraCall *call)
     const LoraResult *result = lora_request_result(call->request);
 
     p->stats.prompt_tokens += result->prompt_tokens;
+    p->stats.cached_tokens += result->cached_tokens;
     p->stats.completion_tokens += result->completion_tokens;
 }
 

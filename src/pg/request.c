@@ -4,6 +4,8 @@
 #include "access.h"
 #include "session.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
 #include "wire/message.h"
 
 #define BYTES_PER_TOKEN 4 /* about; only what is reserved depends on it, not what is charged */
@@ -92,6 +94,18 @@ static void at_end_of_memory(void *arg)
 }
 
 /* A lost connection shows at the next wait. */
+/* What is left of statement_timeout: work that nobody will see need not be done. */
+static uint32 time_left(void)
+{
+    long left;
+
+    if (!get_timeout_active(STATEMENT_TIMEOUT))
+        return 0;
+    left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+                                           get_timeout_finish_time(STATEMENT_TIMEOUT));
+    return (uint32)Max(left, 1);
+}
+
 static void send_request(LoraRequest *request)
 {
     const LoraSpec *spec = &request->spec;
@@ -102,7 +116,11 @@ static void send_request(LoraRequest *request)
                        .completion = {spec->completion, spec->completion_len},
                        .n_adapters = spec->n_adapters,
                        .adapters = adapters,
-                       .sampling = spec->sampling};
+                       .sampling = spec->sampling,
+                       .tenant = GetUserId(),
+                       .tenant_weight = (float)lora_tenant_weight,
+                       .priority = lora_priority,
+                       .timeout_ms = time_left()};
     ol_buf *buf;
 
     for (int i = 0; i < spec->n_adapters; i++) {
@@ -254,6 +272,7 @@ static void take_done(LoraRequest *request, const ol_event *event)
     result->finish = event->finish;
     result->prompt_tokens = event->prompt_tokens;
     result->completion_tokens = event->completion_tokens;
+    result->cached_tokens = event->cached_tokens;
     result->logprob_sum = event->logprob_sum;
     result->n_shares = event->n_shares;
     memcpy(result->shares, event->shares, sizeof(double) * (Size)event->n_shares);

@@ -71,6 +71,7 @@ typedef struct LoraResult {
     StringInfoData text; /* UTF-8 */
     ol_finish finish;
     int prompt_tokens, completion_tokens;
+    int cached_tokens; /* of the prompt: found computed by an earlier request */
     double logprob_sum;
     int n_shares;
     double shares[OL_MAX_REQUEST_ADAPTERS];

@@ -12,7 +12,7 @@
 
 #include "executor/spi.h"
 
-#define LORA_MAX_ARGS 24
+#define LORA_MAX_ARGS 32
 
 typedef struct LoraStatement {
     const char *text;

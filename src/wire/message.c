@@ -155,6 +155,10 @@ void ol_wire_put_request(ol_buf *buf, const ol_request *q)
         ol_buf_put_f32(buf, q->adapters[i].weight);
     }
     put_sampling(buf, &q->sampling);
+    ol_buf_put_u32(buf, q->tenant);
+    ol_buf_put_f32(buf, q->tenant_weight);
+    ol_buf_put_u32(buf, (uint32_t)q->priority);
+    ol_buf_put_u32(buf, q->timeout_ms);
 }
 
 bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *upload,
@@ -186,6 +190,10 @@ bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *up
         adapters[i].weight = ol_get_f32(r);
     }
     get_sampling(r, arena, &q->sampling);
+    q->tenant = ol_get_u32(r);
+    q->tenant_weight = ol_get_f32(r);
+    q->priority = (int32_t)ol_get_u32(r);
+    q->timeout_ms = ol_get_u32(r);
     return finished(r);
 }
 
@@ -294,6 +302,7 @@ static void put_done(ol_buf *buf, const ol_event *e)
     ol_buf_put_u8(buf, (uint8_t)e->finish);
     ol_buf_put_u32(buf, (uint32_t)e->prompt_tokens);
     ol_buf_put_u32(buf, (uint32_t)e->completion_tokens);
+    ol_buf_put_u32(buf, (uint32_t)e->cached_tokens);
     ol_buf_put_f64(buf, e->logprob_sum);
     ol_buf_put_u32(buf, (uint32_t)e->n_shares);
     for (int i = 0; i < e->n_shares; i++)
@@ -313,6 +322,7 @@ static void get_done(ol_reader *r, ol_wire_event_scratch *scratch, ol_event *e)
     e->finish = (ol_finish)finish;
     e->prompt_tokens = get_count(r, INT32_MAX);
     e->completion_tokens = get_count(r, INT32_MAX);
+    e->cached_tokens = get_count(r, e->prompt_tokens);
     e->logprob_sum = ol_get_f64(r);
     e->n_shares = get_count(r, OL_MAX_REQUEST_ADAPTERS);
     e->shares = scratch->shares;
@@ -394,13 +404,20 @@ void ol_wire_put_info(ol_buf *buf, const ol_engine_info *i)
                                i->adapter_loads,
                                i->adapter_hits,
                                i->adapter_evictions,
+                               i->cached_tokens,
+                               i->rows,
+                               i->sequences,
+                               i->busy_us,
+                               i->preemptions,
+                               i->rejected,
                                i->adapter_bytes,
                                (uint64_t)i->parameters,
                                i->device.memory_used,
                                i->device.memory_total};
-    const int32_t numbers[] = {i->vocab,    i->hidden,        i->layers,         i->context,
-                               i->kv_pages, i->kv_pages_free, i->page_tokens,    i->running,
-                               i->waiting,  i->adapters,      i->device.threads, i->has_tokenizer};
+    const int32_t numbers[] = {
+        i->vocab,          i->hidden,        i->layers,       i->context, i->kv_pages,
+        i->kv_pages_free,  i->page_tokens,   i->running,      i->waiting, i->adapters,
+        i->device.threads, i->kv_pages_idle, i->has_tokenizer};
 
     put_string(buf, i->model_name);
     put_string(buf, i->architecture);
@@ -418,10 +435,12 @@ bool ol_wire_get_info(ol_reader *r, ol_engine_info *i)
 {
     uint64_t *const counts[] = {&i->steps,         &i->prompt_tokens, &i->generated_tokens,
                                 &i->requests,      &i->failed,        &i->cancelled,
-                                &i->adapter_loads, &i->adapter_hits,  &i->adapter_evictions};
-    int *const numbers[] = {&i->vocab,    &i->hidden,        &i->layers,        &i->context,
-                            &i->kv_pages, &i->kv_pages_free, &i->page_tokens,   &i->running,
-                            &i->waiting,  &i->adapters,      &i->device.threads};
+                                &i->adapter_loads, &i->adapter_hits,  &i->adapter_evictions,
+                                &i->cached_tokens, &i->rows,          &i->sequences,
+                                &i->busy_us,       &i->preemptions,   &i->rejected};
+    int *const numbers[] = {&i->vocab,    &i->hidden,        &i->layers,         &i->context,
+                            &i->kv_pages, &i->kv_pages_free, &i->page_tokens,    &i->running,
+                            &i->waiting,  &i->adapters,      &i->device.threads, &i->kv_pages_idle};
 
     memset(i, 0, sizeof(*i));
     get_string(r, i->model_name, sizeof(i->model_name));

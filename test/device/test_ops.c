@@ -25,7 +25,7 @@ typedef struct batch {
     int32_t pages[MAX_SEQS][MAX_PAGES];
     int32_t tokens[256], logit_rows[256];
     ol_lora_ref refs[MAX_SEQS][4];
-    double energy[MAX_SEQS][4], want_energy[MAX_SEQS][4];
+    double row_energy[512 * 4], energy[MAX_SEQS][4], want_energy[MAX_SEQS][4];
     int length[MAX_SEQS]; /* positions written so far */
     int free_page;
 } batch;
@@ -106,7 +106,7 @@ static void next_step(batch *b, rig_device *d, rig_rng *rng, int n, int most, bo
             seq->n_loras = i + 1;
         }
         if (seq->n_loras > 1)
-            seq->energy = b->energy[s];
+            seq->energy = b->row_energy + (size_t)row * 4;
         row += seq->n_rows;
     }
     for (int r = 0; r < row; r++)
@@ -391,6 +391,16 @@ static void check_logits(rig_device *d, const batch *b, rig_rng *rng)
             "logits, %s", name_of(d));
 }
 
+/* A step's energies, by rows, into those of the sequences. */
+static void add_rows(batch *b)
+{
+    for (int s = 0; s < b->step.n_seqs; s++)
+        for (int i = 0; b->seqs[s].energy && i < b->seqs[s].n_rows * b->seqs[s].n_loras; i++) {
+            b->energy[s][i % b->seqs[s].n_loras] += b->seqs[s].energy[i];
+            b->seqs[s].energy[i] = 0;
+        }
+}
+
 static void check_energy(const rig_device *d, const batch *b)
 {
     for (int s = 0; s < MAX_SEQS; s++)
@@ -418,6 +428,7 @@ static void check_all(rig_device *d, int n_seqs, int steps, int most, bool loras
         }
         check_logits(d, b, &rng);
         RIG_OK(d->ops->step_end(d->device, &rig_error));
+        add_rows(b);
     }
     if (loras)
         check_energy(d, b);

@@ -163,6 +163,7 @@ static void take_done(util_result *r, const ol_event *e)
     r->finish = e->finish;
     r->prompt_tokens = e->prompt_tokens;
     r->completion_tokens = e->completion_tokens;
+    r->cached_tokens = e->cached_tokens;
     r->logprob_sum = e->logprob_sum;
     r->n_shares = e->n_shares;
     for (int i = 0; i < e->n_shares; i++)

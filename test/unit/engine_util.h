@@ -49,7 +49,7 @@ typedef struct util_result {
     ol_buf text;
     bool done, failed;
     ol_finish finish;
-    int prompt_tokens, completion_tokens;
+    int prompt_tokens, completion_tokens, cached_tokens;
     int n_shares;
     double shares[OL_MAX_REQUEST_ADAPTERS];
     double logprob_sum;

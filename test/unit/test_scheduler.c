@@ -67,7 +67,11 @@ static one *submit_as(world *w, uint64_t order, int prompt, int output)
 {
     one *o = &w->all[w->submitted++];
 
-    *o = (one){.prompt = prompt, .output = output, .inside = true};
+    *o = (one){.prompt = prompt,
+               .output = output,
+               .inside = true,
+               .seq.tenant = o->seq.tenant,
+               .seq.priority = o->seq.priority};
     o->seq.order = order;
     o->seq.known = output < 0 ? prompt - output - 1 : prompt;
     o->seq.logits_from = prompt - 1;
@@ -80,9 +84,21 @@ static one *submit(world *w, int prompt, int output)
     return submit_as(w, (uint64_t)w->submitted, prompt, output);
 }
 
+/* Of a tenant, and with a priority. */
+static one *submit_for(world *w, uint32_t tenant, int priority, int prompt, int output)
+{
+    one *o = &w->all[w->submitted];
+
+    o->seq.tenant = ol_tenants_enter(ol_sched_tenants(w->sched), tenant, tenant == 3 ? 3 : 1);
+    o->seq.priority = priority;
+    return submit(w, prompt, output);
+}
+
 static void finish(world *w, one *o)
 {
     ol_sched_remove(w->sched, &o->seq);
+    if (o->seq.tenant)
+        ol_tenants_leave(ol_sched_tenants(w->sched), o->seq.tenant);
     o->inside = false;
     o->done = true;
     w->preempted += o->seq.preempted;
@@ -280,6 +296,144 @@ static void test_newest_yields(void **state)
     close_world(&w);
 }
 
+/* -- shares ------------------------------------------------------------------------------------ */
+
+/* One tenant asks for a hundred things at once; another that asks later is next. */
+static void test_tenants_take_turns(void **state)
+{
+    ol_sched_limits limits = roomy();
+    world w;
+    one *late;
+
+    (void)state;
+    limits.max_seqs = 16;
+    limits.step_tokens = 64;
+    limits.max_logit_rows = 64;
+    open_world(&w, limits, 101);
+    for (int i = 0; i < 100; i++)
+        submit_for(&w, 1, 0, 60, 20);
+    for (int i = 0; i < 40; i++)
+        step(&w);
+    assert_int_equal(ol_sched_running(w.sched), 15); /* a slot is left */
+    late = submit_for(&w, 2, 0, 40, 5);
+    step(&w);
+    assert_int_equal(late->made, 1); /* its whole prompt at once */
+    for (int i = 0; i < 4; i++)
+        step(&w);
+    assert_true(late->done);
+    run_dry(&w);
+    close_world(&w);
+}
+
+/* Work is divided by weight while both want it. */
+static void test_weights(void **state)
+{
+    ol_sched_limits limits = roomy();
+    double light, heavy;
+    world w;
+
+    (void)state;
+    limits.max_seqs = 2;
+    open_world(&w, limits, 400);
+    for (int i = 0; i < 200; i++) {
+        submit_for(&w, 1, 0, 30, 5);
+        submit_for(&w, 3, 0, 30, 5); /* of weight 3 */
+    }
+    for (int i = 0; i < 300; i++)
+        step(&w);
+    light = heavy = 0;
+    for (int i = 0; i < 400; i++)
+        *(i % 2 ? &heavy : &light) += w.all[i].done;
+    assert_true(heavy / light > 2.5 && heavy / light < 3.5);
+    run_dry(&w);
+    close_world(&w);
+}
+
+/* Who was away gets no credit for it. */
+static void test_no_credit_for_absence(void **state)
+{
+    ol_tenants *tenants;
+    ol_tenant *busy, *back;
+    ol_error err;
+
+    (void)state;
+    assert_int_equal(ol_tenants_create(&tenants, &err), OL_OK);
+    busy = ol_tenants_enter(tenants, 1, 1);
+    ol_tenants_charge(tenants, busy, 1000);
+    back = ol_tenants_enter(tenants, 2, 1);
+    assert_true(back->counter == 1000);
+    ol_tenants_charge(tenants, back, 50);
+    ol_tenants_leave(tenants, back);
+    back = ol_tenants_enter(tenants, 2, 1);
+    assert_true(back->counter == 1050); /* nor is anything forgiven */
+    ol_tenants_leave(tenants, back);
+    ol_tenants_leave(tenants, busy);
+    ol_tenants_free(tenants);
+}
+
+static void test_priority_goes_first(void **state)
+{
+    ol_sched_limits limits = roomy();
+    world w;
+    one *urgent;
+
+    (void)state;
+    limits.max_seqs = 1;
+    open_world(&w, limits, 12);
+    for (int i = 0; i < 10; i++)
+        submit_for(&w, 1, 0, 10, 5);
+    submit_for(&w, 2, -1, 10, 5);
+    urgent = submit_for(&w, 1, 5, 10, 5);
+    while (!urgent->done)
+        step(&w);
+    assert_int_equal(w.finished, 1); /* not even the oldest was before it */
+    run_dry(&w);
+    assert_true(w.all[10].done);
+    close_world(&w);
+}
+
+/* The lowest priority gives up its pages first, though it is older. */
+static void test_low_priority_yields(void **state)
+{
+    ol_sched_limits limits = roomy();
+    world w;
+    one *low, *high;
+
+    (void)state;
+    limits.n_pages = 6;
+    limits.max_tokens = 6 * PAGE;
+    open_world(&w, limits, 2);
+    low = submit_for(&w, 1, 0, 16, 70);
+    step(&w);
+    high = submit_for(&w, 2, 1, 16, 70);
+    run_dry(&w);
+    assert_true(low->seq.preempted > 0);
+    assert_int_equal(high->seq.preempted, 0);
+    close_world(&w);
+}
+
+/* While others generate, prompts take no more rows than they are given. */
+static void test_prompt_rows(void **state)
+{
+    world w;
+    one *generating, *prompt;
+
+    (void)state;
+    open_world(&w, roomy(), 2);
+    ol_sched_set_prompt_rows(w.sched, 10);
+    generating = submit(&w, 60, 30);
+    step(&w);
+    assert_int_equal(generating->made, 1); /* alone: the whole step */
+    prompt = submit(&w, 55, 2);
+    for (int i = 1; i <= 5; i++) {
+        step(&w);
+        assert_int_equal(prompt->seq.computed, 10 * i);
+        assert_int_equal(generating->made, 1 + i);
+    }
+    run_dry(&w);
+    close_world(&w);
+}
+
 /* Known tokens, the output so far among them, are computed again; no logits twice. */
 static void test_recompute(void **state)
 {
@@ -384,10 +538,13 @@ static void submit_random(world *w)
     int most = w->limits.max_tokens, prompt = 1 + pick(most);
     int room = most - prompt;
 
+    uint32_t tenant = (uint32_t)(1 + pick(3));
+
     if (pick(4) == 0 && room > 0)
-        submit(w, prompt, -(1 + pick(room)));
+        submit_for(w, tenant, pick(8) == 0, prompt, -(1 + pick(room)));
     else
-        submit(w, prompt, room > 0 ? 1 + pick(room < 100 ? room : 100) : 1);
+        submit_for(w, tenant, pick(8) == 0, prompt,
+                   room > 0 ? 1 + pick(room < 100 ? room : 100) : 1);
 }
 
 static void cancel_random(world *w)
@@ -428,11 +585,22 @@ static void test_random_worlds(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_request),        cmocka_unit_test(test_long_prompt_in_pieces),
-        cmocka_unit_test(test_prompt_leaves_rows), cmocka_unit_test(test_first_come_first_served),
-        cmocka_unit_test(test_newest_yields),      cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_score_in_pieces),    cmocka_unit_test(test_remove_in_any_state),
-        cmocka_unit_test(test_smallest_world),     cmocka_unit_test(test_random_worlds),
+        cmocka_unit_test(test_one_request),
+        cmocka_unit_test(test_long_prompt_in_pieces),
+        cmocka_unit_test(test_prompt_leaves_rows),
+        cmocka_unit_test(test_first_come_first_served),
+        cmocka_unit_test(test_newest_yields),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_score_in_pieces),
+        cmocka_unit_test(test_remove_in_any_state),
+        cmocka_unit_test(test_tenants_take_turns),
+        cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_no_credit_for_absence),
+        cmocka_unit_test(test_priority_goes_first),
+        cmocka_unit_test(test_low_priority_yields),
+        cmocka_unit_test(test_prompt_rows),
+        cmocka_unit_test(test_smallest_world),
+        cmocka_unit_test(test_random_worlds),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

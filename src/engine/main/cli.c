@@ -143,6 +143,8 @@ enum {
     OPT_STEP_TOKENS,
     OPT_PAGE_TOKENS,
     OPT_MAX_QUEUED,
+    OPT_STEP_MS,
+    OPT_NO_PREFIX_CACHE,
 };
 
 const struct option cli_engine_options[] = {
@@ -161,6 +163,8 @@ const struct option cli_engine_options[] = {
     {"step-tokens", required_argument, NULL, OPT_STEP_TOKENS},
     {"page-tokens", required_argument, NULL, OPT_PAGE_TOKENS},
     {"max-queued", required_argument, NULL, OPT_MAX_QUEUED},
+    {"step-ms", required_argument, NULL, OPT_STEP_MS},
+    {"no-prefix-cache", no_argument, NULL, OPT_NO_PREFIX_CACHE},
 };
 
 _Static_assert(sizeof(cli_engine_options) / sizeof(struct option) == CLI_ENGINE_COUNT,
@@ -244,6 +248,11 @@ bool cli_engine_option(int c, const char *arg, ol_engine_options *o)
         return cli_int(name, arg, 0, INT32_MAX, &o->page_tokens);
     case OPT_MAX_QUEUED:
         return cli_int(name, arg, 0, INT32_MAX, &o->max_queued);
+    case OPT_STEP_MS:
+        return cli_int(name, arg, 0, INT32_MAX, &o->step_ms);
+    case OPT_NO_PREFIX_CACHE:
+        o->no_prefix_cache = true;
+        return true;
     default:
         return false;
     }

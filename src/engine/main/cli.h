@@ -50,12 +50,14 @@ ol_code cli_read_stdin(char **text, size_t *len, ol_error *err);
     "      --max-seqs N           running sequences (default: 64)\n"                               \
     "      --step-tokens N        token rows per step (default: 512)\n"                            \
     "      --page-tokens N        tokens per KV page (default: 16)\n"                              \
-    "      --max-queued N         waiting requests (default: 1000)\n"
+    "      --max-queued N         waiting requests (default: 1000)\n"                              \
+    "      --step-ms N            of a step with prompts, while others generate (200)\n"           \
+    "      --no-prefix-cache      compute every prompt anew\n"
 
 /* First value of the engine's options; a command's own stay below. */
 #define CLI_ENGINE_FIRST 1000
 extern const struct option cli_engine_options[];
-#define CLI_ENGINE_COUNT 15
+#define CLI_ENGINE_COUNT 17
 
 /* A command's options followed by the engine's, into `out`, terminated. */
 void cli_join_options(const struct option *own, struct option *out, size_t size);

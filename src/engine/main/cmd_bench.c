@@ -427,6 +427,7 @@ int cmd_bench(int argc, char **argv)
     if (!j)
         return EXIT_FAILED;
     j->how = cli_engine_defaults();
+    j->how.no_prefix_cache = true; /* repeats would find what they measure */
     j->prompt = 128;
     j->generate = 64;
     j->parallel = j->combine = 1;
