@@ -188,10 +188,27 @@ static void first_of(List *list, Collection *c)
         maybe_evaluated(list_nth(list, i), c);
 }
 
+/* One node in several places is one call. */
+static bool is_collected(FuncExpr *call, Collection *c)
+{
+    ListCell *cell;
+
+    foreach (cell, c->found->calls)
+        if (lfirst(cell) == call) {
+            int stage = list_nth_int(c->found->stages, foreach_current_index(cell));
+
+            c->stage = Max(c->stage, stage + 1);
+            return true;
+        }
+    return false;
+}
+
 static void collect_call(FuncExpr *call, Collection *c)
 {
     Collection inner = {c->found, c->stage, false};
 
+    if (is_collected(call, c))
+        return;
     (void)collect((Node *)call->args, &inner);
     if (inner.blocked) {
         c->blocked = true;

@@ -9,6 +9,7 @@
  */
 #include "pipeline.h"
 
+#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -195,17 +196,18 @@ static List *calling_clauses(List *qual, PlannedStmt *statement)
 
 /* Calls of the filter, then those of the targets, which are made if it lets the row pass;
  * that is, only if the filter can be evaluated before the row's turn. */
-static int collect_node(const Plan *plan, List *targets, List *filter, LoraPlannedCalls *found)
+static int collect_node(List *targets, List *filter, LoraPlannedCalls *found)
 {
+    int known = list_length(found->calls), stages = 0;
     bool all_early = true;
-    int stages;
 
-    if (filter) {
-        all_early = lora_collect_calls(linitial(filter), 0, found);
-        for (int i = 1; i < list_length(filter); i++)
+    for (int i = 0; i < list_length(filter); i++)
+        if (i == 0 || known)
+            all_early &= lora_collect_calls(list_nth(filter, i), 0, found);
+        else
             all_early &= !lora_mentions_calls(list_nth(filter, i), found->statement);
-    }
-    stages = lora_stages(found);
+    if (filter)
+        stages = lora_stages(found);
     if (all_early)
         (void)lora_collect_calls((Node *)targets, stages, found);
     return stages;
@@ -218,32 +220,163 @@ static bool only_projects(const Plan *plan, List *filter)
            !plan->initPlan && list_length(plan->qual) == list_length(filter);
 }
 
-static Plan *put_above(Plan *plan, PlannedStmt *statement)
+/* What a node is to yield, and from what. */
+typedef struct Yield {
+    Plan *like, *below;
+    bool from_below; /* Vars are columns of `below`, which stays as it is */
+    List *targets, *filter;
+    int filter_stages;
+    LoraPlannedCalls found;
+} Yield;
+
+static Plan *yield(Yield *y)
 {
-    LoraPlannedCalls found = {statement, NIL, NIL};
-    List *targets = copyObject(plan->targetlist);
-    List *filter = copyObject(calling_clauses(plan->qual, statement));
-    int filter_stages = collect_node(plan, targets, filter, &found);
-    Placement at = {found.calls, NIL, only_projects(plan, filter)};
-    List *placed_targets, *placed_filter, *placed_calls;
+    Placement at = {y->found.calls, NIL, y->from_below};
+    List *targets = (List *)place((Node *)y->targets, &at);
+    List *filter = (List *)place((Node *)y->filter, &at);
+    List *calls = place_calls(&at);
     CustomScan *scan;
 
-    if (!is_worth_it(plan, list_length(found.calls)))
-        return plan;
-    placed_targets = (List *)place((Node *)targets, &at);
-    placed_filter = (List *)place((Node *)filter, &at);
-    placed_calls = place_calls(&at);
-    plan->qual =
-        list_truncate(list_copy(plan->qual), list_length(plan->qual) - list_length(filter));
-    if (!at.from_below)
-        plan->targetlist = targets_of(at.columns);
-    plan->async_capable = false;
-    scan = make_scan(plan, at.from_below ? plan->lefttree : plan, &found, placed_calls);
-    scan->scan.plan.targetlist = placed_targets;
-    scan->scan.plan.qual = placed_filter;
+    if (!y->from_below)
+        y->below->targetlist = targets_of(at.columns);
+    scan = make_scan(y->like, y->below, &y->found, calls);
+    scan->scan.plan.targetlist = targets;
+    scan->scan.plan.qual = filter;
     list_nth_cell(scan->custom_private, LORA_PRIVATE_FILTER)->ptr_value =
-        makeInteger(filter_stages);
+        makeInteger(y->filter_stages);
     return (Plan *)scan;
+}
+
+static Plan *put_above(Plan *plan, PlannedStmt *statement)
+{
+    Yield y = {.like = plan, .below = plan, .found = {statement, NIL, NIL}};
+    int kept;
+
+    y.targets = copyObject(plan->targetlist);
+    y.filter = copyObject(calling_clauses(plan->qual, statement));
+    y.filter_stages = collect_node(y.targets, y.filter, &y.found);
+    if (!is_worth_it(plan, list_length(y.found.calls)))
+        return plan;
+    if (only_projects(plan, y.filter)) {
+        y.from_below = true;
+        y.below = plan->lefttree;
+    }
+    kept = list_length(plan->qual) - list_length(y.filter);
+    plan->qual = list_truncate(list_copy(plan->qual), kept);
+    plan->async_capable = false;
+    return yield(&y);
+}
+
+/* -- instead of a join ----------------------------------------------------------------------- */
+
+/* FROM t, LATERAL lora_complete(.., t.body) AS c: one row for each of t's. */
+typedef struct Lateral {
+    NestLoop *join;
+    FunctionScan *scan;
+    FuncExpr *call; /* over the outer side */
+} Lateral;
+
+static bool is_lateral_call(Plan *plan, Lateral *l)
+{
+    NestLoop *join = (NestLoop *)plan;
+    RangeTblFunction *function;
+
+    if (!IsA(plan, NestLoop) || !IsA(plan->righttree, FunctionScan) ||
+        (join->join.jointype != JOIN_INNER && join->join.jointype != JOIN_LEFT) ||
+        join->join.inner_unique)
+        return false;
+    l->join = join;
+    l->scan = (FunctionScan *)plan->righttree;
+    if (list_length(l->scan->functions) != 1 || l->scan->funcordinality ||
+        l->scan->scan.plan.initPlan)
+        return false;
+    function = linitial(l->scan->functions);
+    if (!IsA(function->funcexpr, FuncExpr) || function->funccolnames)
+        return false;
+    l->call = (FuncExpr *)function->funcexpr;
+    return !l->call->funcretset && lora_function_of(l->call->funcid);
+}
+
+/* The outer side's columns, instead of the parameters by which the join hands them down. */
+static Node *without_parameters(Node *node, List *handed)
+{
+    ListCell *cell;
+
+    if (!node)
+        return NULL;
+    if (IsA(node, Param) && ((Param *)node)->paramkind == PARAM_EXEC)
+        foreach (cell, handed) {
+            NestLoopParam *parameter = lfirst(cell);
+
+            if (parameter->paramno == ((Param *)node)->paramid)
+                return (Node *)copyObject(parameter->paramval);
+        }
+    return expression_tree_mutator(node, without_parameters, handed);
+}
+
+static Node *field_of_call(Lateral *l, const Var *var)
+{
+    FieldSelect *field;
+
+    if (exprType((Node *)l->call) != RECORDOID)
+        return (Node *)l->call;
+    field = makeNode(FieldSelect);
+    field->arg = (Expr *)l->call;
+    field->fieldnum = var->varattno;
+    field->resulttype = var->vartype;
+    field->resulttypmod = var->vartypmod;
+    field->resultcollid = var->varcollid;
+    return (Node *)field;
+}
+
+/* Expressions of the join, or of the function's scan, over the outer side and the call. */
+static Node *without_join(Node *node, Lateral *l)
+{
+    Var *var = (Var *)node;
+
+    if (!node)
+        return NULL;
+    if (IsA(node, Param))
+        return without_parameters(node, l->join->nestParams);
+    if (!IsA(node, Var) || var->varno == OUTER_VAR)
+        return expression_tree_mutator(node, without_join, l);
+    if (var->varno == INNER_VAR) {
+        TargetEntry *target = list_nth(l->scan->scan.plan.targetlist, var->varattno - 1);
+
+        return without_join((Node *)target->expr, l);
+    }
+    return field_of_call(l, var);
+}
+
+/* The row as a whole, or a system column. */
+static bool has_other_columns(Node *node, Lateral *l)
+{
+    if (!node)
+        return false;
+    if (IsA(node, Var))
+        return ((Var *)node)->varno == (int)l->scan->scan.scanrelid && ((Var *)node)->varattno <= 0;
+    return expression_tree_walker(node, has_other_columns, l);
+}
+
+static Plan *put_for_join(Plan *plan, Lateral *l, PlannedStmt *statement)
+{
+    Yield y = {
+        .like = plan, .below = plan->lefttree, .from_below = true, .found = {statement, NIL, NIL}};
+    List *inner = l->scan->scan.plan.qual, *clauses = NIL;
+
+    clauses = list_concat(list_concat_copy(inner, l->join->join.joinqual), plan->qual);
+    if ((clauses && l->join->join.jointype != JOIN_INNER) || plan->initPlan ||
+        lora_mentions_calls((Node *)clauses, statement) || has_other_columns((Node *)clauses, l) ||
+        has_other_columns((Node *)l->scan->scan.plan.targetlist, l))
+        return plan;
+    l->call = (FuncExpr *)without_parameters((Node *)l->call, l->join->nestParams);
+    (void)lora_collect_calls((Node *)l->call, 0, &y.found);
+    if (!list_member_ptr(y.found.calls, l->call))
+        return plan;
+    y.targets = (List *)without_join((Node *)plan->targetlist, l);
+    y.filter = (List *)without_join((Node *)clauses, l);
+    y.filter_stages = collect_node(y.targets, y.filter, &y.found);
+    return yield(&y);
 }
 
 /* -- below a node ---------------------------------------------------------------------------- */
@@ -425,6 +558,8 @@ static bool has_effects(const Plan *plan)
 
 static Plan *visit(Plan *plan, PlannedStmt *statement, bool may_replace)
 {
+    Lateral lateral;
+
     if (!plan)
         return NULL;
     check_stack_depth();
@@ -433,6 +568,8 @@ static Plan *visit(Plan *plan, PlannedStmt *statement, bool may_replace)
         return plan;
     if ((IsA(plan, Agg) || IsA(plan, ProjectSet)) && plan->lefttree)
         put_below(plan, statement);
+    if (may_replace && is_lateral_call(plan, &lateral))
+        plan = put_for_join(plan, &lateral, statement);
     if (may_replace && computes_targets(plan))
         plan = put_above(plan, statement);
     if (IsA(plan, Limit))
