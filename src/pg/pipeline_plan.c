@@ -13,6 +13,7 @@
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
+#include "optimizer/clauses.h"
 #include "optimizer/optimizer.h"
 #include "optimizer/planmain.h"
 #include "optimizer/planner.h"
@@ -194,25 +195,6 @@ static List *calling_clauses(List *qual, PlannedStmt *statement)
     return NIL;
 }
 
-/* Calls of the filter, then those of the targets, which are made if it lets the row pass;
- * that is, only if the filter can be evaluated before the row's turn. */
-static int collect_node(List *targets, List *filter, LoraPlannedCalls *found)
-{
-    int known = list_length(found->calls), stages = 0;
-    bool all_early = true;
-
-    for (int i = 0; i < list_length(filter); i++)
-        if (i == 0 || known)
-            all_early &= lora_collect_calls(list_nth(filter, i), 0, found);
-        else
-            all_early &= !lora_mentions_calls(list_nth(filter, i), found->statement);
-    if (filter)
-        stages = lora_stages(found);
-    if (all_early)
-        (void)lora_collect_calls((Node *)targets, stages, found);
-    return stages;
-}
-
 /* A node that does nothing else is replaced. */
 static bool only_projects(const Plan *plan, List *filter)
 {
@@ -226,8 +208,12 @@ typedef struct Yield {
     bool from_below; /* Vars are columns of `below`, which stays as it is */
     List *targets, *filter;
     int filter_stages;
+    bool all_early; /* the filter can be evaluated before the row's turn */
     LoraPlannedCalls found;
+    CustomScan *scan; /* when made */
 } Yield;
+
+static List *yields; /* of the statement being planned */
 
 static Plan *yield(Yield *y)
 {
@@ -244,27 +230,164 @@ static Plan *yield(Yield *y)
     scan->scan.plan.qual = filter;
     list_nth_cell(scan->custom_private, LORA_PRIVATE_FILTER)->ptr_value =
         makeInteger(y->filter_stages);
+    y->scan = scan;
+    yields = lappend(yields, y);
     return (Plan *)scan;
+}
+
+/* Calls of the filter, then those of the targets, which are made if it lets the row pass;
+ * that is, only if the filter can be evaluated before the row's turn. */
+static void collect_node(Yield *y)
+{
+    int known = list_length(y->found.calls);
+
+    y->all_early = true;
+    if (y->filter_stages == 0) {
+        for (int i = 0; i < list_length(y->filter); i++)
+            if (i == 0 || known)
+                y->all_early &= lora_collect_calls(list_nth(y->filter, i), 0, &y->found);
+            else
+                y->all_early &= !lora_mentions_calls(list_nth(y->filter, i), y->found.statement);
+        if (y->filter)
+            y->filter_stages = lora_stages(&y->found);
+    }
+    if (y->all_early)
+        (void)lora_collect_calls((Node *)y->targets, y->filter_stages, &y->found);
+}
+
+/* -- merging --------------------------------------------------------------------------------- */
+
+/* Two nodes one above the other become one, so that what the lower one answered for rows
+ * that the upper one has read ahead is not attributed before they are asked for. */
+static Yield *yield_of(const Plan *plan)
+{
+    ListCell *cell;
+
+    foreach (cell, yields)
+        if ((Plan *)((Yield *)lfirst(cell))->scan == plan)
+            return lfirst(cell);
+    return NULL;
+}
+
+static Yield *mergeable(const Plan *below, List *filter)
+{
+    Yield *inner = yield_of(below);
+
+    if (!inner || below->initPlan || (filter && inner->filter) || !inner->all_early ||
+        contain_volatile_functions((Node *)below->targetlist) ||
+        contain_subplans((Node *)below->targetlist))
+        return NULL;
+    return inner;
+}
+
+typedef struct Columns {
+    int varno;
+    List *targets;
+} Columns;
+
+/* Expressions over the lower node's targets become expressions over what it is made from.
+ * Its calls stay the nodes they are. */
+static Node *through(Node *node, Columns *columns)
+{
+    if (!node)
+        return NULL;
+    if (IsA(node, Var) && ((Var *)node)->varno == columns->varno)
+        return (Node *)((TargetEntry *)list_nth(columns->targets, ((Var *)node)->varattno - 1))
+            ->expr;
+    return expression_tree_mutator(node, through, columns);
+}
+
+/* Its calls come first; what they are filtered by filters all. */
+static void begin_with(Yield *y, const Yield *inner)
+{
+    y->below = inner->below;
+    y->from_below = inner->from_below;
+    y->found.calls = list_copy(inner->found.calls);
+    y->found.stages = list_copy(inner->found.stages);
+    if (!inner->filter)
+        return;
+    y->filter = inner->filter;
+    y->filter_stages = inner->filter_stages;
+}
+
+/* Columns only: no whole rows, no system columns. */
+static bool has_odd_columns(Node *node, int *varno)
+{
+    if (!node)
+        return false;
+    if (IsA(node, Var))
+        return ((Var *)node)->varno == *varno && ((Var *)node)->varattno <= 0;
+    return expression_tree_walker(node, has_odd_columns, varno);
+}
+
+static Yield *node_below(const Plan *plan, List *targets, List *filter, Columns *columns)
+{
+    Yield *inner = NULL;
+
+    columns->varno = OUTER_VAR;
+    if (only_projects(plan, filter)) {
+        inner = mergeable(plan->lefttree, filter);
+    } else if (IsA(plan, SubqueryScan) && list_length(plan->qual) == list_length(filter)) {
+        inner = mergeable(((const SubqueryScan *)plan)->subplan, filter);
+        columns->varno = (int)((const Scan *)plan)->scanrelid;
+    }
+    if (!inner || plan->initPlan || has_odd_columns((Node *)targets, &columns->varno) ||
+        has_odd_columns((Node *)filter, &columns->varno))
+        return NULL;
+    columns->targets = inner->targets;
+    return inner;
+}
+
+static Yield *make_yield(Plan *plan, PlannedStmt *statement)
+{
+    Yield *y = palloc0(sizeof(*y));
+
+    y->like = y->below = plan;
+    y->found.statement = statement;
+    return y;
+}
+
+/* Whether the node was merged with one below. */
+static bool merge(Plan *plan, Yield *y)
+{
+    List *filter = list_length(y->filter) ? y->filter : copyObject(plan->qual);
+    Columns columns;
+    Yield *inner = node_below(plan, y->targets, filter, &columns);
+
+    if (!inner)
+        return false;
+    y->targets = (List *)through((Node *)y->targets, &columns);
+    y->filter = (List *)through((Node *)filter, &columns);
+    begin_with(y, inner);
+    return true;
 }
 
 static Plan *put_above(Plan *plan, PlannedStmt *statement)
 {
-    Yield y = {.like = plan, .below = plan, .found = {statement, NIL, NIL}};
+    Yield *y;
     int kept;
+    bool merged;
 
-    y.targets = copyObject(plan->targetlist);
-    y.filter = copyObject(calling_clauses(plan->qual, statement));
-    y.filter_stages = collect_node(y.targets, y.filter, &y.found);
-    if (!is_worth_it(plan, list_length(y.found.calls)))
+    if (!lora_mentions_calls((Node *)plan->targetlist, statement) &&
+        !lora_mentions_calls((Node *)plan->qual, statement))
         return plan;
-    if (only_projects(plan, y.filter)) {
-        y.from_below = true;
-        y.below = plan->lefttree;
-    }
-    kept = list_length(plan->qual) - list_length(y.filter);
-    plan->qual = list_truncate(list_copy(plan->qual), kept);
+    y = make_yield(plan, statement);
+    y->targets = copyObject(plan->targetlist);
+    y->filter = copyObject(calling_clauses(plan->qual, statement));
+    merged = merge(plan, y);
+    collect_node(y);
+    if (!is_worth_it(plan, list_length(y->found.calls)))
+        return plan;
     plan->async_capable = false;
-    return yield(&y);
+    if (merged)
+        return yield(y);
+    if (only_projects(plan, y->filter)) {
+        y->from_below = true;
+        y->below = plan->lefttree;
+    }
+    kept = list_length(plan->qual) - list_length(y->filter);
+    plan->qual = list_truncate(list_copy(plan->qual), kept);
+    return yield(y);
 }
 
 /* -- instead of a join ----------------------------------------------------------------------- */
@@ -274,6 +397,7 @@ typedef struct Lateral {
     NestLoop *join;
     FunctionScan *scan;
     FuncExpr *call; /* over the outer side */
+    Columns *outer; /* what the outer side's columns are, when it is one of our nodes */
 } Lateral;
 
 static bool is_lateral_call(Plan *plan, Lateral *l)
@@ -338,6 +462,8 @@ static Node *without_join(Node *node, Lateral *l)
         return NULL;
     if (IsA(node, Param))
         return without_parameters(node, l->join->nestParams);
+    if (IsA(node, Var) && var->varno == OUTER_VAR && l->outer)
+        return through(node, l->outer);
     if (!IsA(node, Var) || var->varno == OUTER_VAR)
         return expression_tree_mutator(node, without_join, l);
     if (var->varno == INNER_VAR) {
@@ -348,35 +474,37 @@ static Node *without_join(Node *node, Lateral *l)
     return field_of_call(l, var);
 }
 
-/* The row as a whole, or a system column. */
-static bool has_other_columns(Node *node, Lateral *l)
-{
-    if (!node)
-        return false;
-    if (IsA(node, Var))
-        return ((Var *)node)->varno == (int)l->scan->scan.scanrelid && ((Var *)node)->varattno <= 0;
-    return expression_tree_walker(node, has_other_columns, l);
-}
-
 static Plan *put_for_join(Plan *plan, Lateral *l, PlannedStmt *statement)
 {
-    Yield y = {
-        .like = plan, .below = plan->lefttree, .from_below = true, .found = {statement, NIL, NIL}};
-    List *inner = l->scan->scan.plan.qual, *clauses = NIL;
+    List *clauses = list_concat_copy(l->scan->scan.plan.qual, l->join->join.joinqual);
+    int scanned = (int)l->scan->scan.scanrelid;
+    Yield *y = make_yield(plan, statement), *inner;
+    Columns outer = {.varno = OUTER_VAR};
 
-    clauses = list_concat(list_concat_copy(inner, l->join->join.joinqual), plan->qual);
+    clauses = list_concat(clauses, plan->qual);
     if ((clauses && l->join->join.jointype != JOIN_INNER) || plan->initPlan ||
-        lora_mentions_calls((Node *)clauses, statement) || has_other_columns((Node *)clauses, l) ||
-        has_other_columns((Node *)l->scan->scan.plan.targetlist, l))
+        lora_mentions_calls((Node *)clauses, statement) ||
+        has_odd_columns((Node *)clauses, &scanned) ||
+        has_odd_columns((Node *)l->scan->scan.plan.targetlist, &scanned))
         return plan;
+    y->below = plan->lefttree;
+    y->from_below = true;
+    inner = mergeable(plan->lefttree, clauses);
     l->call = (FuncExpr *)without_parameters((Node *)l->call, l->join->nestParams);
-    (void)lora_collect_calls((Node *)l->call, 0, &y.found);
-    if (!list_member_ptr(y.found.calls, l->call))
+    if (inner) {
+        outer.targets = inner->targets;
+        l->outer = &outer;
+        l->call = (FuncExpr *)through((Node *)l->call, &outer);
+        begin_with(y, inner);
+    }
+    (void)lora_collect_calls((Node *)l->call, y->filter_stages, &y->found);
+    if (!list_member_ptr(y->found.calls, l->call))
         return plan;
-    y.targets = (List *)without_join((Node *)plan->targetlist, l);
-    y.filter = (List *)without_join((Node *)clauses, l);
-    y.filter_stages = collect_node(y.targets, y.filter, &y.found);
-    return yield(&y);
+    y->targets = (List *)without_join((Node *)plan->targetlist, l);
+    if (clauses)
+        y->filter = (List *)without_join((Node *)clauses, l);
+    collect_node(y);
+    return yield(y);
 }
 
 /* -- below a node ---------------------------------------------------------------------------- */
@@ -558,7 +686,7 @@ static bool has_effects(const Plan *plan)
 
 static Plan *visit(Plan *plan, PlannedStmt *statement, bool may_replace)
 {
-    Lateral lateral;
+    Lateral lateral = {0};
 
     if (!plan)
         return NULL;
@@ -601,15 +729,18 @@ static Plan *scrollable(Plan *plan)
 
 static void add_pipelines(PlannedStmt *statement, int cursor_options)
 {
-    bool could_scroll = ExecSupportsBackwardScan(statement->planTree);
+    bool could_scroll;
     ListCell *cell;
 
+    yields = NIL;
+    could_scroll = ExecSupportsBackwardScan(statement->planTree);
     foreach (cell, statement->subplans)
         lfirst(cell) = visit(lfirst(cell), statement, true);
     statement->planTree = visit(statement->planTree, statement, true);
     if ((cursor_options & CURSOR_OPT_SCROLL) && could_scroll &&
         !ExecSupportsBackwardScan(statement->planTree))
         statement->planTree = scrollable(statement->planTree);
+    yields = NIL;
 }
 
 static PlannedStmt *plan_statement(Query *query, const char *text, int cursor_options,
