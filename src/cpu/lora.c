@@ -159,20 +159,16 @@ static void make_gram(const cpu_kernels *kernels, const cpu_lora_part *part, flo
     }
 }
 
-static void pack_share(void *context, int thread, int threads)
+/* On the caller's thread: the pool is the steps'. */
+static void pack_all(making *mk)
 {
-    const making *mk = context;
-    float *values = mk->values + (size_t)thread * mk->n_values;
-    int64_t number;
-
-    (void)threads;
-    while ((number = cpu_queue_take(mk->device->pool, 0, thread)) >= 0) {
+    for (int64_t number = 0; number < mk->n_tasks; number++) {
         const task *t = &mk->tasks[number];
 
         for (int64_t panel = 0; panel < cpu_panels(t->m); panel++)
-            cpu_matrix_pack(mk->device->kernels, t->m, &t->source, panel, values);
+            cpu_matrix_pack(mk->device->kernels, t->m, &t->source, panel, mk->values);
         if (t->part)
-            make_gram(mk->device->kernels, t->part, values);
+            make_gram(mk->device->kernels, t->part, mk->values);
     }
 }
 
@@ -238,18 +234,16 @@ static ol_code allocate(making *mk, int n_layers, ol_lora **out, ol_error *err)
 static ol_code fill(making *mk, ol_lora *lora, ol_error *err)
 {
     int n_groups = lora->n_layers * CPU_INPUTS;
-    size_t threads = (size_t)cpu_pool_threads(mk->device->pool);
     uint8_t *at = (uint8_t *)lora->groups + cpu_align((size_t)n_groups * sizeof(cpu_lora_group));
 
     mk->rows = calloc(mk->n_rows + 1, sizeof(*mk->rows));
-    mk->values = malloc((threads * mk->n_values + 1) * sizeof(float));
+    mk->values = malloc((mk->n_values + 1) * sizeof(float));
     if (!mk->rows || !mk->values)
-        return ol_fail_nomem(err, threads * mk->n_values * sizeof(float), "an adapter");
+        return ol_fail_nomem(err, mk->n_values * sizeof(float), "an adapter");
     mk->n_rows = 0;
     for (int g = 0; g < n_groups; g++)
         place_group(mk, &lora->groups[g], mk->modules + 3 * g, &at);
-    cpu_queue_fill(mk->device->pool, 0, mk->n_tasks);
-    cpu_pool_run(mk->device->pool, pack_share, mk);
+    pack_all(mk);
     return OL_OK;
 }
 

@@ -1,6 +1,7 @@
 /* memory.c: see memory.h. */
 #include "cpu/memory.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,14 +19,17 @@ struct cpu_region {
 
 static ol_code reserve(cpu_memory *memory, size_t bytes, const char *what, ol_error *err)
 {
+    size_t used = memory->used;
+
     if (bytes > SIZE_MAX / 4)
         return ol_fail_nomem(err, bytes, what);
-    if (memory->limit && (bytes > memory->limit || memory->used > memory->limit - bytes)) {
+    do {
+        if (!memory->limit || (bytes <= memory->limit && used <= memory->limit - bytes))
+            continue;
         ol_fail(err, OL_NOMEM, "the device's memory limit does not admit %s", what);
-        return ol_detail(err, "It needs %zu bytes; %zu of %zu are in use.", bytes, memory->used,
+        return ol_detail(err, "It needs %zu bytes; %zu of %zu are in use.", bytes, used,
                          memory->limit);
-    }
-    memory->used += bytes;
+    } while (!atomic_compare_exchange_weak(&memory->used, &used, used + bytes));
     return OL_OK;
 }
 

@@ -14,8 +14,10 @@
 
 typedef struct cpu_region cpu_region;
 
+/* Blocks may be taken and given by several threads; regions and scratch are the steps'. */
 typedef struct cpu_memory {
-    size_t used, limit; /* limit 0: none */
+    _Atomic size_t used;
+    size_t limit; /* 0: none */
     cpu_region *regions;
 } cpu_memory;
 

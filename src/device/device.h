@@ -7,8 +7,10 @@
  * that a device may include.
  *
  * Rules
- *  1. One thread (the engine's) calls a device. A device may use threads of its
- *     own inside a call.
+ *  1. One thread (the engine's) calls a device, but for lora_create, lora_free and
+ *     lora_bytes, which one other thread may call at any time, in the middle of a step,
+ *     too. A device may use threads of its own inside a call; in those three it does
+ *     not hold up a step.
  *  2. Operations between step_begin and step_end are ordered and may be
  *     asynchronous; results are visible to the host after step_end, or after
  *     `logits`, whichever comes first. Errors may surface at either.

@@ -1,8 +1,6 @@
 /* adapters.c: see adapters.h. */
 #include "engine/adapters.h"
 
-#include "engine/formats/adapter_file.h"
-
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,11 +188,26 @@ static bool make_room(ol_adapters *store, size_t bytes)
 {
     const ol_adapters_counts *c = &store->counts;
 
-    if (bytes > c->budget - c->pinned_bytes)
+    if (c->pinned_bytes + c->reserved > c->budget ||
+        bytes > c->budget - c->pinned_bytes - c->reserved)
         return false;
-    while (bytes > c->budget - c->bytes)
+    while (bytes > c->budget - c->bytes - c->reserved)
         evict(store, store->oldest);
     return true;
+}
+
+bool ol_adapters_reserve(ol_adapters *store, size_t bytes)
+{
+    if (!make_room(store, bytes))
+        return false;
+    store->counts.reserved += bytes;
+    return true;
+}
+
+void ol_adapters_unreserve(ol_adapters *store, size_t bytes)
+{
+    assert(store->counts.reserved >= bytes);
+    store->counts.reserved -= bytes;
 }
 
 ol_code ol_adapters_over_budget(const ol_adapters *store, size_t bytes, int n, ol_error *err)
@@ -248,19 +261,24 @@ static void make_resident(ol_adapters *store, ol_adapter *a, ol_lora *lora, size
     store->counts.loads++;
 }
 
-static ol_code keep(ol_adapters *store, const ol_adapter_file *file, ol_adapter *a,
+/* Takes made->lora over. */
+static ol_code keep(ol_adapters *store, ol_adapter_made *made, ol_adapter *a,
                     ol_adapter_verdict *verdict, ol_error *err)
 {
-    ol_lora *lora = NULL;
+    const ol_adapter_file *file = &made->file;
+    ol_lora *lora = made->lora;
 
     a->bytes = file->tensor_bytes;
     if (file->tensor_bytes > store->counts.budget)
         return ol_adapters_over_budget(store, file->tensor_bytes, 1, err);
-    if (!make_room(store, file->tensor_bytes))
-        return OL_OK;
-    OL_TRY(place(store, file, &lora, err));
-    if (!lora)
-        return OL_OK;
+    if (!lora) {
+        if (!make_room(store, file->tensor_bytes))
+            return OL_OK;
+        OL_TRY(place(store, file, &lora, err));
+        if (!lora)
+            return OL_OK;
+    }
+    made->lora = NULL;
     /* Only now does the device tell what it really takes. */
     a->bytes = verdict->facts.device_bytes = store->how.table->lora_bytes(store->how.device, lora);
     if (make_room(store, a->bytes)) {
@@ -283,39 +301,83 @@ static ol_code wrong_digest(const ol_digest *expected, const ol_digest *found, o
     return ol_detail(err, "Their digest is %s, not %s.", have, want);
 }
 
-static ol_code parse(const ol_adapters *store, const ol_adapter_bytes *b, ol_arena **arena,
-                     ol_adapter_file *file, ol_error *err)
+static ol_code parse(const ol_adapters *store, ol_adapter_made *made)
 {
-    *arena = ol_arena_create();
-    if (!*arena)
-        return ol_fail_nomem(err, b->weights_len, "an adapter");
+    const ol_adapter_bytes *b = &made->bytes;
+
+    made->arena = ol_arena_create();
+    if (!made->arena)
+        return ol_fail_nomem(&made->error, b->weights_len, "an adapter");
     return ol_adapter_file_parse(b->weights, b->weights_len, b->config, b->config_len,
-                                 store->how.base, *arena, file, err);
+                                 store->how.base, made->arena, &made->file, &made->error);
 }
 
-/* Of bytes that parse, the parser has made the digest on its way. */
-static void digest_of(const ol_adapter_bytes *b, ol_code parsed, const ol_adapter_file *file,
-                      ol_digest *digest)
+void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes, bool want_lora,
+                      ol_adapter_made *made)
 {
-    if (parsed == OL_OK)
-        *digest = file->digest;
-    else
-        ol_adapter_digest(b->weights, b->weights_len, b->config, b->config_len, digest);
+    const ol_device_table *table = store->how.table;
+    ol_error ignored; /* placing is tried again where room can be made */
+
+    memset(made, 0, sizeof(*made));
+    made->bytes = *bytes;
+    made->code = parse(store, made);
+    if (made->code != OL_OK) { /* of bytes that parse, the parser has made it on its way */
+        ol_adapter_digest(bytes->weights, bytes->weights_len, bytes->config, bytes->config_len,
+                          &made->digest);
+        return;
+    }
+    made->digest = made->file.digest;
+    if (want_lora && made->file.tensor_bytes <= store->how.budget &&
+        table->lora_create(store->how.device, made->file.modules, made->file.n_modules, &made->lora,
+                           &ignored) != OL_OK)
+        made->lora = NULL;
 }
 
-static ol_code put_parsed(ol_adapters *store, const ol_adapter_file *file,
-                          ol_adapter_verdict *verdict, ol_error *err)
+void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made)
 {
-    ol_adapter *a = ol_adapters_ref(store, &file->digest);
+    if (made->lora)
+        store->how.table->lora_free(store->how.device, made->lora);
+    ol_arena_destroy(made->arena);
+    made->lora = NULL;
+    made->arena = NULL;
+}
+
+static ol_code take_parsed(ol_adapters *store, ol_adapter_made *made, ol_adapter_verdict *verdict,
+                           ol_error *err)
+{
+    ol_adapter *a = ol_adapters_ref(store, &made->digest);
     ol_code code;
 
     if (!a)
         return ol_fail_nomem(err, sizeof(*a), "an adapter");
-    facts_of(file, &verdict->facts);
-    code = keep(store, file, a, verdict, err);
+    facts_of(&made->file, &verdict->facts);
+    code = keep(store, made, a, verdict, err);
     a->facts = verdict->facts;
-    a->denied_at = verdict->kept ? 0 : store->counts.releases + 1;
+    /* What others reserve is theirs for a moment only: that is no denial. */
+    a->denied_at = verdict->kept || store->counts.reserved > 0 ? 0 : store->counts.releases + 1;
     ol_adapters_unref(store, a);
+    return code;
+}
+
+ol_code ol_adapters_take(ol_adapters *store, const ol_digest *expected, ol_adapter_made *made,
+                         ol_adapter_verdict *verdict, ol_error *err)
+{
+    const ol_adapter *there = ol_adapters_find(store, expected);
+    ol_code code = made->code;
+
+    memset(verdict, 0, sizeof(*verdict));
+    verdict->ours = ol_digest_equal(&made->digest, expected);
+    if (code != OL_OK)
+        *err = made->error;
+    if (!verdict->ours) {
+        code = wrong_digest(expected, &made->digest, err);
+    } else if (there) { /* a second host was as quick */
+        *verdict = (ol_adapter_verdict){.kept = true, .ours = true, .facts = there->facts};
+        code = OL_OK;
+    } else if (code == OL_OK) {
+        code = take_parsed(store, made, verdict, err);
+    }
+    ol_adapters_drop(store, made);
     return code;
 }
 
@@ -323,39 +385,38 @@ ol_code ol_adapters_put(ol_adapters *store, const ol_digest *expected,
                         const ol_adapter_bytes *bytes, ol_adapter_verdict *verdict, ol_error *err)
 {
     const ol_adapter *there = ol_adapters_find(store, expected);
-    ol_adapter_file file;
-    ol_arena *arena;
-    ol_digest digest;
-    ol_code code;
+    ol_adapter_made made;
 
-    memset(verdict, 0, sizeof(*verdict));
-    if (there) { /* a second host was as quick */
+    if (there) { /* need not be read */
         *verdict = (ol_adapter_verdict){.kept = true, .ours = true, .facts = there->facts};
         return OL_OK;
     }
-    code = parse(store, bytes, &arena, &file, err);
-    digest_of(bytes, code, &file, &digest);
-    verdict->ours = ol_digest_equal(&digest, expected);
-    if (!verdict->ours)
-        code = wrong_digest(expected, &digest, err);
-    else if (code == OL_OK)
-        code = put_parsed(store, &file, verdict, err);
-    ol_arena_destroy(arena);
-    return code;
+    ol_adapters_make(store, bytes, false, &made);
+    return ol_adapters_take(store, expected, &made, verdict, err);
+}
+
+ol_code ol_adapters_judge(const ol_adapters *store, const ol_adapter_made *made,
+                          ol_adapter_facts *facts, ol_error *err)
+{
+    if (made->code != OL_OK) {
+        *err = made->error;
+        return made->code;
+    }
+    facts_of(&made->file, facts);
+    if (made->file.tensor_bytes > store->counts.budget)
+        return ol_adapters_over_budget(store, made->file.tensor_bytes, 1, err);
+    return OL_OK;
 }
 
 ol_code ol_adapters_check(const ol_adapters *store, const ol_adapter_bytes *bytes,
                           ol_adapter_facts *facts, ol_error *err)
 {
-    ol_adapter_file file;
-    ol_arena *arena;
-    ol_code code = parse(store, bytes, &arena, &file, err);
+    ol_adapter_made made;
+    ol_code code;
 
-    if (code == OL_OK)
-        facts_of(&file, facts);
-    if (code == OL_OK && file.tensor_bytes > store->counts.budget)
-        code = ol_adapters_over_budget(store, file.tensor_bytes, 1, err);
-    ol_arena_destroy(arena);
+    ol_adapters_make(store, bytes, false, &made);
+    code = ol_adapters_judge(store, &made, facts, err);
+    ol_adapters_drop(store, &made);
     return code;
 }
 

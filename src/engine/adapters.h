@@ -7,7 +7,8 @@
  * when, and for why that cannot lock up.
  *
  * Invariants
- *  1. resident bytes <= budget; the resident bytes of pinned adapters <= resident bytes.
+ *  1. resident and reserved bytes <= budget; the resident bytes of pinned adapters <= resident
+ * bytes.
  *  2. Pinned adapters are resident. Resident and not pinned: in the LRU list.
  *  3. A record that is not resident has references.
  */
@@ -15,6 +16,7 @@
 #define OL_ENGINE_ADAPTERS_H
 
 #include "engine/engine.h"
+#include "engine/formats/adapter_file.h"
 #include "engine/formats/model_config.h"
 
 typedef struct ol_adapters ol_adapters;
@@ -24,8 +26,10 @@ typedef struct ol_adapter {
     ol_lora *lora; /* NULL: not resident */
     size_t bytes;  /* on the device; 0 until it has been seen once */
     ol_adapter_facts facts;
-    int refs; /* requests that name it */
-    int pins; /* requests that need it where it is */
+    int loading; /* how often its bytes are being read just now */
+    uint64_t hits, misses, loads, load_us, used_us; /* used_us: when a request last named it */
+    int refs;                                       /* requests that name it, and reading of it */
+    int pins;                                       /* requests that need it where it is */
     /* Admission's: a host has been asked for it, on behalf of a request. */
     bool asked;
     uint64_t asked_tag, asked_us;
@@ -37,7 +41,7 @@ typedef struct ol_adapter {
 
 typedef struct ol_adapters_counts {
     int resident;
-    size_t bytes, pinned_bytes, budget;
+    size_t bytes, pinned_bytes, reserved, budget;
     uint64_t loads, hits, evictions;
     uint64_t releases; /* how often an adapter lost its last pin */
 } ol_adapters_counts;
@@ -72,7 +76,27 @@ typedef struct ol_adapter_bytes {
     size_t config_len;
 } ol_adapter_bytes;
 
-/* Parses, validates and places the adapter. When everything resident is pinned and leaves no
+/* What becomes of the bytes, without the store's state: so it can be made on another thread
+ * (ol_adapters_make), and is taken (or dropped) by the store's own. */
+typedef struct ol_adapter_made {
+    ol_adapter_bytes bytes; /* live until it is taken or dropped */
+    ol_code code;
+    ol_error error;
+    ol_digest digest;
+    ol_arena *arena;
+    ol_adapter_file file; /* when code is OL_OK */
+    ol_lora *lora;        /* NULL: not placed */
+} ol_adapter_made;
+
+/* Parses, validates, computes the digest, and, with `place`, has the device place it. */
+void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes, bool place,
+                      ol_adapter_made *made);
+void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made);
+/* Room that a placed one will take: idle adapters go for it. False when there is none. */
+bool ol_adapters_reserve(ol_adapters *store, size_t bytes);
+void ol_adapters_unreserve(ol_adapters *store, size_t bytes);
+
+/* Keeps what was made; frees the rest of it. When everything resident is pinned and leaves no
  * room, that is no failure: *kept is false, and the record (if requests name it) knows
  * its size from now on. Bytes of another digest than `expected` fail with OL_INVALID
  * and *ours false: they say nothing about the adapter that was asked for. */
@@ -82,8 +106,14 @@ typedef struct ol_adapter_verdict {
     ol_adapter_facts facts;
 } ol_adapter_verdict;
 
+ol_code ol_adapters_take(ol_adapters *store, const ol_digest *expected, ol_adapter_made *made,
+                         ol_adapter_verdict *verdict, ol_error *err);
+/* All of it here and now. */
 ol_code ol_adapters_put(ol_adapters *store, const ol_digest *expected,
                         const ol_adapter_bytes *bytes, ol_adapter_verdict *verdict, ol_error *err);
+/* Whether what was made could be used; facts->device_bytes is an estimate. */
+ol_code ol_adapters_judge(const ol_adapters *store, const ol_adapter_made *made,
+                          ol_adapter_facts *facts, ol_error *err);
 /* Parses and validates; facts->device_bytes is an estimate. */
 ol_code ol_adapters_check(const ol_adapters *store, const ol_adapter_bytes *bytes,
                           ol_adapter_facts *facts, ol_error *err);

@@ -62,7 +62,8 @@ static bool is_late(const pass *p, uint64_t asked_us)
 static bool is_stalled(const pass *p, const request *r)
 {
     for (int i = 0; i < r->n_adapters; i++)
-        if (!r->adapters[i]->lora && r->asked_us[i] && is_late(p, r->asked_us[i]))
+        if (!r->adapters[i]->lora && !r->adapters[i]->loading && r->asked_us[i] &&
+            is_late(p, r->asked_us[i]))
             return true;
     return false;
 }
@@ -99,11 +100,12 @@ static bool may_ask(const pass *p, const request *r, int i)
     ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
     size_t bytes = expected_bytes(p->engine, a);
 
-    if (r->asked_us[i] || (a->asked && !is_late(p, a->asked_us)) || was_denied(p->engine, a))
+    if (a->loading || r->asked_us[i] || (a->asked && !is_late(p, a->asked_us)) ||
+        was_denied(p->engine, a))
         return false;
     if (r == p->oldest)
-        return a->bytes == 0 || c.pinned_bytes + bytes <= c.budget;
-    return c.pinned_bytes + p->reserved + p->asked + bytes <= c.budget;
+        return a->bytes == 0 || c.pinned_bytes + c.reserved + bytes <= c.budget;
+    return c.pinned_bytes + c.reserved + p->reserved + p->asked + bytes <= c.budget;
 }
 
 static void ask_for_missing(pass *p, request *r)

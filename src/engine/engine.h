@@ -206,6 +206,33 @@ ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, cons
 ol_code ol_engine_adapter_check(ol_engine *engine, const void *weights, size_t weights_len,
                                 const char *config, size_t config_len, ol_adapter_facts *facts,
                                 ol_error *err);
+/* The same two beside the steps: the bytes are read, checked and placed on a thread of their
+ * own, one adapter after the other, and what came of it is fetched by
+ * ol_engine_adapter_result. */
+typedef struct ol_adapter_offer {
+    uint64_t tag;       /* the host's, for the result */
+    bool check;         /* as ol_engine_adapter_check, else as _put */
+    ol_digest expected; /* unless check */
+    uint8_t *bytes;     /* malloc'ed: weights, then config; the engine's from now on */
+    size_t weights_len, config_len;
+} ol_adapter_offer;
+
+typedef struct ol_adapter_result {
+    uint64_t tag;
+    bool check;
+    size_t bytes; /* of the offer */
+    ol_code code;
+    ol_error error; /* when code is not OL_OK */
+    ol_adapter_facts facts;
+} ol_adapter_result;
+
+/* On failure the bytes are freed, and no result follows. */
+ol_code ol_engine_adapter_offer(ol_engine *engine, const ol_adapter_offer *offer, ol_error *err);
+/* The next result, if any. To be asked for when the descriptor is readable, and between steps. */
+bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result);
+/* Readable while there is a result. */
+int ol_engine_adapter_fd(const ol_engine *engine);
+
 bool ol_engine_adapter_has(ol_engine *engine, const ol_digest *digest);
 
 /* SHA-256 over: "openlora.adapter.1", a zero byte, the weights' length as 8 bytes

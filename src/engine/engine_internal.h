@@ -6,6 +6,7 @@
  *   request.c    its end: done, failed, cancelled; finding it by tag
  *   admission.c  when a request has its adapters, and which are asked for
  *   step.c       plan -> step -> logits
+ *   offers.c     adapters that are read beside the steps
  *   output.c     a row of logits -> token, text, events, the end
  *
  * A request is in one of two states: waiting for adapters (`pending`, in order of age),
@@ -19,6 +20,7 @@
 #include "engine/adapters.h"
 #include "engine/engine.h"
 #include "engine/events.h"
+#include "engine/loader.h"
 #include "engine/model.h"
 #include "engine/prefix.h"
 #include "engine/sampler.h"
@@ -89,6 +91,7 @@ struct ol_engine {
     ol_sched *sched;
     ol_prefix_cache *prefix; /* NULL: none */
     ol_adapters *adapters;
+    ol_loader *loader;
     request *pending_head, *pending_tail;
     int n_pending;
     int n_adapted;  /* requests with the scheduler that have adapters */
@@ -151,6 +154,10 @@ void admission_refuse(ol_engine *engine, const ol_digest *digest, const ol_error
 /* -- step.c --------------------------------------------------------------------- */
 /* An ol_sched_find over the engine's prefix cache. */
 int step_find_computed(void *engine, ol_sched_seq *seq, int n_tokens, int32_t *pages);
+
+/* -- offers.c ------------------------------------------------------------------- */
+/* A job of the loader that nobody takes back any more. */
+void offer_drop(ol_job *job, void *engine);
 
 /* -- output.c ------------------------------------------------------------------- */
 /* Takes the logits [n][vocab] of the last n computed rows of a request. */

@@ -285,6 +285,7 @@ static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_err
         !engine->step_energy)
         return ol_fail_nomem(err, buckets * sizeof(request *), "the engine");
     OL_TRY(ol_adapters_create(&adapters, &engine->adapters, err));
+    OL_TRY(ol_loader_create(&engine->loader, err));
     OL_TRY(ol_events_create(&engine->events, err));
     OL_TRY(ol_sampler_scratch_create(engine->config->vocab, &engine->scratch, err));
     return make_eos(engine, err);
@@ -331,6 +332,7 @@ void ol_engine_close(ol_engine *engine)
     if (!engine)
         return;
     end_requests(engine);
+    ol_loader_free(engine->loader, offer_drop, engine);
     ol_adapters_free(engine->adapters);
     ol_prefix_free(engine->prefix);
     ol_sched_free(engine->sched);

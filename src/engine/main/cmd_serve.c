@@ -159,15 +159,18 @@ static ol_code take_frames(job *j, ol_error *err)
 }
 
 /* Waits for the worker, or at most `ms` (-1: for ever); false when the worker is gone. The
- * channel tells of frames to read and of room for ours; frames that we would not read (see
+ * channel tells of frames to read and of room for ours, the engine of adapters that it has read;
+ * frames that we would not read (see
  * take_frames) need not wake us. */
 static bool wait_for_worker(server *s, int ms)
 {
-    struct pollfd wake = {.fd = s->channel.wake_fd, .events = POLLIN};
+    struct pollfd wake[2] = {
+        {.fd = s->channel.wake_fd, .events = POLLIN},
+        {.fd = s->engine ? ol_engine_adapter_fd(s->engine) : -1, .events = POLLIN}};
     bool deaf = outbox_waiting(&s->out) > MAX_WAITING;
 
     if (deaf || ol_channel_may_sleep(&s->channel)) {
-        if (poll(&wake, 1, ms) < 0 && errno != EINTR)
+        if (poll(wake, 2, ms) < 0 && errno != EINTR)
             return false;
     }
     return ol_channel_woken(&s->channel);
@@ -179,7 +182,8 @@ static ol_code work_or_wait(server *s, bool *gone, ol_error *err)
     bool blocked = !outbox_flush(&s->out);
 
     if (blocked || !ol_engine_busy(s->engine)) {
-        *gone = !s->shutdown && !wait_for_worker(s, blocked ? -1 : ol_engine_patience_ms(s->engine));
+        *gone =
+            !s->shutdown && !wait_for_worker(s, blocked ? -1 : ol_engine_patience_ms(s->engine));
         if (blocked)
             return OL_OK;
     }
@@ -195,6 +199,7 @@ static ol_code loop(job *j, ol_error *err)
 
     while (!s->shutdown && !gone && ol_channel_woken(&s->channel)) {
         OL_TRY(take_frames(j, err));
+        serve_results(s);
         serve_events(s);
         OL_TRY(work_or_wait(s, &gone, err));
         if (outbox_failed(&s->out))

@@ -14,12 +14,15 @@ typedef struct server {
     ol_engine *engine;
     size_t max_adapter_bytes; /* of one upload */
     size_t max_uploads;       /* of all together */
+    size_t reading;           /* bytes of uploads that the engine is reading */
     bool shutdown;
 } server;
 
 /* A frame that arrived, its payload already ours. Whatever is wrong with it is answered,
  * never fatal. */
 void serve_frame(server *s, const ol_frame *frame, const uint8_t *payload);
+/* What came of adapters that the engine has read. */
+void serve_results(server *s);
 /* The engine's events to the sessions. */
 void serve_events(server *s);
 void serve_info(server *s);

@@ -56,6 +56,13 @@ static void fail_request(server *s, tag_entry *e, const ol_error *err)
     remove_or_bury(s, e);
 }
 
+static void drop(server *s, tag_entry *e)
+{
+    if (e->live)
+        ol_engine_cancel(s->engine, e->number);
+    tag_remove(s->tags, e);
+}
+
 /* -- uploads ---------------------------------------------------------------------------------- */
 
 static ol_code check_room(const server *s, const tag_entry *e, size_t more, ol_error *err)
@@ -67,7 +74,7 @@ static ol_code check_room(const server *s, const tag_entry *e, size_t more, ol_e
         ol_fail(err, OL_LIMIT, "the upload is larger than %zu bytes", most);
         return ol_hint(err, "Adapters and prompts have a limit in the server's configuration.");
     }
-    if (tag_uploaded(s->tags) + more > s->max_uploads) {
+    if (tag_uploaded(s->tags) + s->reading + more > s->max_uploads) {
         ol_fail(err, OL_LIMIT, "too many uploads at once");
         return ol_detail(err, "Together they may take %zu bytes.", s->max_uploads);
     }
@@ -157,17 +164,23 @@ static bool split_upload(const tag_entry *e, ol_reader *r, ol_wire_adapter *a)
            a->config_len == e->upload.len - a->weights_len;
 }
 
-static ol_code put_adapter(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
-                           ol_error *err)
+/* The engine reads the upload beside its steps; serve_results tells what came of it. */
+static ol_code offer_adapter(server *s, tag_entry *e, ol_reader *r, const ol_frame *frame,
+                             ol_error *err)
 {
-    ol_adapter_facts facts;
+    ol_adapter_offer offer = {.tag = e->number, .check = frame->type == OL_FRAME_ADAPTER_CHECK};
+    size_t bytes = e->upload.len;
     ol_wire_adapter a;
 
     if (!split_upload(e, r, &a))
         return malformed(frame, err);
-    return ol_engine_adapter_put(s->engine, &a.digest, e->upload.data, (size_t)a.weights_len,
-                                 (const char *)e->upload.data + a.weights_len, (size_t)a.config_len,
-                                 &facts, err);
+    offer.expected = a.digest;
+    offer.weights_len = (size_t)a.weights_len;
+    offer.config_len = (size_t)a.config_len;
+    offer.bytes = tag_take_upload(s->tags, e);
+    OL_TRY(ol_engine_adapter_offer(s->engine, &offer, err));
+    s->reading += bytes;
+    return OL_OK;
 }
 
 /* An adapter for a request that is no more is not looked at. */
@@ -181,28 +194,54 @@ static void take_adapter(server *s, tag_entry *e, ol_reader *r, const ol_frame *
         tag_remove(s->tags, e);
         return;
     }
-    if (put_adapter(s, e, r, frame, &err) == OL_OK) {
-        tag_drop_upload(s->tags, e);
+    if (offer_adapter(s, e, r, frame, &err) == OL_OK)
         return;
-    }
     tag_drop_upload(s->tags, e);
-    fail_request(s, e, &err); /* also if the engine has just said so itself */
+    fail_request(s, e, &err);
 }
 
-static ol_code check_adapter(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
-                             ol_error *err)
+static void check_adapter(server *s, tag_entry *e, ol_reader *r, const ol_frame *frame)
 {
-    ol_adapter_facts facts;
-    ol_wire_adapter a;
+    ol_error err;
+    ol_code code;
 
-    if (!split_upload(e, r, &a))
-        return malformed(frame, err);
-    OL_TRY(ol_engine_adapter_check(s->engine, e->upload.data, (size_t)a.weights_len,
-                                   (const char *)e->upload.data + a.weights_len,
-                                   (size_t)a.config_len, &facts, err));
-    ol_wire_put_facts(&s->out.payload, &facts);
-    outbox_send(&s->out, frame, OL_FRAME_ADAPTER_FACTS);
-    return OL_OK;
+    if (e->live || e->checking)
+        code = malformed(frame, &err);
+    else
+        code = offer_adapter(s, e, r, frame, &err);
+    e->checking = code == OL_OK;
+    if (code == OL_OK)
+        return;
+    send_failure(s, frame, e->live, &err);
+    drop(s, e);
+}
+
+static void tell_check(server *s, tag_entry *e, const ol_adapter_result *result)
+{
+    ol_frame to = address_of(e);
+
+    if (result->code == OL_OK) {
+        ol_wire_put_facts(&s->out.payload, &result->facts);
+        outbox_send(&s->out, &to, OL_FRAME_ADAPTER_FACTS);
+    } else {
+        send_failure(s, &to, false, &result->error);
+    }
+    tag_remove(s->tags, e);
+}
+
+void serve_results(server *s)
+{
+    ol_adapter_result result;
+
+    while (ol_engine_adapter_result(s->engine, &result)) {
+        tag_entry *e = tag_of_number(s->tags, result.tag);
+
+        s->reading -= result.bytes;
+        if (e && result.check)
+            tell_check(s, e, &result);
+        else if (e && e->live && result.code != OL_OK)
+            fail_request(s, e, &result.error); /* also if the engine has just said so itself */
+    }
 }
 
 /* -- texts
@@ -246,13 +285,6 @@ static ol_code detokenize(server *s, const tag_entry *e, ol_reader *r, const ol_
 /* -- ends
  * -------------------------------------------------------------------------------------------- */
 
-static void drop(server *s, tag_entry *e)
-{
-    if (e->live)
-        ol_engine_cancel(s->engine, e->number);
-    tag_remove(s->tags, e);
-}
-
 static void end_session(server *s, const ol_frame *frame)
 {
     tag_entry *e;
@@ -283,8 +315,6 @@ static void take_call(server *s, tag_entry *e, ol_reader *r, const ol_frame *fra
 
     if (e->live)
         code = malformed(frame, &err);
-    else if (frame->type == OL_FRAME_ADAPTER_CHECK)
-        code = check_adapter(s, e, r, frame, &err);
     else if (frame->type == OL_FRAME_TOKENIZE)
         code = tokenize(s, e, r, frame, &err);
     else
@@ -311,6 +341,8 @@ static void take_consumer(server *s, const ol_frame *frame, const uint8_t *paylo
         take_request(s, e, &r, frame);
     } else if (frame->type == OL_FRAME_ADAPTER) {
         take_adapter(s, e, &r, frame);
+    } else if (frame->type == OL_FRAME_ADAPTER_CHECK) {
+        check_adapter(s, e, &r, frame);
     } else {
         take_call(s, e, &r, frame);
     }

@@ -148,3 +148,12 @@ void tag_drop_upload(tag_table *t, tag_entry *e)
     t->uploaded -= e->upload.cap;
     ol_buf_free(&e->upload);
 }
+
+uint8_t *tag_take_upload(tag_table *t, tag_entry *e)
+{
+    uint8_t *bytes = e->upload.data;
+
+    t->uploaded -= e->upload.cap;
+    e->upload = (ol_buf){0};
+    return bytes;
+}

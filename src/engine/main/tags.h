@@ -18,9 +18,10 @@ typedef struct tag_entry {
     uint64_t tag;    /* the session's */
     uint64_t number; /* the engine's tag */
     ol_buf upload;
-    bool live; /* a request in the engine */
-    bool dead; /* failed in mid-upload: what still comes is swallowed */
-    int needs; /* adapters asked for and not yet here */
+    bool live;     /* a request in the engine */
+    bool checking; /* an adapter, which the engine has */
+    bool dead;     /* failed in mid-upload: what still comes is swallowed */
+    int needs;     /* adapters asked for and not yet here */
     struct tag_entry *chain;
 } tag_entry;
 
@@ -40,5 +41,7 @@ size_t tag_uploaded(const tag_table *table);
 /* Appends to the entry's upload; false when out of memory. */
 bool tag_upload(tag_table *table, tag_entry *entry, const void *bytes, size_t len);
 void tag_drop_upload(tag_table *table, tag_entry *entry);
+/* Hands the upload over: malloc'ed bytes, the caller's to free. */
+uint8_t *tag_take_upload(tag_table *table, tag_entry *entry);
 
 #endif

@@ -1,0 +1,148 @@
+/* offers.c: adapters that a host brings, read and placed by the loader beside the steps. */
+#include "engine/engine_internal.h"
+
+#include <stdlib.h>
+
+typedef struct offer {
+    ol_job job; /* first: the loader knows no more */
+    const ol_adapters *store;
+    ol_adapter_offer what;
+    ol_adapter *record; /* referenced while it is read; NULL for a check */
+    size_t reserved;    /* room for it, or 0: it is read, but not placed there */
+    ol_adapter_made made;
+    uint64_t us; /* what reading took */
+} offer;
+
+static ol_adapter_bytes bytes_of(const ol_adapter_offer *what)
+{
+    return (ol_adapter_bytes){.weights = what->bytes,
+                              .weights_len = what->weights_len,
+                              .config = (const char *)what->bytes + what->weights_len,
+                              .config_len = what->config_len};
+}
+
+/* On the loader's thread. */
+static void run_offer(ol_job *job)
+{
+    offer *o = (offer *)(void *)job;
+    ol_adapter_bytes bytes = bytes_of(&o->what);
+    uint64_t start = ol_now_us();
+
+    ol_adapters_make(o->store, &bytes, o->reserved > 0, &o->made);
+    o->us = ol_now_us() - start;
+}
+
+/* -- in -------------------------------------------------------------------------------- */
+
+static void release(ol_engine *engine, offer *o)
+{
+    if (o->reserved)
+        ol_adapters_unreserve(engine->adapters, o->reserved);
+    if (o->record) {
+        o->record->loading--;
+        ol_adapters_unref(engine->adapters, o->record);
+    }
+    free(o->what.bytes);
+    free(o);
+}
+
+void offer_drop(ol_job *job, void *context)
+{
+    ol_engine *engine = context;
+    offer *o = (offer *)(void *)job;
+
+    ol_adapters_drop(engine->adapters, &o->made);
+    release(engine, o);
+}
+
+/* It is being read: nobody else need be asked for it. */
+static ol_code hold_record(ol_engine *engine, offer *o, ol_error *err)
+{
+    size_t bytes = o->what.weights_len;
+
+    o->record = ol_adapters_ref(engine->adapters, &o->what.expected);
+    if (!o->record)
+        return ol_fail_nomem(err, sizeof(*o->record), "an adapter");
+    o->record->loading++;
+    if (o->record->bytes > bytes)
+        bytes = o->record->bytes;
+    if (!o->record->lora && bytes > 0 && ol_adapters_reserve(engine->adapters, bytes))
+        o->reserved = bytes;
+    return OL_OK;
+}
+
+ol_code ol_engine_adapter_offer(ol_engine *engine, const ol_adapter_offer *what, ol_error *err)
+{
+    offer *o = calloc(1, sizeof(*o));
+    ol_code code = OL_OK;
+
+    if (!o) {
+        free(what->bytes);
+        return ol_fail_nomem(err, sizeof(*o), "an adapter");
+    }
+    o->job.run = run_offer;
+    o->store = engine->adapters;
+    o->what = *what;
+    if (!what->check)
+        code = hold_record(engine, o, err);
+    if (code == OL_OK)
+        code = ol_loader_submit(engine->loader, &o->job, err);
+    if (code != OL_OK)
+        release(engine, o);
+    return code;
+}
+
+/* -- out ---------------------------------------------------------------------------------- */
+
+/* As if it had come just now: see ol_engine_adapter_put. */
+static void take_offer(ol_engine *engine, offer *o, ol_adapter_result *result)
+{
+    ol_adapter_verdict verdict;
+
+    if (o->reserved)
+        ol_adapters_unreserve(engine->adapters, o->reserved);
+    o->reserved = 0;
+    result->code =
+        ol_adapters_take(engine->adapters, &o->what.expected, &o->made, &verdict, &result->error);
+    result->facts = verdict.facts;
+    o->record->loading--;
+    if (verdict.kept) {
+        o->record->loads++;
+        o->record->load_us += o->us;
+    }
+    if (verdict.ours) {
+        admission_arrived(engine, &o->what.expected);
+        if (result->code != OL_OK)
+            admission_refuse(engine, &o->what.expected, &result->error);
+    }
+    engine->admission_due = true;
+    ol_adapters_unref(engine->adapters, o->record);
+    o->record = NULL;
+    admission_run(engine);
+}
+
+bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
+{
+    ol_job *job = ol_loader_next(engine->loader);
+    offer *o = (offer *)(void *)job;
+
+    if (!job)
+        return false;
+    *result = (ol_adapter_result){.tag = o->what.tag,
+                                  .check = o->what.check,
+                                  .bytes = o->what.weights_len + o->what.config_len};
+    if (o->what.check) {
+        result->code =
+            ol_adapters_judge(engine->adapters, &o->made, &result->facts, &result->error);
+        ol_adapters_drop(engine->adapters, &o->made);
+    } else {
+        take_offer(engine, o, result);
+    }
+    release(engine, o);
+    return true;
+}
+
+int ol_engine_adapter_fd(const ol_engine *engine)
+{
+    return ol_loader_fd(engine->loader);
+}
