@@ -87,6 +87,7 @@ typedef struct LoraRow {
 typedef struct LoraPipelineStats {
     int64 rows, requests, prompt_tokens, cached_tokens, completion_tokens;
     int most_in_flight;
+    uint64 steps, sequences; /* of the engine, when the scan began; with instrumentation */
     instr_time waited;
 } LoraPipelineStats;
 
@@ -123,6 +124,8 @@ extern LoraRow *lora_rows_finish(LoraPipeline *p);
 extern void lora_rows_drop_first(LoraPipeline *p);
 extern void lora_rows_drop_all(LoraPipeline *p);
 
+/* The engine's steps so far, and the sum of the requests in each. */
+extern void lora_pipeline_steps(uint64 *steps, uint64 *sequences);
 extern void lora_pipeline_explain(CustomScanState *node, List *ancestors, struct ExplainState *es);
 
 #endif

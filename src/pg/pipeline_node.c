@@ -150,6 +150,8 @@ static void first_time(LoraPipeline *p)
     p->limit = calls_in_flight();
     lora_rows_begin(p);
     MemoryContextSwitchTo(before);
+    if (p->css.ss.ps.instrument)
+        lora_pipeline_steps(&p->stats.steps, &p->stats.sequences);
     find_bound(p);
 }
 

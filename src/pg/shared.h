@@ -70,6 +70,9 @@ extern bool lora_wake_worker(void);
  * `until` has come: false. The loop ends with ConditionVariableCancelSleep. */
 extern bool lora_wait_change(TimestampTz until);
 
+/* Has the engine report, and waits for that as long as is reasonable. (status.c) */
+extern void lora_refresh_status(void);
+
 /* Wait event: our own name where the version has them. */
 extern uint32 lora_wait_event(void);
 

@@ -91,7 +91,7 @@ static bool is_fresh(TimestampTz asked)
 }
 
 /* Waits for a fresh report, for as long as is reasonable. */
-static void refresh(void)
+void lora_refresh_status(void)
 {
     TimestampTz asked = GetCurrentTimestamp();
     TimestampTz until = TimestampTzPlusMilliseconds(asked, FRESH_MS);
@@ -113,7 +113,7 @@ Datum lora_status(PG_FUNCTION_ARGS)
         elog(ERROR, "lora_status must return a row");
     if (!lora_check_preloaded(&error))
         lora_raise(&error);
-    refresh();
+    lora_refresh_status();
     LWLockAcquire(lora_shared->lock, LW_SHARED);
     memcpy(copy, lora_shared, offsetof(LoraShared, slots));
     LWLockRelease(lora_shared->lock);
