@@ -322,6 +322,35 @@ SELECT lora_generate(NULL, body) FROM task;
 RESET ROLE;
 REVOKE SELECT ON task FROM pipe_reader;
 DROP ROLE pipe_reader;
+
+-- ---------------------------------------------------------------- tables that others have added to
+-- Rows beside an answer are written without a plan, unless there is more to be done.
+CREATE FUNCTION credited() RETURNS SETOF record LANGUAGE sql AS $$
+  SELECT kind, contributor_id IS NULL AS is_role, share, tokens FROM openlora.attributions
+  WHERE inference = (SELECT max(id) FROM openlora.inferences) ORDER BY kind
+$$;
+SELECT lora_generate('{pipe_a}', 'Once', max_tokens => 1) IS NOT NULL AS answered;
+SELECT * FROM credited() AS c (kind text, is_role boolean, share numeric, tokens numeric);
+BEGIN;
+CREATE TABLE seen (kind text, share numeric, tokens numeric);
+CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO seen VALUES (NEW.kind, NEW.share, NEW.tokens);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER see AFTER INSERT ON openlora.attributions FOR EACH ROW EXECUTE FUNCTION see();
+ALTER TABLE openlora.inference_adapters ADD COLUMN note text DEFAULT 'noted';
+SELECT lora_generate('{pipe_a,pipe_b}', 'Once', max_tokens => 1) IS NOT NULL AS answered;
+SELECT kind, count(*), round(sum(share)) AS share, round(sum(tokens)) AS tokens FROM seen GROUP BY 1 ORDER BY 1;
+SELECT name, note FROM openlora.inference_adapters WHERE inference = (SELECT max(id) FROM openlora.inferences) ORDER BY 1;
+ROLLBACK;
+BEGIN;
+ALTER TABLE openlora.attributions ADD CONSTRAINT small CHECK (tokens < 2) NOT VALID;
+\set VERBOSITY terse
+SELECT lora_generate('{pipe_a}', 'Once upon', max_tokens => 1);
+\set VERBOSITY default
+ROLLBACK;
+DROP FUNCTION credited;
 DROP TABLE task, word, shape, answer;
 DROP SEQUENCE ticks;
 DROP FUNCTION pipe_adapter, ask, outcome, is_pipelined, figures, in_flight, new_inferences, wrapped;
