@@ -107,7 +107,8 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
-               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota')
+               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_settle', 'lora_correct',
+                   'lora_payout_inferences', 'lora_claims', 'lora_claims_json')
                AND (manage OR p.proname = 'lora_adapter_export'
                     OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))
     LOOP
@@ -145,6 +146,8 @@ BEGIN
         'dataset_contributors', 'adapter_contributors', 'adapter_grants', 'role_quotas', 'inferences', 'inference_adapters',
         'attributions', 'adapters_id_seq', 'contributors_id_seq', 'datasets_id_seq', 'inferences_id_seq']
     LOOP
-        PERFORM pg_catalog.pg_extension_config_dump(('openlora.' || t)::regclass, '');
+        -- contributors below zero come with the extension
+        PERFORM pg_catalog.pg_extension_config_dump(('openlora.' || t)::regclass,
+                                                    CASE t WHEN 'contributors' THEN 'WHERE id > 0' ELSE '' END);
     END LOOP;
 END $$;
