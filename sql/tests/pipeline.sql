@@ -102,6 +102,8 @@ INSERT INTO shape (what, pipelined, query) VALUES
 ('subquery of a call, asked about', true, 'SELECT id, upper(a), ask(adapter, a) FROM (SELECT id, adapter, ask(NULL, body) AS a FROM task OFFSET 0) s'),
 ('subquery of a call, twice', true, 'SELECT ask(adapter, b) FROM (SELECT adapter, ask(NULL, a || id) AS b FROM (SELECT id, adapter, ask(NULL, body) AS a FROM task OFFSET 0) s OFFSET 0) s'),
 ('subquery of a call, filtered', true, $$SELECT ask(adapter, a) FROM (SELECT id, adapter, ask(NULL, body) AS a FROM task OFFSET 0) s WHERE a > 'a' AND id > 3$$),
+('subquery of a call, with two filters', true, $$SELECT ask(adapter, a) FROM (SELECT id, adapter, ask(NULL, body) AS a FROM task OFFSET 0) s
+   WHERE lora_score(NULL, a, ' or') > -8 AND lora_score(NULL, a, ' and') > -9$$),
 ('subquery of a filter, filtered', true, $$SELECT ask(adapter, a) FROM (SELECT id, adapter, ask(NULL, body) AS a FROM task WHERE lora_score(NULL, body, ' and') > -9 OFFSET 0) s WHERE lora_score(NULL, a, ' or') > -9$$),
 ('subquery of a volatile function', true, 'SELECT n, n, ask(adapter, n::text) FROM (SELECT adapter, nextval($x$ticks$x$) AS n, ask(NULL, body) AS a FROM task OFFSET 0) s'),
 ('subquery in the targets', true, 'SELECT id, (SELECT ask(t.adapter, w.word) FROM word w WHERE w.id = t.id) FROM task t'),

@@ -6,7 +6,9 @@
  * starts their calls, and returns rows in order when theirs have ended. What it returns,
  * and writes, is what plain calls would have.
  *
- * pipeline_plan.c   the planner hook: which nodes, and the surgery
+ * pipeline_plan.c   the planner hook: the tree; with pipeline_above.c, pipeline_below.c and
+ *                   pipeline_lateral.c, where the node is put, and pipeline_yield.c, which
+ *                   makes it
  * pipeline_calls.c  which calls of an expression may be started early
  * pipeline_node.c   the node: begin, the order of things, end
  * pipeline_rows.c   rows in flight: reading, starting, retiring

@@ -11,10 +11,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#if PG_VERSION_NUM < 150000
-typedef Value Integer;
-#endif
-
 /* -- begin ----------------------------------------------------------------------------------- */
 
 /* As the executor does it for a function call. */
