@@ -63,7 +63,7 @@ CREATE POLICY own ON openlora.attributions FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 
 REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares(), openlora.read_shares(jsonb),
-    openlora.has_right(bigint, text), openlora.forget_quota(regrole, bigint), openlora.quota_counters() FROM PUBLIC;
+    openlora.live_requests(), openlora.live_adapters(), openlora.engine_counters(), openlora.has_right(bigint, text), openlora.forget_quota(regrole, bigint), openlora.quota_counters() FROM PUBLIC;
 DO $$
 DECLARE
     f regprocedure;
@@ -92,8 +92,10 @@ BEGIN
     EXECUTE format('GRANT SELECT ON openlora.base_models, openlora.contributors, openlora.datasets, openlora.adapter_datasets,'
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
-        ' openlora.role_usage, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage TO %s', grantee);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters() TO %s', grantee);
+        ' openlora.role_usage, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
+        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine TO %s', grantee);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters(), openlora.live_requests(),'
+        ' openlora.live_adapters(), openlora.engine_counters() TO %s', grantee);
     IF current_setting('server_version_num')::int >= 150000 THEN
         EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);
     END IF;
@@ -107,7 +109,7 @@ BEGIN
     FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
-               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_settle', 'lora_correct',
+               AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_stat_reset', 'lora_settle', 'lora_correct',
                    'lora_payout_inferences', 'lora_claims', 'lora_claims_json')
                AND (manage OR p.proname = 'lora_adapter_export'
                     OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))

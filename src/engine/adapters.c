@@ -1,6 +1,8 @@
 /* adapters.c: see adapters.h. */
 #include "engine/adapters.h"
 
+#include "engine/clock.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,9 +178,37 @@ void ol_adapters_unpin(ol_adapters *store, ol_adapter *a)
     }
 }
 
-void ol_adapters_hit(ol_adapters *store)
+void ol_adapters_named(ol_adapters *store, ol_adapter *a)
 {
-    store->counts.hits++;
+    a->used_us = ol_now_us();
+    if (a->lora) {
+        a->hits++;
+        store->counts.hits++;
+    } else {
+        a->misses++;
+    }
+}
+
+void ol_adapters_each(const ol_adapters *store, void (*each)(const ol_adapter *, void *),
+                      void *context)
+{
+    for (int i = 0; i < BUCKETS; i++)
+        for (const ol_adapter *a = store->buckets[i]; a; a = a->chain)
+            each(a, context);
+}
+
+static void count_one(const ol_adapter *a, void *context)
+{
+    (void)a;
+    ++*(int *)context;
+}
+
+int ol_adapters_records(const ol_adapters *store)
+{
+    int n = 0;
+
+    ol_adapters_each(store, count_one, &n);
+    return n;
 }
 
 /* -- arrival -------------------------------------------------------------------------------- */

@@ -65,8 +65,12 @@ const ol_adapter *ol_adapters_find(const ol_adapters *store, const ol_digest *di
 
 void ol_adapters_pin(ol_adapters *store, ol_adapter *adapter);
 void ol_adapters_unpin(ol_adapters *store, ol_adapter *adapter);
-/* A request found what it needs resident. */
-void ol_adapters_hit(ol_adapters *store);
+/* A request names it: it is there, or not. */
+void ol_adapters_named(ol_adapters *store, ol_adapter *adapter);
+/* For those who look. */
+int ol_adapters_records(const ol_adapters *store);
+void ol_adapters_each(const ol_adapters *store, void (*each)(const ol_adapter *, void *),
+                      void *context);
 
 /* An adapter as it arrives. */
 typedef struct ol_adapter_bytes {

@@ -18,6 +18,7 @@
 #define OL_ENGINE_INTERNAL_H
 
 #include "engine/adapters.h"
+#include "engine/clock.h"
 #include "engine/engine.h"
 #include "engine/events.h"
 #include "engine/loader.h"
@@ -115,8 +116,6 @@ struct ol_engine {
     double *step_energy;    /* [limits.step_tokens][adapters of the row] */
     ol_buf piece, released; /* text of a token; what of it may be told */
 };
-
-uint64_t ol_now_us(void);
 
 static inline bool engine_is_eos(const ol_engine *engine, int32_t token)
 {

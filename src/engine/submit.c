@@ -171,8 +171,7 @@ static ol_code take_adapters(ol_engine *engine, const ol_request *q, request *r,
 
         if (!a)
             return ol_fail_nomem(err, sizeof(*a), "a request");
-        if (a->lora)
-            ol_adapters_hit(engine->adapters);
+        ol_adapters_named(engine->adapters, a);
         r->adapters[r->n_adapters] = a;
         r->loras[r->n_adapters++].weight = q->adapters[i].weight;
     }

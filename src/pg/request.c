@@ -469,14 +469,35 @@ int lora_check_adapter(LoraAdapterReader *reader, ol_adapter_facts *facts, ol_er
     return result;
 }
 
-bool lora_text_operation(uint16 type, const void *bytes, Size length, const ol_wire_text_op *op,
-                         StringInfo out, ol_error *error)
+/* The answer to what has just been sent: DATA* into `out`, END. */
+static bool collect_answer(uint64 tag, StringInfo out, ol_error *error)
 {
     const uint8 *payload;
     ol_frame frame;
+
+    lost_error(error);
+    while (answer_to(tag, &frame, &payload) == LORA_IO_OK) {
+        ol_reader r = ol_reader_over(payload, frame.length);
+
+        if (frame.type == OL_FRAME_DATA) {
+            appendBinaryStringInfo(out, (const char *)payload, (int)frame.length);
+            continue;
+        }
+        if (frame.type == OL_FRAME_END)
+            return true;
+        if (frame.type != OL_FRAME_FAILED || !ol_wire_get_error(&r, error))
+            ol_fail(error, OL_INTERNAL, "the openlora engine sent an unexpected frame");
+        break;
+    }
+    return false;
+}
+
+bool lora_text_operation(uint16 type, const void *bytes, Size length, const ol_wire_text_op *op,
+                         StringInfo out, ol_error *error)
+{
     ol_buf *buf;
     uint64 tag;
-    bool good = false;
+    bool good;
 
     if (!lora_session_ready(error))
         return false;
@@ -488,18 +509,23 @@ bool lora_text_operation(uint16 type, const void *bytes, Size length, const ol_w
     ol_wire_put_text_op(buf, op);
     if (lora_session_send(type, tag, buf->data, (uint32)buf->len) != LORA_IO_OK)
         return false;
-    while (answer_to(tag, &frame, &payload) == LORA_IO_OK) {
-        ol_reader r = ol_reader_over(payload, frame.length);
+    good = collect_answer(tag, out, error);
+    lora_session_forget(tag);
+    return good;
+}
 
-        if (frame.type == OL_FRAME_DATA) {
-            appendBinaryStringInfo(out, (const char *)payload, (int)frame.length);
-            continue;
-        }
-        good = frame.type == OL_FRAME_END;
-        if (!good && !(frame.type == OL_FRAME_FAILED && ol_wire_get_error(&r, error)))
-            ol_fail(error, OL_INTERNAL, "the openlora engine sent an unexpected frame");
-        break;
-    }
+bool lora_ask_stats(uint8 which, StringInfo rows, ol_error *error)
+{
+    uint64 tag;
+    bool good;
+
+    if (!lora_session_ready(error))
+        return false;
+    tag = lora_session_tag();
+    lost_error(error);
+    if (lora_session_send(OL_FRAME_STATS, tag, &which, sizeof(which)) != LORA_IO_OK)
+        return false;
+    good = collect_answer(tag, rows, error);
     lora_session_forget(tag);
     return good;
 }

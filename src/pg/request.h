@@ -90,4 +90,7 @@ extern int lora_check_adapter(struct LoraAdapterReader *reader, ol_adapter_facts
 extern bool lora_text_operation(uint16 frame_type, const void *bytes, Size length,
                                 const ol_wire_text_op *op, StringInfo out, ol_error *error);
 
+/* Statistics of the engine (wire/stats.h): encoded rows are appended. */
+extern bool lora_ask_stats(uint8 which, StringInfo rows, ol_error *error);
+
 #endif

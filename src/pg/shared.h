@@ -52,6 +52,9 @@ typedef struct LoraShared {
     ol_error engine_error; /* BROKEN; last reason in RESTARTING */
     ol_engine_info info;   /* as last reported */
     TimestampTz info_at;
+    ol_engine_info reset_info; /* counters as of the last reset */
+    uint32 reset_generation;   /* of which engine */
+    TimestampTz reset_at;
     bool status_wanted; /* somebody waits for a fresh report */
     bool any_opening;   /* a slot may be OPENING */
     int n_slots;

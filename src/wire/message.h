@@ -15,6 +15,7 @@
  *     DATA*, ADAPTER_CHECK  the same, on its own: answered by ADAPTER_FACTS or FAILED
  *     DATA*, TOKENIZE       upload = text; answered by DATA* (ids as u32), END
  *     DATA*, DETOKENIZE     upload = ids as u32; answered by DATA* (text), END
+ *     STATS                 which (stats.h); answered by DATA* (rows), END
  *     CANCEL                drops the tag: its upload, its request. No answer.
  *   worker -> engine
  *     SESSION_END           the session's requests and uploads are dropped
@@ -70,9 +71,10 @@ typedef enum ol_frame_type {
     OL_FRAME_BROKEN,
     OL_FRAME_LOG,
     OL_FRAME_LOST,
+    OL_FRAME_STATS,
 } ol_frame_type;
 
-#define OL_FRAME_TYPE_LAST OL_FRAME_LOST
+#define OL_FRAME_TYPE_LAST OL_FRAME_STATS
 
 /* REQUEST. Prompt and completion as text; their bytes are not encoded here but
  * uploaded before (prompt.len, completion.len say how many). Token forms are for

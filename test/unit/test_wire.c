@@ -3,6 +3,7 @@
 #include "base/arena.h"
 #include "wire/channel.h"
 #include "wire/message.h"
+#include "wire/stats.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -357,6 +358,61 @@ static void test_info_there_and_back(void **state)
 }
 
 /* No decoder reads past its bytes or gives back what is out of range. */
+static void test_stats_there_and_back(void **state)
+{
+    ol_request_stat q = {.tag = 1ull << 60,
+                         .session = 7,
+                         .tenant = 0xFFFFFFFF,
+                         .task = OL_TASK_SCORE,
+                         .state = OL_REQUEST_RUNNING,
+                         .priority = -3,
+                         .n_adapters = 2,
+                         .prompt_tokens = 1,
+                         .cached_tokens = 2,
+                         .output_tokens = 3,
+                         .computed_tokens = 4,
+                         .preempted = 5,
+                         .age_us = 6,
+                         .running_us = 7},
+                    q2;
+    ol_adapter_stat a = {.resident = true,
+                         .requests = 3,
+                         .bytes = 1ull << 40,
+                         .hits = 1,
+                         .misses = 2,
+                         .loads = 3,
+                         .load_us = 4,
+                         .idle_us = 5},
+                    a2;
+    ol_buf buf = {0};
+    ol_reader r;
+
+    (void)state;
+    q.adapters[1].bytes[5] = a.digest.bytes[31] = 9;
+    ol_wire_put_request_stat(&buf, &q);
+    ol_wire_put_request_stat(&buf, &q);
+    r = ol_reader_over(buf.data, buf.len);
+    for (int i = 0; i < 2; i++) {
+        assert_true(ol_wire_get_request_stat(&r, &q2));
+        assert_memory_equal(&q, &q2, sizeof(q));
+    }
+    assert_false(ol_wire_get_request_stat(&r, &q2));
+    assert_false(r.bad); /* that was the end */
+    for (size_t len = 1; len < buf.len / 2; len++) {
+        r = ol_reader_over(buf.data, len);
+        assert_false(ol_wire_get_request_stat(&r, &q2));
+        assert_true(r.bad);
+    }
+    ol_buf_reset(&buf);
+    ol_wire_put_adapter_stat(&buf, &a);
+    r = ol_reader_over(buf.data, buf.len);
+    assert_true(ol_wire_get_adapter_stat(&r, &a2));
+    assert_memory_equal(&a, &a2, sizeof(a));
+    r = ol_reader_over(buf.data, buf.len - 1);
+    assert_false(ol_wire_get_adapter_stat(&r, &a2));
+    ol_buf_free(&buf);
+}
+
 static void test_random_bytes(void **state)
 {
     uint32_t seed = 99;
@@ -410,6 +466,7 @@ int main(void)
         cmocka_unit_test(test_request_there_and_back),
         cmocka_unit_test(test_events_there_and_back),
         cmocka_unit_test(test_info_there_and_back),
+        cmocka_unit_test(test_stats_there_and_back),
         cmocka_unit_test(test_random_bytes),
     };
 

@@ -6,6 +6,7 @@
 #include "engine/main/serve.h"
 
 #include "base/arena.h"
+#include "wire/stats.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -304,6 +305,58 @@ void serve_info(server *s)
     outbox_send(&s->out, &worker, OL_FRAME_INFO);
 }
 
+/* -- statistics ---------------------------------------------------------------------------------
+ */
+
+static void tell_requests(server *s, ol_buf *rows)
+{
+    ol_request_stat *stats;
+    int n = ol_engine_request_stats(s->engine, &stats);
+
+    rows->failed |= n < 0;
+    for (int i = 0; i < n; i++) {
+        const tag_entry *e = tag_of_number(s->tags, stats[i].tag);
+
+        stats[i].session = e ? e->session : 0;
+        stats[i].tag = e ? e->tag : 0;
+        ol_wire_put_request_stat(rows, &stats[i]);
+    }
+    free(stats);
+}
+
+static void tell_adapters(server *s, ol_buf *rows)
+{
+    ol_adapter_stat *stats;
+    int n = ol_engine_adapter_stats(s->engine, &stats);
+
+    rows->failed |= n < 0;
+    for (int i = 0; i < n; i++)
+        ol_wire_put_adapter_stat(rows, &stats[i]);
+    free(stats);
+}
+
+static ol_code tell_stats(server *s, ol_reader *r, const ol_frame *frame, ol_error *err)
+{
+    ol_buf rows = {0};
+    uint8_t which = ol_get_u8(r);
+    ol_code code = OL_OK;
+
+    if (r->bad || which > OL_STATS_ADAPTERS)
+        return malformed(frame, err);
+    if (which == OL_STATS_REQUESTS)
+        tell_requests(s, &rows);
+    else
+        tell_adapters(s, &rows);
+    if (rows.failed)
+        code = ol_fail_nomem(err, rows.len, "statistics");
+    else
+        outbox_send_data(&s->out, frame, rows.data, rows.len);
+    if (code == OL_OK)
+        outbox_send(&s->out, frame, OL_FRAME_END);
+    ol_buf_free(&rows);
+    return code;
+}
+
 /* -- frames
  * -------------------------------------------------------------------------------------------- */
 
@@ -315,6 +368,8 @@ static void take_call(server *s, tag_entry *e, ol_reader *r, const ol_frame *fra
 
     if (e->live)
         code = malformed(frame, &err);
+    else if (frame->type == OL_FRAME_STATS)
+        code = tell_stats(s, r, frame, &err);
     else if (frame->type == OL_FRAME_TOKENIZE)
         code = tokenize(s, e, r, frame, &err);
     else
@@ -361,6 +416,7 @@ void serve_frame(server *s, const ol_frame *frame, const uint8_t *payload)
     case OL_FRAME_ADAPTER_CHECK:
     case OL_FRAME_TOKENIZE:
     case OL_FRAME_DETOKENIZE:
+    case OL_FRAME_STATS:
         take_consumer(s, frame, payload);
         break;
     case OL_FRAME_CANCEL:

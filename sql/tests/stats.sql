@@ -1,0 +1,43 @@
+-- What goes on inside, while something does: a cursor holds a request in mid-generation.
+CREATE ROLE lora_watcher;
+CREATE ROLE lora_monitor;
+SELECT lora_grant_usage('lora_watcher');
+SELECT lora_grant_usage('lora_monitor');
+GRANT pg_read_all_stats TO lora_monitor;
+\getenv demo OPENLORA_DEMO
+SELECT lora_adapter_import('watched', pg_read_binary_file(:'demo' || '/adapters/grimm/adapter_model.safetensors'),
+  pg_read_file(:'demo' || '/adapters/grimm/adapter_config.json')::jsonb, shared => true) IS NOT NULL AS imported;
+SELECT lora_stat_reset();
+SELECT requests, generated_tokens, steps, batch_size FROM openlora.stat_engine;
+BEGIN;
+DECLARE c CURSOR FOR SELECT lora_stream('{watched}', 'Once upon a time there was a king who had a daughter', max_tokens => 900, ignore_eos => true);
+FETCH 1 FROM c \g /dev/null
+SELECT pid = pg_backend_pid() AS mine, role, task, state, priority, adapters, prompt_tokens > 8 AS prompt, output_tokens > 0 AS output,
+       computed_tokens >= prompt_tokens AS computed, preemptions, age >= running_for AS times FROM openlora.stat_activity;
+SELECT name, tier, bytes > 0 AS bytes, requests, misses, loads, load_ms > 0 AS load_ms, last_used > now() - interval '1 hour' AS last_used
+FROM openlora.stat_adapters WHERE name = 'watched';
+-- others see that somebody asks, and no more
+SET ROLE lora_watcher;
+SELECT pid = pg_backend_pid() AS mine, role, task, state, adapters, prompt_tokens, age FROM openlora.stat_activity;
+SET ROLE lora_monitor;
+SELECT role, task, state, adapters FROM openlora.stat_activity;
+RESET ROLE;
+CLOSE c;
+SELECT count(*) FROM openlora.stat_activity;
+COMMIT;
+SELECT requests, cancelled, generated_tokens > 0 AS generated, steps > 0 AS steps, batch_size, busy_seconds > 0 AS busy,
+       tokens_per_second > 0 AS speed, kv_pages_used, adapter_loads, since > now() - interval '1 hour' AS since
+FROM openlora.stat_engine;
+-- a second request with the same beginning finds what the first has computed
+SELECT lora_generate('{watched}', repeat('Once upon a time. ', 20), max_tokens => 1) IS NOT NULL AS first;
+SELECT lora_stat_reset();
+SELECT lora_generate('{watched}', repeat('Once upon a time. ', 20), max_tokens => 1) IS NOT NULL AS again;
+SELECT requests, cached_tokens > 16 AND cached_tokens < prompt_tokens AS cached FROM openlora.stat_engine;
+SELECT cached_tokens > 16 AS on_record FROM openlora.inferences ORDER BY id DESC LIMIT 1;
+SELECT hits > 0 AS hits FROM openlora.stat_adapters WHERE name = 'watched';
+SET ROLE lora_watcher;
+SELECT lora_stat_reset();
+RESET ROLE;
+SELECT lora_adapter_drop('watched');
+DROP OWNED BY lora_watcher, lora_monitor;
+DROP ROLE lora_watcher, lora_monitor;
