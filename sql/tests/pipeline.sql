@@ -175,9 +175,11 @@ SELECT what, is_pipelined(query) FROM shape WHERE is_pipelined(query) <> pipelin
 
 -- ---------------------------------------------------------------- the node, in EXPLAIN
 SET openlora.pipeline_depth = -1;
+SELECT requests AS before FROM lora_status() \gset
 EXPLAIN (COSTS OFF) SELECT id, ask(adapter, body) FROM task ORDER BY id LIMIT 3;
 EXPLAIN (COSTS OFF) SELECT string_agg(ask(adapter, body), '') FROM task;
 EXPLAIN (COSTS OFF) UPDATE task SET body = ask(adapter, ask(NULL, body)) WHERE lora_score(NULL, body, 'x') < -5;
+SELECT requests - :before AS started FROM lora_status();
 SELECT count(*) AS before FROM openlora.inferences \gset
 CREATE FUNCTION figures(query text) RETURNS TABLE (line text) LANGUAGE plpgsql AS $$
 BEGIN
@@ -221,6 +223,14 @@ SELECT new_inferences();
 DECLARE c CURSOR FOR SELECT s.id, ask(c.text, NULL) IS NULL AS nothing FROM (SELECT id, ask(NULL, body) AS a FROM task ORDER BY id) s,
   LATERAL lora_complete(NULL, a || id, max_tokens => 2) c WHERE c.completion_tokens = 2;
 FETCH 2 FROM c;
+CLOSE c;
+SELECT new_inferences();
+-- an error in the arguments of a row that was read ahead is that row's
+DECLARE c CURSOR FOR SELECT id, ask(adapter, (1 / (id - 4))::text) IS NULL AS nothing FROM task ORDER BY id;
+FETCH 3 FROM c;
+SAVEPOINT s;
+FETCH 1 FROM c;
+ROLLBACK TO s;
 CLOSE c;
 SELECT new_inferences();
 -- a cursor goes on behind a savepoint that was rolled back, its rows do not come again
