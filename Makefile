@@ -98,6 +98,8 @@ $(BUILD)/fake_engine: $(call obj,test/fake/fake_engine.c) $(BUILD)/libopenlora.a
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
 
 unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS) $(BUILD)/fake_engine
+$(BUILD)/churn: $(call obj,test/bench/churn.c src/engine/main/random_adapter.c) $(BUILD)/libopenlora.a
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
 $(BUILD)/bench_ops: $(call obj,test/device/bench_ops.c $(CPU_SOURCES) $(BASE_SOURCES))
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcrypto -lpthread -lm
 .PHONY: unit-tests

@@ -2,8 +2,8 @@
  * engine_internal.h: what the files behind engine.h share.
  *
  *   engine.c     opening, closing, facts, adapters, tokens
- *   submit.c     checks a request and makes it
- *   request.c    its end: done, failed, cancelled; finding it by tag
+ *   submit.c     checks a request and makes it; cancels it
+ *   request.c    its end: done, failed; finding it by tag
  *   admission.c  when a request has its adapters, and which are asked for
  *   step.c       plan -> step -> logits
  *   offers.c     adapters that are read beside the steps

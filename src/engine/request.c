@@ -232,15 +232,3 @@ void request_check_deadlines(ol_engine *engine)
                 fail_late(engine, r);
         }
 }
-
-void ol_engine_cancel(ol_engine *engine, uint64_t tag)
-{
-    request *r = request_find(engine, tag);
-
-    ol_events_drop(engine->events, tag); /* it may have ended already */
-    if (!r)
-        return;
-    engine->counters.cancelled++;
-    request_free(engine, r);
-    admission_run(engine);
-}

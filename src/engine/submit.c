@@ -1,4 +1,4 @@
-/* submit.c: from a host's request to one of ours, everything checked. */
+/* submit.c: from a host's request to one of ours, everything checked; and taking it back. */
 #include "engine/engine_internal.h"
 
 #include <math.h>
@@ -267,4 +267,16 @@ ol_code ol_engine_submit(ol_engine *engine, const ol_request *q, ol_error *err)
     request_enter(engine, r);
     admission_run(engine);
     return OL_OK;
+}
+
+void ol_engine_cancel(ol_engine *engine, uint64_t tag)
+{
+    request *r = request_find(engine, tag);
+
+    ol_events_drop(engine->events, tag); /* it may have ended already */
+    if (!r)
+        return;
+    engine->counters.cancelled++;
+    request_free(engine, r);
+    admission_run(engine);
 }

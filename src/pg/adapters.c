@@ -11,7 +11,6 @@
 #include <math.h>
 
 #include "access.h"
-#include "attribution.h"
 #include "catalog/pg_type.h"
 #include "engine/engine.h"
 #include "mb/pg_wchar.h"
@@ -206,7 +205,6 @@ int lora_adapters_resolve(ArrayType *ids_array, ArrayType *weights, LoraAdapterR
     Datum *ids = NULL;
     int n = 0;
 
-    lora_attribution_prevent();
     *out = NULL;
     if (ids_array && !read_ids(ids_array, &ids, &n, error))
         return -1;

@@ -3,38 +3,12 @@
 
 #include <math.h>
 
+#include "attribution.h"
 #include "catalog/pg_type.h"
-#include "mb/pg_wchar.h"
+#include "utf8.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
-
-/* -- texts ------------------------------------------------------------------------------------ */
-
-bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
-                        ol_error *error)
-{
-    char *local = VARDATA_ANY(value);
-    Size limit = (Size)lora_max_prompt_size * 1024;
-
-    *length = VARSIZE_ANY_EXHDR(value);
-    *utf8 = pg_server_to_any(local, (int)*length, PG_UTF8);
-    if (*utf8 != local)
-        *length = strlen(*utf8);
-    if (*length <= limit)
-        return true;
-    ol_fail(error, OL_LIMIT, "%s is too long: %zu bytes", what, *length);
-    ol_detail(error, "The limit is %zu bytes.", limit);
-    ol_hint(error, "Shorten it, or raise openlora.max_prompt_size.");
-    return false;
-}
-
-text *lora_text_from_utf8(const char *utf8, Size length)
-{
-    char *local = pg_any_to_server(utf8, (int)length, PG_UTF8);
-
-    return local == utf8 ? cstring_to_text_with_len(utf8, (int)length) : cstring_to_text(local);
-}
 
 bool lora_on_error_null(FunctionCallInfo fcinfo, int argument)
 {
@@ -189,6 +163,7 @@ static bool read_numbers(FunctionCallInfo fcinfo, ol_sampling *s, ol_error *erro
 
 bool lora_spec_adapters(LoraSpec *spec, ArrayType *ids, ArrayType *weights, ol_error *error)
 {
+    lora_attribution_prevent();
     spec->n_adapters = lora_adapters_resolve(ids, weights, &spec->adapters, error);
     return spec->n_adapters >= 0;
 }

@@ -35,12 +35,7 @@ extern bool lora_spec_from_arguments(FunctionCallInfo fcinfo, const char *functi
                                      ol_error *error);
 /* Adapters and weights alone. */
 extern bool lora_spec_adapters(LoraSpec *spec, ArrayType *ids, ArrayType *weights, ol_error *error);
-/* Text argument number n as UTF-8, checked against openlora.max_prompt_size. */
-extern bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
-                               ol_error *error);
 /* Whether on_error asks for NULL instead of an error. */
 extern bool lora_on_error_null(FunctionCallInfo fcinfo, int argument);
-/* UTF-8 in the database's encoding. */
-extern text *lora_text_from_utf8(const char *utf8, Size length);
 
 #endif

@@ -21,7 +21,6 @@
 
 #include "access/xact.h"
 #include "append.h"
-#include "arguments.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -30,6 +29,7 @@
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "utf8.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"

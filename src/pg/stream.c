@@ -5,6 +5,7 @@
 #include "attribution.h"
 #include "executor/executor.h"
 #include "funcapi.h"
+#include "utf8.h"
 #include "utils/builtins.h"
 
 PG_FUNCTION_INFO_V1(lora_stream);

@@ -1,8 +1,10 @@
 /* text_functions.c: lora_tokenize, lora_detokenize and lora_count_tokens. */
 #include "lora_pg.h"
 
-#include "arguments.h"
 #include "catalog/pg_type.h"
+#include "request.h"
+#include "utf8.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 
 PG_FUNCTION_INFO_V1(lora_tokenize);

@@ -1,0 +1,15 @@
+/*
+ * utf8.h: the engine speaks UTF-8, a database what it was created with.
+ */
+#ifndef LORA_UTF8_H
+#define LORA_UTF8_H
+
+#include "lora_pg.h"
+
+/* A text argument as UTF-8, held to openlora.max_prompt_size; `what` names it in the error. */
+extern bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
+                               ol_error *error);
+/* UTF-8 in the database's encoding. */
+extern text *lora_text_from_utf8(const char *utf8, Size length);
+
+#endif
