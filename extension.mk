@@ -11,7 +11,7 @@ OBJS := $(PG_SOURCES:.c=.o)
 PG_CPPFLAGS = -Isrc -D_GNU_SOURCE
 PG_CFLAGS = -std=gnu11 -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
 	-Wno-declaration-after-statement $(WERROR)
-SHLIB_LINK = -lcrypto
+SHLIB_LINK = -lcrypto -ldivsufsort
 EXTRA_CLEAN = openlora--$(EXTVERSION).sql
 
 PG_CONFIG ?= pg_config

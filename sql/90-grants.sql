@@ -96,13 +96,14 @@ BEGIN
         ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine TO %s', grantee);
     EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters(), openlora.live_requests(),'
         ' openlora.live_adapters(), openlora.engine_counters() TO %s', grantee);
+    EXECUTE format('GRANT SELECT ON openlora.reward_units, openlora.reward_policies, openlora.settlements, openlora.payouts TO %s', grantee);
     IF current_setting('server_version_num')::int >= 150000 THEN
         EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);
     END IF;
     IF manage THEN
         EXECUTE format('GRANT INSERT, UPDATE, DELETE ON openlora.adapters, openlora.datasets,'
             ' openlora.adapter_datasets, openlora.dataset_contributors, openlora.adapter_contributors,'
-            ' openlora.adapter_grants TO %s', grantee);
+            ' openlora.adapter_grants, openlora.dataset_documents TO %s', grantee);
         EXECUTE format('GRANT INSERT ON openlora.contributors TO %s', grantee);
         EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint) TO %s', grantee);
     END IF;
@@ -110,7 +111,7 @@ BEGIN
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
                AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_stat_reset', 'lora_settle', 'lora_correct',
-                   'lora_payout_inferences', 'lora_claims', 'lora_claims_json')
+                   'lora_payout_inferences', 'lora_claims', 'lora_claims_json', 'lora_trace', 'lora_trace_index')
                AND (manage OR p.proname = 'lora_adapter_export'
                     OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))
     LOOP
