@@ -12,6 +12,7 @@ ALTER TABLE openlora.inference_adapters ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.attributions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.adapter_grants ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.role_quotas ENABLE ROW LEVEL SECURITY;
+ALTER TABLE openlora.queue ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY all_read ON openlora.base_models FOR SELECT USING (true);
 CREATE POLICY visible ON openlora.adapters FOR SELECT
@@ -57,13 +58,16 @@ CREATE POLICY own ON openlora.adapter_contributors
 -- nobody but openlora, with the rights of the tables' owner.
 CREATE POLICY own ON openlora.inferences FOR SELECT USING (pg_catalog.pg_has_role(role_id, 'USAGE')
     OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')));
+CREATE POLICY own ON openlora.queue FOR SELECT USING (pg_catalog.pg_has_role(role, 'USAGE')
+    OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')));
 CREATE POLICY own ON openlora.inference_adapters FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 CREATE POLICY own ON openlora.attributions FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 
 REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares(), openlora.read_shares(jsonb),
-    openlora.live_requests(), openlora.live_adapters(), openlora.engine_counters(), openlora.has_right(bigint, text), openlora.forget_quota(regrole, bigint), openlora.quota_counters() FROM PUBLIC;
+    openlora.live_requests(), openlora.live_adapters(), openlora.engine_counters(), openlora.has_right(bigint, text),
+    openlora.forget_quota(regrole, bigint), openlora.quota_counters(), openlora.may_submit(oid) FROM PUBLIC;
 DO $$
 DECLARE
     f regprocedure;
@@ -93,7 +97,7 @@ BEGIN
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
         ' openlora.role_usage, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
-        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine TO %s', grantee);
+        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.queue TO %s', grantee);
     EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters(), openlora.live_requests(),'
         ' openlora.live_adapters(), openlora.engine_counters() TO %s', grantee);
     EXECUTE format('GRANT SELECT ON openlora.reward_units, openlora.reward_policies, openlora.settlements, openlora.payouts TO %s', grantee);
@@ -146,7 +150,7 @@ DECLARE
     t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['base_models', 'adapters', 'contributors', 'datasets', 'adapter_datasets',
-        'dataset_contributors', 'adapter_contributors', 'adapter_grants', 'role_quotas', 'inferences', 'inference_adapters',
+        'dataset_contributors', 'adapter_contributors', 'adapter_grants', 'role_quotas', 'queue', 'queue_id_seq', 'inferences', 'inference_adapters',
         'attributions', 'adapters_id_seq', 'contributors_id_seq', 'datasets_id_seq', 'inferences_id_seq']
     LOOP
         -- contributors below zero come with the extension

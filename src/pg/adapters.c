@@ -218,3 +218,33 @@ int lora_adapters_resolve(ArrayType *ids_array, ArrayType *weights, LoraAdapterR
     *out = refs;
     return n;
 }
+
+bool lora_adapter_find_again(LoraAdapterRef *ref, ol_error *error)
+{
+    static LoraStatement find = {"SELECT weights, config FROM openlora.adapters"
+                                 " WHERE id OPERATOR(pg_catalog.=) $1"
+                                 " AND digest OPERATOR(pg_catalog.=) $2",
+                                 2,
+                                 {INT8OID, BYTEAOID}};
+    bytea *digest = palloc(VARHDRSZ + sizeof(ref->digest));
+    Datum values[2] = {Int64GetDatum(ref->id), PointerGetDatum(digest)};
+    LoraIdentity caller;
+    bool found;
+
+    SET_VARSIZE(digest, VARHDRSZ + sizeof(ref->digest));
+    memcpy(VARDATA(digest), &ref->digest, sizeof(ref->digest));
+    if (SPI_connect() != SPI_OK_CONNECT)
+        elog(ERROR, "SPI_connect failed");
+    lora_become_owner(&caller);
+    found = lora_execute(&find, values, NULL, true) == 1;
+    if (found) {
+        ref->weights = lora_varlena(0, 1);
+        ref->config = lora_varlena(0, 2);
+    }
+    lora_become_caller(&caller);
+    SPI_finish();
+    if (!found)
+        ol_fail(error, OL_LOST, "adapter \"%s\" was changed while the request was under way",
+                utf8(ref->name));
+    return found;
+}

@@ -31,6 +31,10 @@ typedef struct LoraAdapterRef {
 extern int lora_adapters_resolve(ArrayType *ids, ArrayType *weights, LoraAdapterRef **refs,
                                  ol_error *error);
 
+/* The query that resolved it is over: finds its bytes again. False with an error when the row
+ * has other ones now, or is gone. */
+extern bool lora_adapter_find_again(LoraAdapterRef *ref, ol_error *error);
+
 /* -- reading (adapter_reader.c) ------------------------------------------------------ */
 
 /* Reads weights by slices, never the whole value. */

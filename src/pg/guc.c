@@ -27,6 +27,11 @@ int lora_restart_backoff_max = 30000;
 int lora_max_retries = 2;
 int lora_engine_timeout = 60000;
 int lora_default_max_tokens = 128;
+int lora_queue_workers = 4;
+int lora_queue_concurrency = 64;
+int lora_queue_max_attempts = 3;
+int lora_queue_retention = 7 * 24 * 3600;
+int lora_worker_idle_time = 2000;
 double lora_tenant_weight = 1;
 int lora_priority = 0;
 int lora_step_time = 200;
@@ -122,12 +127,31 @@ static void define_limits(void)
                -1, LORA_MAX_PIPELINE_DEPTH, PGC_USERSET, 0);
 }
 
+static void define_queue(void)
+{
+    define_int("openlora.queue_workers",
+               "Databases whose queues of requests are worked on at the same time.",
+               "0: queues stand still.", &lora_queue_workers, 0, 1000, PGC_SIGHUP, 0);
+    define_int("openlora.queue_concurrency", "Queued requests of a database that run together.",
+               NULL, &lora_queue_concurrency, 1, 1024, PGC_SIGHUP, 0);
+    define_int("openlora.queue_max_attempts",
+               "How often a queued request is begun before it is given up.",
+               "The last attempt is made alone.", &lora_queue_max_attempts, 2, 100, PGC_SIGHUP, 0);
+    define_int("openlora.queue_retention", "How long ended requests are kept in the queue.",
+               "-1: for ever.", &lora_queue_retention, -1, PG_INT32_MAX, PGC_SIGHUP, GUC_UNIT_S);
+    define_int("openlora.worker_idle_time",
+               "How long a worker of a database stays when it has nothing to do.",
+               "DROP DATABASE waits for it.", &lora_worker_idle_time, 0, 3600 * 1000, PGC_SIGHUP,
+               GUC_UNIT_MS);
+}
+
 void lora_define_settings(void)
 {
     define_engine_strings();
     define_engine_numbers();
     define_sharing();
     define_limits();
+    define_queue();
 #if PG_VERSION_NUM >= 150000
     MarkGUCPrefixReserved("openlora");
 #else

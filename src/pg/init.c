@@ -3,6 +3,7 @@
 
 #include "postmaster/bgworker.h"
 #include "pipeline.h"
+#include "queue.h"
 #include "session.h"
 #include "shared.h"
 #include "worker.h"
@@ -38,5 +39,6 @@ void _PG_init(void)
     lora_shared_install_hooks();
     lora_session_install_hooks();
     lora_pipeline_install_hooks();
+    lora_queue_install_hooks();
     register_worker();
 }

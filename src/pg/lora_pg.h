@@ -32,6 +32,11 @@ extern int lora_restart_backoff_max; /* ms */
 extern int lora_max_retries;
 extern int lora_engine_timeout; /* ms; how long a call waits for an engine that loads */
 extern int lora_default_max_tokens;
+extern int lora_queue_workers;
+extern int lora_queue_concurrency;
+extern int lora_queue_max_attempts;
+extern int lora_queue_retention; /* s; -1: for ever */
+extern int lora_worker_idle_time; /* ms */
 extern double lora_tenant_weight;
 extern int lora_priority;
 extern int lora_step_time; /* ms */

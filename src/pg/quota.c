@@ -6,6 +6,7 @@
 #include "access/xact.h"
 #include "pgstat.h"
 #include "port/pg_crc32c.h"
+#include "session.h"
 #include "shared.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
@@ -168,6 +169,8 @@ static void end_all(void)
 
 static void at_transaction_end(XactEvent event, void *arg)
 {
+    if (lora_session_outlives)
+        return;
     if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PARALLEL_ABORT ||
         event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE)
         end_all();

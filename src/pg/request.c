@@ -208,8 +208,8 @@ static LoraIo send_adapter(uint64 tag, uint16 type, LoraAdapterReader *reader,
 
 static void bring_adapter(LoraRequest *request, const ol_digest *digest)
 {
-    const LoraAdapterRef *ref = NULL;
-    LoraAdapterReader *reader;
+    LoraAdapterRef *ref = NULL;
+    LoraAdapterReader *reader = NULL;
     ol_error error;
 
     for (int i = 0; i < request->spec.n_adapters; i++)
@@ -217,7 +217,8 @@ static void bring_adapter(LoraRequest *request, const ol_digest *digest)
             ref = &request->spec.adapters[i];
     if (!ref)
         return;
-    reader = lora_adapter_open(ref, &error);
+    if (!lora_session_outlives || lora_adapter_find_again(ref, &error))
+        reader = lora_adapter_open(ref, &error);
     if (!reader) {
         uint64 tag = request->tag;
 

@@ -10,6 +10,8 @@
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 
+bool lora_session_outlives;
+
 struct LoraSessionMemory {
     char request[LORA_QUEUE_BYTES];
     char reply[LORA_QUEUE_BYTES];
@@ -213,6 +215,8 @@ static void cancel_begun_in(SubTransactionId id, bool any)
 
 static void at_transaction_end(XactEvent event, void *arg)
 {
+    if (lora_session_outlives && !session.mid_send)
+        return;
     if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PARALLEL_ABORT ||
         event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE)
         cancel_begun_in(InvalidSubTransactionId, true);

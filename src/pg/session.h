@@ -28,6 +28,10 @@ extern void lora_session_install_hooks(void);
  * openlora.engine_timeout. False with an error when there will be none. */
 extern bool lora_session_ready(ol_error *error);
 
+/* In a worker whose requests outlive the transactions that they were begun in: tags then end
+ * by their owner's word alone. */
+extern bool lora_session_outlives;
+
 /* A new tag, live until lora_session_forget or the end of its transaction. */
 extern uint64 lora_session_tag(void);
 extern bool lora_session_is_live(uint64 tag);

@@ -1,6 +1,7 @@
 /* shared.c: see shared.h. */
 #include "shared.h"
 
+#include "database_worker.h"
 #include "quota.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -49,7 +50,8 @@ static void request_shared(void)
 #endif
     RequestAddinShmemSpace(shared_size());
     RequestAddinShmemSpace(lora_quota_shared_size());
-    RequestNamedLWLockTranche("openlora", 2); /* LoraShared's, the quotas' */
+    RequestAddinShmemSpace(lora_database_workers_size());
+    RequestNamedLWLockTranche("openlora", 3); /* LoraShared's, the quotas', the workers' */
 }
 
 static void startup_shared(void)
@@ -68,6 +70,7 @@ static void startup_shared(void)
         lora_shared->worker_procno = -1;
     }
     lora_quota_startup_shared();
+    lora_database_workers_startup(&GetNamedLWLockTranche("openlora")[2].lock);
     LWLockRelease(AddinShmemInitLock);
 }
 
@@ -107,6 +110,16 @@ bool lora_wake_worker(void)
         return false;
     SetLatch(&ProcGlobal->allProcs[procno].procLatch);
     return true;
+}
+
+bool lora_engine_is_ready(void)
+{
+    bool ready;
+
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    ready = lora_shared->engine == LORA_ENGINE_READY;
+    LWLockRelease(lora_shared->lock);
+    return ready;
 }
 
 bool lora_wait_change(TimestampTz until)

@@ -66,6 +66,7 @@ extern LoraShared *lora_shared;
 extern void lora_shared_install_hooks(void);
 /* Number of this process's slot. */
 extern int lora_my_slot(void);
+extern bool lora_engine_is_ready(void);
 /* Sets the worker's latch; false when there is no worker. */
 extern bool lora_wake_worker(void);
 

@@ -1,6 +1,7 @@
 /* worker.c: see worker.h. The loop: look after the engine, attach, move, wait. */
 #include "worker.h"
 
+#include "database_worker.h"
 #include "engine_process.h"
 #include "libpq/pqsignal.h"
 #include "postmaster/bgworker.h"
@@ -110,14 +111,17 @@ static WaitEventSet *events_of_engine(void)
     return set;
 }
 
+static long sooner(long a, long b)
+{
+    return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
 static void wait_for_work(void)
 {
     WaitEvent event;
-    long pause = engine_pause_left(&engine), quotas = lora_quota_write_if_due();
+    long pause = sooner(engine_pause_left(&engine), lora_quota_write_if_due());
 
-    if (quotas >= 0 && (pause < 0 || quotas < pause))
-        pause = quotas;
-
+    pause = sooner(pause, lora_database_workers_tend());
     if (engine.pid && !ol_channel_may_sleep(&engine.channel))
         return;
     WaitEventSetWait(events_of_engine(), pause, &event, 1, lora_wait_event());
@@ -136,6 +140,7 @@ void lora_worker_main(Datum arg)
     BackgroundWorkerUnblockSignals();
     announce();
     before_shmem_exit(leave, 0);
+    lora_database_workers_begin();
     loop = AllocSetContextCreate(TopMemoryContext, "openlora worker", ALLOCSET_DEFAULT_SIZES);
     MemoryContextSwitchTo(loop);
     while (!ShutdownRequestPending) {

@@ -1,0 +1,169 @@
+# Requests that are answered later: nothing committed is lost, nothing is done twice, one bad
+# request does not take the others with it.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('queue');
+$node->init;
+$node->append_conf('postgresql.conf',
+	"shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'\nopenlora.restart_backoff_max = 100ms\n");
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION openlora');
+sub ready { $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready' }
+sub sql { $node->safe_psql('postgres', $_[0]) }
+sub setting { sql("ALTER SYSTEM SET $_[0]"); sql('SELECT pg_reload_conf()') }
+ready();
+
+# A long request: it runs until somebody ends it.
+my $long = q{max_tokens => 100000, ignore_eos => true, temperature => 1};
+sub wait_running { $node->poll_query_until('postgres', "SELECT state = 'running' FROM openlora.queue WHERE id = $_[0]") or die 'does not run' }
+
+# -- answers -------------------------------------------------------------------------------
+my $id = sql(q{SELECT lora_submit(NULL, 'Once upon a time', max_tokens => 8)});
+is(sql("SELECT state, result = lora_generate(NULL, 'Once upon a time', max_tokens => 8) FROM lora_result($id, '1 min')"),
+	'done|t', 'a queued request has the answer of lora_generate');
+is(sql("SELECT q.inference = i.id, i.function, i.role FROM openlora.queue q JOIN openlora.inferences i ON i.id = q.inference WHERE q.id = $id"),
+	't|lora_submit|' . sql('SELECT current_user'), 'and is attributed to who submitted it');
+my (undef, undef, $error) = $node->psql('postgres', q{SELECT lora_result(lora_submit(NULL, 'x'), '1 min')});
+like($error, qr/cannot wait for request/, 'waiting for a request of the same transaction is an error, not a hang');
+(undef, undef, $error) = $node->psql('postgres', q{SELECT lora_submit('{nobody}', 'x')});
+like($error, qr/adapter "nobody" does not exist/, 'arguments are checked at once');
+(undef, undef, $error) = $node->psql('postgres', q{SELECT lora_result(123456789)});
+like($error, qr/request 123456789 does not exist/, 'an unknown request');
+(undef, undef, $error) = $node->psql('postgres', q{BEGIN; SELECT lora_submit(NULL, 'x'); PREPARE TRANSACTION 'p'});
+like($error, qr/cannot PREPARE/, 'a prepared transaction cannot submit');
+
+# -- visible at commit, and not before --------------------------------------------------------
+{
+	my $one = $node->background_psql('postgres');
+	$one->query_safe('BEGIN');
+	my $mine = $one->query_safe(q{SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
+	my $other = sql(q{SELECT lora_submit(NULL, 'Twice', max_tokens => 2)});
+	is(sql("SELECT state FROM lora_result($other, '1 min')"), 'done', 'a later request is answered');
+	is(sql("SELECT count(*) FROM openlora.queue WHERE id = $mine"), '0', 'while an earlier one is not committed');
+	is($one->query_safe("SELECT state FROM lora_result($mine)"), 'queued', 'which its own transaction sees waiting');
+	$one->query_safe('COMMIT');
+	is(sql("SELECT state FROM lora_result($mine, '1 min')"), 'done', 'and is answered after the commit');
+	$one->query_safe('BEGIN');
+	my $undone = $one->query_safe(q{SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
+	$one->query_safe('ROLLBACK');
+	is(sql("SELECT count(*) FROM openlora.queue WHERE id = $undone"), '0', 'a rollback leaves nothing');
+	$one->quit;
+}
+
+# -- cancelling, and telling ------------------------------------------------------------------
+{
+	my $run = sql("SELECT lora_submit(NULL, 'Once', $long)");
+	wait_running($run);
+	is(sql("SELECT lora_cancel($run)"), 't', 'one that runs can be cancelled');
+	is(sql("SELECT state FROM lora_result($run, '1 min')"), 'cancelled', 'and ends');
+	$node->poll_query_until('postgres', q{SELECT running = 0 FROM lora_status()}) or die;
+	pass('also in the engine');
+	is(sql("SELECT lora_cancel($run)"), 'f', 'one that has ended cannot');
+	my $told = sql("LISTEN openlora_queue; SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min');");
+	like($told, qr/done\nAsynchronous notification "openlora_queue" with payload "\d+: done"/, 'those who LISTEN are told');
+
+	# two that cancel, one of which changes its mind
+	my ($one, $two) = map { $node->background_psql('postgres') } 1 .. 2;
+	$run = sql("SELECT lora_submit(NULL, 'Once', max_tokens => 400, ignore_eos => true)");
+	wait_running($run);
+	$one->query_safe('BEGIN');
+	$one->query_safe("SELECT lora_cancel($run)");
+	my $other = sql(q{SELECT lora_submit(NULL, 'Twice', max_tokens => 2)});
+	is(sql("SELECT state FROM lora_result($other, '1 min')"), 'done', 'a lock on one row holds up no other');
+	$one->query_safe('ROLLBACK');
+	is($two->query_safe("SELECT state FROM lora_result($run, '1 min')"), 'done', 'cancelling that is rolled back cancels nothing');
+	$one->quit;
+	$two->quit;
+}
+
+# -- rights -------------------------------------------------------------------------------------
+setting('openlora.queue_workers = 0');
+sql(q{CREATE ROLE u; CREATE ROLE other; SELECT lora_grant_usage('u'), lora_grant_usage('other')});
+$id = sql(q{SET ROLE u; SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
+(undef, undef, $error) = $node->psql('postgres', "SET ROLE other; SELECT lora_result($id)");
+like($error, qr/request $id does not exist/, 'not for other roles to read');
+(undef, undef, $error) = $node->psql('postgres', "SET ROLE other; SELECT lora_cancel($id)");
+like($error, qr/request $id does not exist/, 'nor to cancel');
+is(sql('SET ROLE other; SELECT count(*) FROM openlora.queue'), '0', 'nor to see in the table');
+is(sql("SELECT state FROM lora_result($id)"), 'queued', 'queue_workers = 0: it stands still');
+sql(q{SELECT lora_revoke_usage('u')});
+setting('openlora.queue_workers = 4');
+is(sql("SELECT state, error FROM lora_result($id, '1 min')"),
+	'failed|the role that submitted the request may not call lora_submit any more', 'a right that was taken back meanwhile');
+sql(q{SELECT lora_grant_usage('u')});
+is(sql(qq{SET ROLE u; SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min');
+  SELECT role FROM openlora.inferences ORDER BY id DESC LIMIT 1}), "done\nu", 'it runs as the role that submitted it');
+
+# -- restarts ------------------------------------------------------------------------------------
+setting('openlora.queue_workers = 0');
+my $before = sql('SELECT count(*) FROM openlora.inferences');
+sql(q{SELECT lora_submit(NULL, 'Thrice upon ' || i, max_tokens => 30, ignore_eos => true) FROM generate_series(1, 40) i});
+sql('ALTER SYSTEM RESET openlora.queue_workers');
+$node->restart;
+$node->poll_query_until('postgres', q{SELECT count(*) > 3 FROM openlora.queue WHERE prompt LIKE 'Thrice upon %' AND state IN ('running', 'done')})
+  or die 'not begun after a restart';
+pass('a restart goes on with what is queued, without anybody asking');
+$node->stop('immediate');
+$node->start;
+$node->poll_query_until('postgres', q{SELECT count(*) = 40 FROM openlora.queue WHERE prompt LIKE 'Thrice upon %' AND state = 'done'}) or die;
+is(sql('SELECT count(*) FROM openlora.inferences') - $before, 40, 'after an immediate shutdown each was answered, and attributed once');
+is(sql(q{SELECT count(*), count(DISTINCT inference) FROM openlora.queue WHERE prompt LIKE 'Thrice upon %'}), '40|40', 'each by its own inference');
+
+# -- the engine dies --------------------------------------------------------------------------------
+sub kill_engine { kill 'KILL', sql('SELECT engine_pid FROM lora_status()') }
+sql(q{SELECT lora_submit(NULL, 'Twice upon ' || i, max_tokens => 300, ignore_eos => true) FROM generate_series(1, 8) i});
+$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die;
+kill_engine();
+$node->poll_query_until('postgres', q{SELECT count(*) = 8 FROM openlora.queue WHERE prompt LIKE 'Twice upon %' AND state = 'done'}) or die;
+pass('no submitted request is lost with the engine');
+
+# a request that kills it whenever it runs
+my $poison = sql("SELECT lora_submit(NULL, 'poison', $long)");
+sql(q{SELECT lora_submit(NULL, 'innocent ' || i, max_tokens => 300, ignore_eos => true) FROM generate_series(1, 4) i});
+for my $attempt (1 .. 3)
+{
+	$node->poll_query_until('postgres', "SELECT state = 'running' AND attempts = $attempt FROM openlora.queue WHERE id = $poison") or die;
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die;
+	is(sql(q{SELECT count(*) FROM openlora.queue WHERE state = 'running'}), 1, 'its last attempt is made alone') if $attempt == 3;
+	kill_engine();
+}
+is(sql("SELECT r.state, attempts FROM lora_result($poison, '1 min') r, openlora.queue WHERE id = $poison"), 'failed|3',
+	'a request that kills the engine is given up');
+$node->poll_query_until('postgres', q{SELECT count(*) = 4 FROM openlora.queue WHERE prompt LIKE 'innocent %' AND state = 'done'}) or die;
+pass('and takes no other with it');
+
+# -- the worker is not in the way -------------------------------------------------------------------
+sql('CREATE DATABASE d');
+$node->safe_psql('d', 'CREATE EXTENSION openlora');
+is($node->safe_psql('d', qq{SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min')}),
+	'done', 'another database has a worker of its own');
+sql('CREATE DATABASE e TEMPLATE d');
+sql('DROP DATABASE d');
+pass('its idle worker keeps neither a copy nor DROP DATABASE from happening');
+
+# -- old rows ----------------------------------------------------------------------------------------
+setting('openlora.queue_retention = 0');
+sql(q{SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
+$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;
+pass('ended rows expire');
+
+# -- a stream's first token, and its end ---------------------------------------------------------------
+{
+	my $s = $node->background_psql('postgres');
+	$s->query_safe('BEGIN');
+	$s->query_safe("DECLARE c CURSOR FOR SELECT lora_stream(NULL, 'Once', $long)");
+	like($s->query_safe('FETCH 1 FROM c'), qr/^\(0,/, 'a cursor has the first token while the answer is being made');
+	is(sql('SELECT running FROM lora_status()'), '1', 'which goes on');
+	$s->query_safe('CLOSE c');
+	$node->poll_query_until('postgres', 'SELECT running = 0 FROM lora_status()') or die;
+	pass('closing the cursor cancels it');
+	$s->query_safe('COMMIT');
+	$s->quit;
+}
+unlike(slurp_file($node->logfile), qr/TRAP|PANIC/, 'no assertion failed');
+$node->stop;
+done_testing();
