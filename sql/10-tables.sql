@@ -145,9 +145,11 @@ CREATE TABLE openlora.inferences (
     device             text NOT NULL,
     queue_ms           float8 NOT NULL,
     prefill_ms         float8 NOT NULL,
-    decode_ms          float8 NOT NULL
+    decode_ms          float8 NOT NULL,
+    salt               bytea CHECK (octet_length(salt) = 32)
 );
 COMMENT ON TABLE openlora.inferences IS 'one row per answer, in the transaction that asked for it';
+COMMENT ON COLUMN openlora.inferences.salt IS 'of the digests in the receipt: without this row nobody can tell what was asked from them';
 COMMENT ON COLUMN openlora.inferences.at IS 'when that transaction began';
 COMMENT ON COLUMN openlora.inferences.cached_tokens IS 'of the prompt''s tokens: found computed, by an earlier request with the same beginning and adapters';
 COMMENT ON COLUMN openlora.inferences.role IS 'who asked: the role whose privileges applied, as it was called then';

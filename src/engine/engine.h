@@ -116,7 +116,14 @@ typedef struct ol_request {
     float tenant_weight;  /* a tenant's part of the work; 0: 1 */
     int priority;         /* higher goes first, whoever's it is; -OL_MAX_PRIORITY .. */
     uint32_t timeout_ms;  /* from now; then it fails with OL_CANCELLED. 0: none */
+    /* Metering: the host's own record, <= OL_MAX_METER_BYTES, copied and not looked into. It
+     * comes back in an OL_EVENT_USAGE when the request ends, however it ends, if anything was
+     * computed for it. Empty: no such event. */
+    ol_text meter;
+    ol_digest meter_salt; /* goes before the output's tokens into their digest */
 } ol_request;
+
+#define OL_MAX_METER_BYTES 4096
 
 #define OL_MAX_PRIORITY 1000
 
@@ -134,7 +141,14 @@ typedef enum ol_event_kind {
     OL_EVENT_NEED_ADAPTER,
     OL_EVENT_DONE,   /* last event of its tag */
     OL_EVENT_FAILED, /* last event of its tag */
+    OL_EVENT_USAGE,  /* of a metered request; just before its last event, or after a cancel */
 } ol_event_kind;
+
+typedef enum ol_outcome {
+    OL_OUTCOME_DONE,
+    OL_OUTCOME_FAILED,
+    OL_OUTCOME_CANCELLED,
+} ol_outcome;
 
 typedef struct ol_token_logprob {
     int32_t token;
@@ -156,8 +170,12 @@ typedef struct ol_event {
     float logprob; /* when logprobs >= 0, and always for OL_TASK_SCORE */
     int n_alternatives;
     const ol_token_logprob *alternatives; /* most likely first */
-    /* NEED_ADAPTER */
+    /* NEED_ADAPTER; USAGE: SHA-256 over meter_salt and the output's tokens, 4 bytes each,
+     * little-endian */
     ol_digest digest;
+    /* USAGE: text is the meter; prompt_tokens (those that were computed or found),
+     * cached_tokens, completion_tokens and shares as in DONE */
+    ol_outcome outcome;
     /* DONE */
     ol_finish finish;
     int prompt_tokens, completion_tokens;

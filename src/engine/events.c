@@ -16,8 +16,8 @@ typedef struct record {
     int index, n_alternatives;
     int32_t token;
     float logprob;
-    span text;  /* TOKEN, DONE */
-    span extra; /* TOKEN: alternatives; NEED_ADAPTER: digest; DONE: done; FAILED: error */
+    span text;  /* TOKEN, DONE, USAGE */
+    span extra; /* TOKEN: alternatives; NEED_ADAPTER: digest; DONE, USAGE: done; FAILED: error */
 } record;
 
 typedef struct done {
@@ -25,6 +25,8 @@ typedef struct done {
     int prompt_tokens, completion_tokens, cached_tokens, n_shares;
     double logprob_sum;
     uint64_t queue_us, prefill_us, decode_us;
+    ol_outcome outcome; /* USAGE */
+    ol_digest digest;   /* USAGE */
     double shares[OL_MAX_REQUEST_ADAPTERS];
 } done;
 
@@ -106,7 +108,9 @@ static span put_done(ol_events *q, const ol_event *e)
               .logprob_sum = e->logprob_sum,
               .queue_us = e->queue_us,
               .prefill_us = e->prefill_us,
-              .decode_us = e->decode_us};
+              .decode_us = e->decode_us,
+              .outcome = e->outcome,
+              .digest = e->digest};
 
     if (e->n_shares)
         memcpy(d.shares, e->shares, (size_t)e->n_shares * sizeof(double));
@@ -121,6 +125,7 @@ static span put_extra(ol_events *q, const ol_event *e)
     case OL_EVENT_NEED_ADAPTER:
         return put(q, &e->digest, sizeof(e->digest));
     case OL_EVENT_DONE:
+    case OL_EVENT_USAGE:
         return put_done(q, e);
     case OL_EVENT_FAILED:
         break;
@@ -147,12 +152,17 @@ void ol_events_push(ol_events *q, const ol_event *e)
     r->extra = put_extra(q, e);
 }
 
+void ol_events_fail(ol_events *q)
+{
+    q->failed = true;
+}
+
 void ol_events_drop(ol_events *q, uint64_t tag)
 {
     for (size_t i = 0; i < q->n; i++) {
         record *r = &q->ring[(q->head + i) & (q->size - 1)];
 
-        if (r->tag == tag)
+        if (r->tag == tag && r->kind != OL_EVENT_USAGE) /* what was used was used */
             r->dropped = true;
     }
 }
@@ -171,6 +181,8 @@ static void get_done(const done *d, ol_event *e)
     e->queue_us = d->queue_us;
     e->prefill_us = d->prefill_us;
     e->decode_us = d->decode_us;
+    e->outcome = d->outcome;
+    e->digest = d->digest;
 }
 
 static void get_extra(const ol_events *q, const record *r, ol_event *e)
@@ -189,6 +201,7 @@ static void get_extra(const ol_events *q, const record *r, ol_event *e)
         memcpy(&e->digest, extra, sizeof(e->digest));
         break;
     case OL_EVENT_DONE:
+    case OL_EVENT_USAGE:
         get_done(extra, e);
         break;
     case OL_EVENT_FAILED:

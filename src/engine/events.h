@@ -19,6 +19,8 @@ void ol_events_free(ol_events *events); /* NULL is fine */
 /* Copies the event and what it points to. An event that finds no memory makes the queue
  * `failed`, which ol_engine_step reports. */
 void ol_events_push(ol_events *events, const ol_event *event);
+/* As if one had found no memory. */
+void ol_events_fail(ol_events *events);
 bool ol_events_poll(ol_events *events, ol_event *event);
 /* Forgets what is queued for a tag. */
 void ol_events_drop(ol_events *events, uint64_t tag);

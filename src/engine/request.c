@@ -142,6 +142,7 @@ void request_free(ol_engine *engine, request *r)
     ol_sampler_free(r->sampler);
     ol_stops_free(r->stops);
     ol_buf_free(&r->held);
+    ol_buf_free(&r->meter);
     free(r->tokens);
     free(r);
 }
@@ -167,6 +168,56 @@ static void tell_times(const request *r, ol_event *e)
         e->prefill_us = (r->first_us ? r->first_us : now) - r->started_us;
     if (r->first_us)
         e->decode_us = now - r->first_us;
+}
+
+/* The tokens as everybody can write them down, whatever this machine's byte order is. */
+static bool digest_output(const request *r, ol_digest *digest)
+{
+    ol_sha256 *sha = ol_sha256_begin();
+
+    if (!sha)
+        return false;
+    ol_sha256_add(sha, r->meter_salt.bytes, OL_DIGEST_BYTES);
+    for (int i = 0; i < r->n_output; i++) {
+        uint32_t token = (uint32_t)r->tokens[r->n_prompt + i];
+        uint8_t bytes[4] = {(uint8_t)token, (uint8_t)(token >> 8), (uint8_t)(token >> 16),
+                            (uint8_t)(token >> 24)};
+
+        ol_sha256_add(sha, bytes, sizeof(bytes));
+    }
+    ol_sha256_end(sha, digest);
+    return true;
+}
+
+/* Of a prompt that was not finished, what was computed of it counts. */
+static int used_prompt(const request *r)
+{
+    if (r->n_output > 0)
+        return r->n_prompt;
+    return r->seq.computed < r->n_prompt ? r->seq.computed : r->n_prompt;
+}
+
+void request_tell_usage(ol_engine *engine, const request *r, ol_outcome outcome)
+{
+    double shares[OL_MAX_REQUEST_ADAPTERS];
+    int prompt = outcome == OL_OUTCOME_DONE ? r->n_prompt : used_prompt(r);
+    ol_event e = {.tag = r->tag,
+                  .kind = OL_EVENT_USAGE,
+                  .outcome = outcome,
+                  .text = {(const char *)r->meter.data, r->meter.len},
+                  .prompt_tokens = prompt,
+                  .completion_tokens = r->n_output,
+                  .cached_tokens = r->seq.found < prompt ? r->seq.found : prompt,
+                  .n_shares = r->n_adapters,
+                  .shares = shares};
+
+    if (r->meter.len == 0 || prompt == 0)
+        return;
+    measure_shares(r, shares);
+    if (digest_output(r, &e.digest))
+        ol_events_push(engine->events, &e);
+    else
+        ol_events_fail(engine->events); /* sooner no service than service unmetered */
 }
 
 void request_done(ol_engine *engine, request *r, ol_finish finish)
@@ -196,6 +247,7 @@ void request_done(ol_engine *engine, request *r, ol_finish finish)
     }
     measure_shares(r, shares);
     tell_times(r, &e);
+    request_tell_usage(engine, r, OL_OUTCOME_DONE);
     ol_events_push(engine->events, &e);
     request_free(engine, r);
 }
@@ -204,6 +256,7 @@ void request_fail(ol_engine *engine, request *r, const ol_error *error)
 {
     ol_event e = {.tag = r->tag, .kind = OL_EVENT_FAILED, .error = *error};
 
+    request_tell_usage(engine, r, OL_OUTCOME_FAILED);
     ol_events_push(engine->events, &e);
     engine->counters.failed++;
     request_free(engine, r);

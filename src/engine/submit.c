@@ -49,6 +49,9 @@ static ol_code check_request(const ol_engine *engine, const ol_request *q, ol_er
         return ol_fail(err, OL_INVALID, "a priority cannot be %d", q->priority);
     if (!(q->tenant_weight >= 0) || !isfinite(q->tenant_weight))
         return ol_fail(err, OL_INVALID, "a tenant's weight cannot be %g", (double)q->tenant_weight);
+    if (q->meter.len > OL_MAX_METER_BYTES)
+        return ol_fail(err, OL_LIMIT, "a request's meter has %zu bytes; at most %d may be",
+                       q->meter.len, OL_MAX_METER_BYTES);
     OL_TRY(check_adapters(q, err));
     OL_TRY(check_text(engine, q, err));
     return ol_sampling_check(&q->sampling, engine->config->vocab, err);
@@ -202,6 +205,13 @@ static ol_code take_place(ol_engine *engine, const ol_request *q, request *r, ol
     return r->context ? OL_OK : ol_fail_nomem(err, sizeof(ol_digest), "a request");
 }
 
+static ol_code take_meter(const ol_request *q, request *r, ol_error *err)
+{
+    r->meter_salt = q->meter_salt;
+    ol_buf_put(&r->meter, q->meter.data, q->meter.len);
+    return r->meter.failed ? ol_fail_nomem(err, q->meter.len, "a request") : OL_OK;
+}
+
 static ol_code take_sampling(const ol_engine *engine, const ol_request *q, request *r,
                              ol_error *err)
 {
@@ -226,6 +236,7 @@ static ol_code fill(ol_engine *engine, const ol_request *q, request *r, ol_ids *
     OL_TRY(check_ids(engine, q, ids, n_prompt, err));
     take_tokens(engine, q, ids, n_prompt, r);
     OL_TRY(take_sampling(engine, q, r, err));
+    OL_TRY(take_meter(q, r, err));
     OL_TRY(take_place(engine, q, r, err));
     return take_adapters(engine, q, r, err);
 }
@@ -277,6 +288,7 @@ void ol_engine_cancel(ol_engine *engine, uint64_t tag)
     if (!r)
         return;
     engine->counters.cancelled++;
+    request_tell_usage(engine, r, OL_OUTCOME_CANCELLED);
     request_free(engine, r);
     admission_run(engine);
 }

@@ -154,6 +154,8 @@ enum {
     IN_QUEUE,
     IN_PREFILL,
     IN_DECODE,
+    IN_ID,
+    IN_SALT,
     IN_COUNT
 };
 
@@ -186,14 +188,15 @@ static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
         "INSERT INTO openlora.inferences (role, role_id, function, base_model, prompt_tokens,"
         " cached_tokens, completion_tokens, finish_reason, temperature, top_k, top_p, min_p,"
         " repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, ignore_eos,"
-        " max_tokens, seed, device, queue_ms, prefill_ms, decode_ms) VALUES ($1, $2, $3, $4, $5,"
+        " max_tokens, seed, device, queue_ms, prefill_ms, decode_ms, id, salt)"
+        " OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5,"
         " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,"
-        " $24) RETURNING id",
+        " $24, $25, $26)",
         IN_COUNT,
-        {NAMEOID,   REGROLEOID, TEXTOID,   BYTEAOID,  INT4OID,      INT4OID,
-         INT4OID,   TEXTOID,    FLOAT4OID, INT4OID,   FLOAT4OID,    FLOAT4OID,
-         FLOAT4OID, FLOAT4OID,  FLOAT4OID, JSONBOID,  TEXTARRAYOID, BOOLOID,
-         INT4OID,   INT8OID,    TEXTOID,   FLOAT8OID, FLOAT8OID,    FLOAT8OID}};
+        {NAMEOID,   REGROLEOID, TEXTOID,      BYTEAOID,  INT4OID,   INT4OID,   INT4OID,
+         TEXTOID,   FLOAT4OID,  INT4OID,      FLOAT4OID, FLOAT4OID, FLOAT4OID, FLOAT4OID,
+         FLOAT4OID, JSONBOID,   TEXTARRAYOID, BOOLOID,   INT4OID,   INT8OID,   TEXTOID,
+         FLOAT8OID, FLOAT8OID,  FLOAT8OID,    INT8OID,   BYTEAOID}};
     static const char *const finishes[] = {"eos", "stop", "length", "scored"};
     NameData role;
     Datum values[IN_COUNT];
@@ -214,8 +217,10 @@ static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
     values[IN_QUEUE] = Float8GetDatum((double)result->queue_us / 1000);
     values[IN_PREFILL] = Float8GetDatum((double)result->prefill_us / 1000);
     values[IN_DECODE] = Float8GetDatum((double)result->decode_us / 1000);
+    values[IN_ID] = Int64GetDatum(result->inference);
+    values[IN_SALT] = digest_datum(&result->salt);
     lora_execute(&insert, values, nulls, false);
-    return lora_int64(0, 1);
+    return result->inference;
 }
 
 /* Rows of a table, by the short way or by the statement. */

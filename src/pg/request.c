@@ -2,6 +2,7 @@
 #include "request.h"
 
 #include "access.h"
+#include "receipt.h"
 #include "session.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
@@ -19,7 +20,7 @@ struct LoraRequest {
     int place;     /* in `flying`, or -1 */
     bool keep_tokens, ended, failed;
     ol_error error;
-    int retries_left;
+    int retries_left, attempts;
     LoraQuotaClaim claim;
     int seen; /* token events taken; a retry repeats them and they are skipped */
     LoraResult result;
@@ -110,6 +111,7 @@ static void send_request(LoraRequest *request)
 {
     const LoraSpec *spec = &request->spec;
     ol_adapter_use adapters[OL_MAX_REQUEST_ADAPTERS];
+    LoraMeter meter;
     ol_request wire = {.task = spec->task,
                        .quiet = !request->keep_tokens,
                        .prompt = {spec->prompt, spec->prompt_len},
@@ -120,13 +122,16 @@ static void send_request(LoraRequest *request)
                        .tenant = GetUserId(),
                        .tenant_weight = (float)lora_tenant_weight,
                        .priority = lora_priority,
-                       .timeout_ms = time_left()};
+                       .timeout_ms = time_left(),
+                       .meter = {(const char *)&meter, sizeof(meter)},
+                       .meter_salt = request->result.salt};
     ol_buf *buf;
 
     for (int i = 0; i < spec->n_adapters; i++) {
         adapters[i].digest = spec->adapters[i].digest;
         adapters[i].weight = (float)spec->adapters[i].weight;
     }
+    lora_meter_fill(&meter, spec, &request->result, request->attempts++);
     request->tag = lora_session_tag();
     request->losses = lora_session_losses();
     if (lora_session_upload(request->tag, spec->prompt, spec->prompt_len) != LORA_IO_OK ||
@@ -155,9 +160,12 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
     MemoryContext context, before;
     LoraRequest *request;
     LoraQuotaClaim claim;
+    int64 inference;
 
-    if (!lora_session_ready(error) ||
-        !lora_claim_quotas(spec->adapters, spec->n_adapters,
+    if (!lora_session_ready(error))
+        return NULL;
+    inference = lora_next_inference(); /* before there is anything to be given back */
+    if (!lora_claim_quotas(spec->adapters, spec->n_adapters,
                            guess_prompt_tokens(spec) + spec->sampling.max_tokens, &claim, error))
         return NULL;
     context = AllocSetContextCreate(CurrentMemoryContext, "openlora request", ALLOCSET_SMALL_SIZES);
@@ -169,6 +177,8 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
     request->tokens_end = &request->tokens;
     request->retries_left = lora_max_retries;
     request->claim = claim;
+    request->result.inference = inference;
+    lora_make_salt(&request->result.salt);
     initStringInfo(&request->result.text);
     MemoryContextSwitchTo(before);
     note_flying(request);
@@ -307,6 +317,8 @@ static void take_event(LoraRequest *request, const uint8 *payload, uint32 length
         break;
     case OL_EVENT_FAILED:
         fail_request(request, &event.error);
+        break;
+    case OL_EVENT_USAGE: /* the worker's: no decoder gives it */
         break;
     }
     MemoryContextSwitchTo(before);

@@ -68,6 +68,8 @@ extern void lora_request_free(LoraRequest *request);
 
 /* Results, when it has ended well. */
 typedef struct LoraResult {
+    int64 inference;     /* its id, from the start on */
+    ol_digest salt;      /* of the digests of its receipt */
     StringInfoData text; /* UTF-8 */
     ol_finish finish;
     int prompt_tokens, completion_tokens;

@@ -15,6 +15,7 @@
 #include "utils/timestamp.h"
 #include "wire/message.h"
 
+#include "ledger.h"
 #include "session.h"
 
 #define MAX_PENDING ((Size)16 << 20)
@@ -276,6 +277,17 @@ static void take_log(ol_reader *r)
                              (const char *)r->data + r->pos)));
 }
 
+/* Before its session hears of the end, as the engine has sent it before. */
+static bool take_receipt(ol_reader *r)
+{
+    LoraReceipt receipt;
+
+    if (!lora_receipt_take(r, &lora_shared->info, &receipt)) /* the info is ours alone to write */
+        return false;
+    lora_ledger_put(&receipt);
+    return true;
+}
+
 static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 *payload)
 {
     ol_reader r = ol_reader_over(payload, frame->length);
@@ -308,6 +320,8 @@ static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 
     case OL_FRAME_LOG:
         take_log(&r);
         return true;
+    case OL_FRAME_RECEIPT:
+        return take_receipt(&r);
     default:
         return false;
     }

@@ -2,6 +2,7 @@
 #include "shared.h"
 
 #include "database_worker.h"
+#include "ledger.h"
 #include "quota.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -51,7 +52,9 @@ static void request_shared(void)
     RequestAddinShmemSpace(shared_size());
     RequestAddinShmemSpace(lora_quota_shared_size());
     RequestAddinShmemSpace(lora_database_workers_size());
-    RequestNamedLWLockTranche("openlora", 3); /* LoraShared's, the quotas', the workers' */
+    RequestAddinShmemSpace(lora_ledger_shared_size());
+    /* LoraShared's, the quotas', the database workers', the receipts' */
+    RequestNamedLWLockTranche("openlora", 4);
 }
 
 static void startup_shared(void)
@@ -71,6 +74,7 @@ static void startup_shared(void)
     }
     lora_quota_startup_shared();
     lora_database_workers_startup(&GetNamedLWLockTranche("openlora")[2].lock);
+    lora_ledger_startup_shared();
     LWLockRelease(AddinShmemInitLock);
 }
 

@@ -7,6 +7,7 @@
 #include "adapters.h"
 #include "attribution.h"
 #include "catalog/pg_type.h"
+#include "receipt.h"
 #include "utils/array.h"
 
 PG_FUNCTION_INFO_V1(lora_test_split);
@@ -55,5 +56,7 @@ Datum lora_test_attribute(PG_FUNCTION_ARGS)
                       &values, &nulls, &result.n_shares);
     for (int i = 0; i < result.n_shares && i < OL_MAX_REQUEST_ADAPTERS; i++)
         result.shares[i] = DatumGetFloat8(values[i]);
+    result.inference = lora_next_inference();
+    lora_make_salt(&result.salt);
     PG_RETURN_INT64(lora_attribute(&spec, &result));
 }

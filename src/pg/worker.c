@@ -3,6 +3,7 @@
 
 #include "database_worker.h"
 #include "engine_process.h"
+#include "ledger.h"
 #include "libpq/pqsignal.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -122,6 +123,7 @@ static void wait_for_work(void)
     long pause = sooner(engine_pause_left(&engine), lora_quota_write_if_due());
 
     pause = sooner(pause, lora_database_workers_tend());
+    pause = sooner(pause, lora_ledger_tend());
     if (engine.pid && !ol_channel_may_sleep(&engine.channel))
         return;
     WaitEventSetWait(events_of_engine(), pause, &event, 1, lora_wait_event());

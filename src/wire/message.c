@@ -159,6 +159,8 @@ void ol_wire_put_request(ol_buf *buf, const ol_request *q)
     ol_buf_put_f32(buf, q->tenant_weight);
     ol_buf_put_u32(buf, (uint32_t)q->priority);
     ol_buf_put_u32(buf, q->timeout_ms);
+    put_digest(buf, &q->meter_salt);
+    ol_buf_put_blob(buf, q->meter.data, q->meter.len);
 }
 
 bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *upload,
@@ -194,6 +196,8 @@ bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *up
     q->tenant_weight = ol_get_f32(r);
     q->priority = (int32_t)ol_get_u32(r);
     q->timeout_ms = ol_get_u32(r);
+    get_digest(r, &q->meter_salt);
+    q->meter.data = (const char *)ol_get_blob(r, &q->meter.len);
     return finished(r);
 }
 
@@ -352,6 +356,8 @@ void ol_wire_put_event(ol_buf *buf, const ol_event *e)
     case OL_EVENT_FAILED:
         put_error_fields(buf, &e->error);
         break;
+    case OL_EVENT_USAGE: /* no session's */
+        break;
     }
 }
 
@@ -378,6 +384,41 @@ bool ol_wire_get_event(ol_reader *r, ol_wire_event_scratch *scratch, ol_event *e
         return false;
     }
     return finished(r);
+}
+
+void ol_wire_put_usage(ol_buf *buf, const ol_event *e)
+{
+    ol_buf_put_u8(buf, (uint8_t)e->outcome);
+    ol_buf_put_u32(buf, (uint32_t)e->prompt_tokens);
+    ol_buf_put_u32(buf, (uint32_t)e->completion_tokens);
+    ol_buf_put_u32(buf, (uint32_t)e->cached_tokens);
+    put_digest(buf, &e->digest);
+    ol_buf_put_u32(buf, (uint32_t)e->n_shares);
+    for (int i = 0; i < e->n_shares; i++)
+        ol_buf_put_f64(buf, e->shares[i]);
+    ol_buf_put_blob(buf, e->text.data, e->text.len);
+}
+
+bool ol_wire_get_usage(ol_reader *r, ol_wire_event_scratch *scratch, ol_event *e)
+{
+    uint8_t outcome = ol_get_u8(r);
+
+    memset(e, 0, sizeof(*e));
+    e->kind = OL_EVENT_USAGE;
+    r->bad |= outcome > OL_OUTCOME_CANCELLED;
+    e->outcome = (ol_outcome)outcome;
+    e->prompt_tokens = get_count(r, INT32_MAX);
+    e->completion_tokens = get_count(r, INT32_MAX);
+    e->cached_tokens = get_count(r, e->prompt_tokens);
+    get_digest(r, &e->digest);
+    e->n_shares = get_count(r, OL_MAX_REQUEST_ADAPTERS);
+    e->shares = scratch->shares;
+    for (int i = 0; i < e->n_shares; i++) {
+        scratch->shares[i] = ol_get_f64(r);
+        r->bad |= !(scratch->shares[i] >= 0.0 && scratch->shares[i] <= 1.0);
+    }
+    e->text.data = (const char *)ol_get_blob(r, &e->text.len);
+    return finished(r) && e->text.len <= OL_MAX_METER_BYTES;
 }
 
 void ol_wire_put_error(ol_buf *buf, const ol_error *error)

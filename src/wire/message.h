@@ -30,6 +30,7 @@
  *                           and on STATUS
  *     BROKEN                loading failed: an ol_error; the engine then exits
  *     LOG                   level u8, text
+ *     RECEIPT               the OL_EVENT_USAGE of a metered request, before its last event
  *   worker -> backend
  *     LOST                  an engine went away, and with it every tag that was sent to it;
  *                           the header's tag is its generation. (From a backend the
@@ -72,9 +73,10 @@ typedef enum ol_frame_type {
     OL_FRAME_LOG,
     OL_FRAME_LOST,
     OL_FRAME_STATS,
+    OL_FRAME_RECEIPT,
 } ol_frame_type;
 
-#define OL_FRAME_TYPE_LAST OL_FRAME_STATS
+#define OL_FRAME_TYPE_LAST OL_FRAME_RECEIPT
 
 /* REQUEST. Prompt and completion as text; their bytes are not encoded here but
  * uploaded before (prompt.len, completion.len say how many). Token forms are for
@@ -118,6 +120,10 @@ typedef struct ol_wire_event_scratch {
 
 void ol_wire_put_event(ol_buf *buf, const ol_event *event);
 bool ol_wire_get_event(ol_reader *r, ol_wire_event_scratch *scratch, ol_event *event);
+
+/* RECEIPT: an event of kind OL_EVENT_USAGE. */
+void ol_wire_put_usage(ol_buf *buf, const ol_event *event);
+bool ol_wire_get_usage(ol_reader *r, ol_wire_event_scratch *scratch, ol_event *event);
 
 void ol_wire_put_error(ol_buf *buf, const ol_error *error);
 bool ol_wire_get_error(ol_reader *r, ol_error *error);

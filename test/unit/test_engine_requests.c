@@ -692,6 +692,92 @@ static void test_cancel(void **state)
     util_expect_idle(engine);
 }
 
+/* The next USAGE event; those of other kinds pass. */
+static bool take_usage(ol_event *e)
+{
+    while (ol_engine_poll(engine, e))
+        if (e->kind == OL_EVENT_USAGE)
+            return true;
+    return false;
+}
+
+static void expect_digest(const ol_digest *digest, const ol_digest *salt, const int32_t *tokens,
+                          int n)
+{
+    uint8_t bytes[OL_DIGEST_BYTES + 4 * 64];
+    size_t len = OL_DIGEST_BYTES;
+    ol_digest expected;
+
+    memcpy(bytes, salt, OL_DIGEST_BYTES);
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < 4; k++)
+            bytes[len++] = (uint8_t)((uint32_t)tokens[i] >> (8 * k));
+    ol_sha256_of(bytes, len, &expected);
+    assert_true(ol_digest_equal(digest, &expected));
+}
+
+static void test_usage_of_done(void **state)
+{
+    ol_request q = util_request(0, prompt, N_PROMPT, 6);
+    util_result r;
+    ol_event e;
+
+    (void)state;
+    need_engine();
+    r = run_done(engine, &q);
+    q.meter = (ol_text){"whose", 5};
+    q.meter_salt.bytes[7] = 9;
+    util_submit(engine, &q);
+    while (ol_engine_busy(engine))
+        must(ol_engine_step(engine, &err), &err);
+    assert_true(take_usage(&e));
+    assert_int_equal(e.outcome, OL_OUTCOME_DONE);
+    assert_int_equal(e.prompt_tokens, N_PROMPT);
+    assert_int_equal(e.completion_tokens, 6);
+    assert_int_equal(e.text.len, 5);
+    assert_memory_equal(e.text.data, "whose", 5);
+    expect_digest(&e.digest, &q.meter_salt, r.tokens, r.n);
+    assert_true(ol_engine_poll(engine, &e)); /* the answer's end comes after it */
+    assert_int_equal(e.kind, OL_EVENT_DONE);
+    assert_false(ol_engine_poll(engine, &e));
+    util_free(&r, 1);
+}
+
+static void test_usage_of_cancelled(void **state)
+{
+    ol_request q = util_request(1, prompt, N_PROMPT, 50);
+    ol_event e;
+
+    (void)state;
+    need_engine();
+    q.meter = (ol_text){"whose", 5};
+    util_submit(engine, &q);
+    ol_engine_cancel(engine, 1); /* before its first step: nothing was used */
+    assert_false(ol_engine_poll(engine, &e));
+    util_submit(engine, &q);
+    for (int i = 0; i < 5; i++)
+        must(ol_engine_step(engine, &err), &err);
+    ol_engine_cancel(engine, 1);
+    assert_true(ol_engine_poll(engine, &e)); /* nothing else is told of it */
+    assert_int_equal(e.kind, OL_EVENT_USAGE);
+    assert_int_equal(e.outcome, OL_OUTCOME_CANCELLED);
+    assert_int_equal(e.prompt_tokens, N_PROMPT);
+    assert_int_equal(e.completion_tokens, 5);
+    assert_false(ol_engine_poll(engine, &e));
+    q.sampling.max_tokens = 2; /* ended, but its end not taken yet when the cancel comes */
+    util_submit(engine, &q);
+    while (ol_engine_busy(engine))
+        must(ol_engine_step(engine, &err), &err);
+    ol_engine_cancel(engine, 1);
+    assert_true(ol_engine_poll(engine, &e));
+    assert_int_equal(e.kind, OL_EVENT_USAGE);
+    assert_int_equal(e.outcome, OL_OUTCOME_DONE);
+    assert_false(ol_engine_poll(engine, &e));
+    q.meter.len = OL_MAX_METER_BYTES + 1;
+    must_fail(ol_engine_submit(engine, &q, &err), OL_LIMIT, "meter", &err);
+    util_expect_idle(engine);
+}
+
 static void test_close_with_work_left(void **state)
 {
     ol_engine_options options;
@@ -817,6 +903,8 @@ int main(void)
         cmocka_unit_test(test_time_is_over),
         cmocka_unit_test(test_bad_place),
         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_usage_of_done),
+        cmocka_unit_test(test_usage_of_cancelled),
         cmocka_unit_test(test_close_with_work_left),
         cmocka_unit_test(test_no_tokenizer),
         cmocka_unit_test(test_bad_options),

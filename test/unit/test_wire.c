@@ -332,6 +332,44 @@ static void test_events_there_and_back(void **state)
     ol_buf_free(&buf);
 }
 
+static void test_usage_there_and_back(void **state)
+{
+    const double shares[] = {0.25, 0.75};
+    ol_event e = {.kind = OL_EVENT_USAGE,
+                  .outcome = OL_OUTCOME_CANCELLED,
+                  .prompt_tokens = 9,
+                  .cached_tokens = 8,
+                  .completion_tokens = 5,
+                  .n_shares = 2,
+                  .shares = shares,
+                  .digest = {{1, 2, 3}},
+                  .text = {"meter", 5}};
+    ol_wire_event_scratch scratch;
+    ol_event back;
+    ol_buf buf = {0};
+    ol_reader r;
+
+    (void)state;
+    ol_wire_put_usage(&buf, &e);
+    r = ol_reader_over(buf.data, buf.len);
+    assert_true(ol_wire_get_usage(&r, &scratch, &back));
+    assert_int_equal(back.outcome, OL_OUTCOME_CANCELLED);
+    assert_int_equal(back.prompt_tokens, 9);
+    assert_int_equal(back.cached_tokens, 8);
+    assert_int_equal(back.completion_tokens, 5);
+    assert_true(back.shares[1] == 0.75);
+    assert_memory_equal(&back.digest, &e.digest, sizeof(e.digest));
+    assert_memory_equal(back.text.data, "meter", 5);
+    for (size_t len = 0; len < buf.len; len++) {
+        r = ol_reader_over(buf.data, len);
+        assert_false(ol_wire_get_usage(&r, &scratch, &back));
+    }
+    buf.data[0] = OL_OUTCOME_CANCELLED + 1;
+    r = ol_reader_over(buf.data, buf.len);
+    assert_false(ol_wire_get_usage(&r, &scratch, &back));
+    ol_buf_free(&buf);
+}
+
 static void test_info_there_and_back(void **state)
 {
     ol_engine_info i = {.vocab = 7, .layers = 3, .steps = 1u << 31, .has_tokenizer = true};
@@ -465,6 +503,7 @@ int main(void)
         cmocka_unit_test(test_channel_wakes_both_ways),
         cmocka_unit_test(test_request_there_and_back),
         cmocka_unit_test(test_events_there_and_back),
+        cmocka_unit_test(test_usage_there_and_back),
         cmocka_unit_test(test_info_there_and_back),
         cmocka_unit_test(test_stats_there_and_back),
         cmocka_unit_test(test_random_bytes),

@@ -442,6 +442,15 @@ void serve_frame(server *s, const ol_frame *frame, const uint8_t *payload)
  * -----------------------------------------------------------------------------------------------
  */
 
+/* To the worker, before the session hears of the end. */
+static void send_receipt(server *s, const ol_event *usage)
+{
+    static const ol_frame worker;
+
+    ol_wire_put_usage(&s->out.payload, usage);
+    outbox_send(&s->out, &worker, OL_FRAME_RECEIPT);
+}
+
 void serve_events(server *s)
 {
     ol_event event;
@@ -450,7 +459,9 @@ void serve_events(server *s)
         tag_entry *e = tag_of_number(s->tags, event.tag);
         ol_frame to;
 
-        if (!e)
+        if (event.kind == OL_EVENT_USAGE)
+            send_receipt(s, &event);
+        if (!e || event.kind == OL_EVENT_USAGE)
             continue;
         to = address_of(e);
         ol_wire_put_event(&s->out.payload, &event);

@@ -1,0 +1,50 @@
+/*
+ * ledger.h: from the worker, which hears of usage, to `openlora ledger`, the process of each
+ * database that writes it into openlora.receipts.
+ *
+ * Receipts wait in shared memory, in a lane for each database that has any. The ledger
+ * process is started when there is something to write, and ends when there was nothing for
+ * a while. It takes receipts out of the lane after it has committed them.
+ *
+ * The worker never waits for it: a lane that is full, or a database without one, has its
+ * receipts appended to pg_stat/openlora_receipts.<oid of the database>. So a database whose
+ * ledger cannot write (its disk is full, no worker slot is free) holds up nobody, and
+ * nothing is dropped. What is in shared memory when the server stops goes to these files,
+ * too; in a crash it is lost.
+ *
+ * One lock guards the lanes. Files are appended to and renamed under it, as it is what keeps
+ * the two processes apart; no other lock is taken under it.
+ */
+#ifndef LORA_LEDGER_H
+#define LORA_LEDGER_H
+
+#include "receipt.h"
+
+#define LORA_LANES 16
+#define LORA_LANE_RECEIPTS 256
+
+extern Size lora_ledger_shared_size(void);
+extern void lora_ledger_startup_shared(void);
+
+/* -- in the worker ------------------------------------------------------------------------ */
+extern void lora_ledger_put(const LoraReceipt *receipt);
+/* Starts what has to be started. Returns after how many milliseconds to look again, unless
+ * woken; -1: never. */
+extern long lora_ledger_tend(void);
+
+/* -- in the ledger process ---------------------------------------------------------------- */
+/* The lane of this process's database; -1: it has none. The process is woken from now on. */
+extern int lora_lane_enter(void);
+/* Up to LORA_LANE_RECEIPTS that wait, the oldest first. */
+extern int lora_lane_copy(int lane, LoraReceipt *out);
+/* The first n are written. */
+extern void lora_lane_consume(int lane, int n);
+/* Gives the lane back; false when something has come meanwhile. */
+extern bool lora_lane_release(int lane);
+/* The lane's file, now ours alone, to be removed when all of it is written; -1: none. `name`
+ * has MAXPGPATH bytes. */
+extern int lora_lane_file(int lane, char *name);
+/* The next receipt of a file; false at its end, or where it is damaged. */
+extern bool lora_lane_read(int file, LoraReceipt *receipt);
+
+#endif

@@ -1,0 +1,332 @@
+/*
+ * ledger_worker.c: `openlora ledger`: writes a database's receipts, all that wait in one
+ * transaction. One process per database has the table's lock while it writes, so that leaves
+ * are numbered without gaps, in the order of commits.
+ */
+#include "ledger.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "libpq/pqsignal.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "shared.h"
+#include "spi.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* DROP DATABASE waits five seconds for others to leave. */
+#define IDLE_MS 2000
+
+PGDLLEXPORT void lora_ledger_main(Datum arg);
+
+/* -- values ---------------------------------------------------------------------------------- */
+
+static Datum digest_value(const ol_digest *digest)
+{
+    bytea *bytes = palloc(VARHDRSZ + OL_DIGEST_BYTES);
+
+    SET_VARSIZE(bytes, VARHDRSZ + OL_DIGEST_BYTES);
+    memcpy(VARDATA(bytes), digest->bytes, OL_DIGEST_BYTES);
+    return PointerGetDatum(bytes);
+}
+
+static Datum digests_value(const LoraMeter *meter)
+{
+    Datum values[OL_MAX_REQUEST_ADAPTERS];
+
+    for (int i = 0; i < meter->n_adapters; i++)
+        values[i] = digest_value(&meter->adapters[i]);
+    return PointerGetDatum(
+        construct_array(values, meter->n_adapters, BYTEAOID, -1, false, TYPALIGN_INT));
+}
+
+static Datum weights_value(const LoraMeter *meter)
+{
+    Datum values[OL_MAX_REQUEST_ADAPTERS];
+
+    for (int i = 0; i < meter->n_adapters; i++)
+        values[i] = Float8GetDatum(meter->weights[i]);
+    return PointerGetDatum(
+        construct_array(values, meter->n_adapters, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+static Datum shares_value(const LoraReceipt *receipt)
+{
+    Datum values[OL_MAX_REQUEST_ADAPTERS];
+
+    for (int i = 0; i < receipt->meter.n_adapters; i++)
+        values[i] = Int32GetDatum(receipt->shares[i]);
+    return PointerGetDatum(
+        construct_array(values, receipt->meter.n_adapters, INT4OID, 4, true, TYPALIGN_INT));
+}
+
+/* The engine's text is UTF-8; what the database's encoding has not is replaced. */
+static Datum device_value(const LoraReceipt *receipt)
+{
+    char plain[LORA_DEVICE_NAME];
+
+    strlcpy(plain, receipt->device, sizeof(plain));
+    for (char *c = plain; *c; c++)
+        if ((unsigned char)*c < 0x20 || (unsigned char)*c > 0x7e)
+            *c = '?';
+    return CStringGetTextDatum(plain);
+}
+
+/* -- writing ------------------------------------------------------------------------------------
+ */
+
+enum {
+    RE_LEAF,
+    RE_AT,
+    RE_DATABASE,
+    RE_ROLE,
+    RE_ROLE_ID,
+    RE_INFERENCE,
+    RE_ATTEMPT,
+    RE_OUTCOME,
+    RE_TASK,
+    RE_MODEL,
+    RE_DEVICE,
+    RE_INPUT,
+    RE_CACHED,
+    RE_OUTPUT,
+    RE_TEMPERATURE,
+    RE_TOP_K,
+    RE_TOP_P,
+    RE_MIN_P,
+    RE_REPETITION,
+    RE_PRESENCE,
+    RE_FREQUENCY,
+    RE_MAX_TOKENS,
+    RE_IGNORE_EOS,
+    RE_SEED,
+    RE_ADAPTERS,
+    RE_WEIGHTS,
+    RE_SHARES,
+    RE_PROMPT_DIGEST,
+    RE_OUTPUT_DIGEST,
+    RE_COUNT
+};
+
+static void put_request(Datum *values, const LoraMeter *meter)
+{
+    values[RE_TASK] = CStringGetTextDatum(meter->task == OL_TASK_SCORE ? "score" : "generate");
+    values[RE_TEMPERATURE] = Float4GetDatum(meter->temperature);
+    values[RE_TOP_K] = Int32GetDatum(meter->top_k);
+    values[RE_TOP_P] = Float4GetDatum(meter->top_p);
+    values[RE_MIN_P] = Float4GetDatum(meter->min_p);
+    values[RE_REPETITION] = Float4GetDatum(meter->repetition_penalty);
+    values[RE_PRESENCE] = Float4GetDatum(meter->presence_penalty);
+    values[RE_FREQUENCY] = Float4GetDatum(meter->frequency_penalty);
+    values[RE_MAX_TOKENS] = Int32GetDatum(meter->max_tokens);
+    values[RE_IGNORE_EOS] = BoolGetDatum(meter->ignore_eos != 0);
+    values[RE_SEED] = Int64GetDatum((int64)meter->seed);
+    values[RE_ADAPTERS] = digests_value(meter);
+    values[RE_WEIGHTS] = weights_value(meter);
+    values[RE_PROMPT_DIGEST] = digest_value(&meter->prompt);
+}
+
+static void insert_receipt(LoraReceipt *receipt, int64 leaf)
+{
+    static LoraStatement insert = {
+        "INSERT INTO openlora.receipts (leaf, at, database, role, role_id, inference, attempt,"
+        " outcome, task, base_model, device, input_tokens, cached_tokens, output_tokens,"
+        " temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,"
+        " frequency_penalty, max_tokens, ignore_eos, seed, adapters, weights, shares,"
+        " prompt_digest, output_digest)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
+        " $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)",
+        RE_COUNT,
+        {INT8OID,       TIMESTAMPTZOID, OIDOID,       NAMEOID,  REGROLEOID, INT8OID,
+         INT4OID,       TEXTOID,        TEXTOID,      BYTEAOID, TEXTOID,    INT4OID,
+         INT4OID,       INT4OID,        FLOAT4OID,    INT4OID,  FLOAT4OID,  FLOAT4OID,
+         FLOAT4OID,     FLOAT4OID,      FLOAT4OID,    INT4OID,  BOOLOID,    INT8OID,
+         BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID, BYTEAOID}};
+    static const char *const outcomes[] = {"done", "failed", "cancelled"};
+    LoraMeter *meter = &receipt->meter;
+    Datum values[RE_COUNT];
+
+    values[RE_LEAF] = Int64GetDatum(leaf);
+    values[RE_AT] = TimestampTzGetDatum(receipt->at);
+    values[RE_DATABASE] = ObjectIdGetDatum(meter->database);
+    values[RE_ROLE] = NameGetDatum(&meter->role_name);
+    values[RE_ROLE_ID] = ObjectIdGetDatum(meter->role);
+    values[RE_INFERENCE] = Int64GetDatum(meter->inference);
+    values[RE_ATTEMPT] = Int32GetDatum(meter->attempt);
+    values[RE_OUTCOME] = CStringGetTextDatum(outcomes[receipt->outcome]);
+    values[RE_MODEL] = digest_value(&receipt->base_model);
+    values[RE_DEVICE] = device_value(receipt);
+    values[RE_INPUT] = Int32GetDatum(receipt->input_tokens);
+    values[RE_CACHED] = Int32GetDatum(receipt->cached_tokens);
+    values[RE_OUTPUT] = Int32GetDatum(receipt->output_tokens);
+    put_request(values, meter);
+    values[RE_SHARES] = shares_value(receipt);
+    values[RE_OUTPUT_DIGEST] = digest_value(&receipt->output);
+    lora_execute(&insert, values, NULL, false);
+}
+
+/* Of a file that an earlier process may have begun. The digest is salted: no two requests
+ * have the same. */
+static bool is_written(const LoraReceipt *receipt)
+{
+    static LoraStatement find = {"SELECT 1 FROM openlora.receipts"
+                                 " WHERE inference OPERATOR(pg_catalog.=) $1"
+                                 " AND attempt OPERATOR(pg_catalog.=) $2"
+                                 " AND prompt_digest OPERATOR(pg_catalog.=) $3",
+                                 3,
+                                 {INT8OID, INT4OID, BYTEAOID}};
+    Datum values[3] = {Int64GetDatum(receipt->meter.inference),
+                       Int32GetDatum(receipt->meter.attempt), digest_value(&receipt->meter.prompt)};
+
+    return lora_execute(&find, values, NULL, false) > 0;
+}
+
+/* Locks the table against other writers; the number of the next leaf. */
+static int64 next_leaf(void)
+{
+    static LoraStatement last = {
+        "SELECT leaf OPERATOR(pg_catalog.+) 1::pg_catalog.int8 FROM openlora.receipts"
+        " ORDER BY leaf DESC LIMIT 1",
+        0,
+        {0}};
+    int code = SPI_execute("LOCK TABLE openlora.receipts IN EXCLUSIVE MODE", false, 0);
+
+    if (code < 0)
+        elog(ERROR, "could not lock openlora.receipts: %s", SPI_result_code_string(code));
+    return lora_execute(&last, NULL, NULL, false) > 0 ? lora_int64(0, 1) : 0;
+}
+
+static bool has_table(void)
+{
+    Oid space = get_namespace_oid("openlora", true);
+
+    return OidIsValid(space) && OidIsValid(get_relname_relid("receipts", space));
+}
+
+static void write_all(LoraReceipt *receipts, int n, bool from_file)
+{
+    MemoryContext rows, before;
+    int64 leaf = next_leaf();
+
+    rows = AllocSetContextCreate(CurrentMemoryContext, "openlora receipt", ALLOCSET_SMALL_SIZES);
+    before = MemoryContextSwitchTo(rows);
+    for (int i = 0; i < n; i++) {
+        if (!from_file || !is_written(&receipts[i]))
+            insert_receipt(&receipts[i], leaf++);
+        SPI_freetuptable(SPI_tuptable);
+        MemoryContextReset(rows);
+    }
+    MemoryContextSwitchTo(before);
+    MemoryContextDelete(rows);
+}
+
+/* One transaction. */
+static void write_batch(LoraReceipt *receipts, int n, bool from_file)
+{
+    SetCurrentStatementStartTimestamp();
+    StartTransactionCommand();
+    PushActiveSnapshot(GetTransactionSnapshot());
+    pgstat_report_activity(STATE_RUNNING, "writing receipts");
+    if (!has_table()) {
+        ereport(WARNING,
+                (errmsg("%d openlora receipts are dropped", n),
+                 errdetail("Table openlora.receipts does not exist in this database any more.")));
+    } else {
+        if (SPI_connect() != SPI_OK_CONNECT)
+            elog(ERROR, "SPI_connect failed");
+        write_all(receipts, n, from_file);
+        SPI_finish();
+    }
+    PopActiveSnapshot();
+    CommitTransactionCommand();
+    pgstat_report_stat(true);
+    pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+/* -- the process ----------------------------------------------------------------------------------
+ */
+
+static bool write_file(int lane, LoraReceipt *batch)
+{
+    char name[MAXPGPATH];
+    int n, file = lora_lane_file(lane, name);
+
+    if (file < 0)
+        return false;
+    do {
+        for (n = 0; n < LORA_LANE_RECEIPTS && lora_lane_read(file, &batch[n]); n++)
+            ;
+        if (n > 0)
+            write_batch(batch, n, true);
+    } while (n == LORA_LANE_RECEIPTS);
+    close(file);
+    if (unlink(name) != 0)
+        ereport(ERROR,
+                (errcode_for_file_access(), errmsg("could not remove file \"%s\": %m", name)));
+    lora_lane_consume(lane, 0);
+    return true;
+}
+
+static void write_lane(int lane, LoraReceipt *batch)
+{
+    int n;
+
+    while (write_file(lane, batch))
+        ;
+    while ((n = lora_lane_copy(lane, batch)) > 0) {
+        write_batch(batch, n, false);
+        lora_lane_consume(lane, n);
+    }
+}
+
+/* Whatever the database's settings are for its users. */
+static void settle_settings(void)
+{
+    SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+    SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
+    SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+    SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+    SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+    SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+void lora_ledger_main(Datum arg)
+{
+    LoraReceipt *batch;
+    int lane, why = WL_LATCH_SET;
+
+    pqsignal(SIGTERM, die); /* also in the middle: what is not committed stays in the lane */
+    pqsignal(SIGHUP, SignalHandlerForConfigReload);
+    BackgroundWorkerUnblockSignals();
+    BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+    settle_settings();
+    lane = lora_lane_enter();
+    if (lane < 0)
+        proc_exit(0);
+    batch = MemoryContextAllocHuge(TopMemoryContext, sizeof(*batch) * LORA_LANE_RECEIPTS);
+    for (;;) {
+        CHECK_FOR_INTERRUPTS();
+        if (ConfigReloadPending) {
+            ConfigReloadPending = false;
+            ProcessConfigFile(PGC_SIGHUP);
+        }
+        write_lane(lane, batch);
+        if ((why & WL_TIMEOUT) && lora_lane_release(lane))
+            break;
+        why = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, IDLE_MS,
+                        lora_wait_event());
+        ResetLatch(MyLatch);
+    }
+    proc_exit(0);
+}

@@ -1,0 +1,126 @@
+# Receipts: usage is metered whatever becomes of the caller's transaction, nobody waits for
+# the process that writes them, and what a stop or a crash leaves.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('metered');
+$node->init;
+$node->append_conf('postgresql.conf',
+	"shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'\nclient_connection_check_interval = 50ms");
+$node->start;
+$node->safe_psql('postgres', q{CREATE EXTENSION openlora; CREATE ROLE asker LOGIN; SELECT lora_grant_usage('asker'); CREATE ROLE other LOGIN; SELECT lora_grant_usage('other')});
+
+my $ask = q{SELECT length(lora_generate(NULL, 'Once upon a time', max_tokens => 3, ignore_eos => true)) > 0};
+my $endless = q{SELECT count(lora_generate(NULL, 'Once ' || i, max_tokens => 900, ignore_eos => true)) FROM generate_series(1, 1000) i};
+
+sub sql { return $node->safe_psql('postgres', $_[0]) }
+sub ready { $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready' }
+sub until_true { my ($query, $what) = @_; ok($node->poll_query_until('postgres', $query), $what) }
+# Leaves are 0, 1, 2, ...
+sub whole { is(sql('SELECT count(*) = max(leaf) + 1 AND min(leaf) = 0 FROM openlora.receipts'), 't', "$_[0]: no gap") }
+
+# -- whatever the caller does
+ready();
+sql("SET ROLE asker; $ask");
+until_true(q{SELECT count(*) = 1 FROM openlora.receipt_status WHERE committed AND role = 'asker' AND outcome = 'done' AND output_tokens = 3}, 'a commit');
+is(sql(q{SELECT r.prompt_digest = sha256(i.salt || 'Once upon a time'::bytea) FROM openlora.receipts r JOIN openlora.inferences i ON i.id = r.inference}),
+	't', 'the digest is that of salt and prompt');
+sql("BEGIN; $ask; ROLLBACK");
+until_true(q{SELECT count(*) = 1 FROM openlora.receipt_status WHERE NOT committed AND outcome = 'done'}, 'a rollback is metered');
+sql(q{DO $$ BEGIN PERFORM lora_generate(NULL, 'Once', max_tokens => 3); RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN END $$});
+until_true(q{SELECT count(*) = 2 FROM openlora.receipt_status WHERE NOT committed AND outcome = 'done'}, 'a subtransaction rolled back, too');
+
+for my $how ('pg_cancel_backend', 'pg_terminate_backend')
+{
+	my $before = sql('SELECT count(*) FROM openlora.receipts');
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=endless', '-c', $endless ],
+		'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+	sql(qq{SELECT $how(pid) FROM pg_stat_activity WHERE application_name = 'endless'});
+	$run->finish;
+	until_true(qq{SELECT count(*) > 0 AND bool_and(NOT committed) FROM openlora.receipt_status WHERE leaf >= $before}, "$how: metered, not committed");
+	until_true(q{SELECT running = 0 FROM lora_status()}, "$how: nothing runs");
+}
+whole('after ends of all kinds');
+
+# -- an engine that dies: the request is executed again, and metered once
+my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q{SELECT inference_id FROM lora_complete(NULL, 'Lost', max_tokens => 900, ignore_eos => true)} ],
+	'>', \my $lost, '2>', \my $errors, IPC::Run::timeout(60));
+$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+kill 'KILL', sql('SELECT engine_pid FROM lora_status()');
+$run->finish;
+chomp $lost;
+until_true("SELECT count(*) = 1 FROM openlora.receipts WHERE inference = $lost AND outcome = 'done'", 'one receipt after a lost engine');
+is(sql("SELECT count(*) FROM openlora.receipts WHERE inference = $lost"), '1', 'and no other');
+
+# -- who sees what, and that nothing is changed
+is(sql('SET ROLE asker; SELECT count(*) > 0 AND bool_and(committed) FROM openlora.receipt_status'), 't', 'a role sees its own');
+is(sql('SET ROLE other; SELECT count(*) FROM openlora.receipts'), '0', 'another sees none');
+for my $change ('UPDATE openlora.receipts SET input_tokens = 0', 'DELETE FROM openlora.receipts', 'TRUNCATE openlora.receipts')
+{
+	for my $mode ('origin', 'replica')
+	{
+		my ($code, $out, $err) = $node->psql('postgres', "SET session_replication_role = $mode; $change");
+		like($err, qr/of table "receipts" is not possible/, "$change as a superuser, $mode");
+	}
+	my ($code, $out, $err) = $node->psql('postgres', "SET ROLE asker; $change");
+	like($err, qr/permission denied/, "$change as a user");
+}
+my ($code, $out, $err) = $node->psql('postgres', 'SET ROLE asker; INSERT INTO openlora.receipts SELECT * FROM openlora.receipts');
+like($err, qr/permission denied/, 'nor does a user add any');
+
+# -- a ledger that cannot write: nobody waits, what does not fit in memory goes to a file
+my $blocker = $node->background_psql('postgres');
+$blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
+my $before = sql('SELECT count(*) FROM openlora.receipts');
+my $many = q{SELECT count(lora_generate(NULL, 'Many', max_tokens => 1, ignore_eos => true)) FROM generate_series(1, 400)};
+is(sql($many), '400', 'nobody waits for the ledger');
+my ($file) = glob $node->data_dir . '/pg_stat/openlora_receipts.*';
+ok($file, 'what does not fit in memory is in a file');
+$blocker->query_safe('COMMIT');
+until_true("SELECT count(*) = $before + 400 FROM openlora.receipts", 'all are written when it can');
+whole('with a file');
+$node->poll_query_until('postgres', 'SELECT pg_ls_dir IS NULL FROM (SELECT 1) o LEFT JOIN pg_ls_dir(\'pg_stat\') ON pg_ls_dir LIKE \'openlora_receipts%\'') or die 'the file stays';
+is(sql("SELECT count(DISTINCT (inference, attempt)) = count(*) FROM openlora.receipts"), 't', 'none twice');
+
+# -- a stop carries over what was not written
+$blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
+sql($many);
+$node->stop('fast');
+$node->start;
+until_true("SELECT count(*) = $before + 800 FROM openlora.receipts", 'a stop loses none');
+whole('after a stop');
+is(sql('SELECT bool_and(committed) FROM openlora.receipt_status WHERE leaf >= ' . $before), 't', 'each with its inference');
+
+# -- a crash loses what was not written, never an attribution, and leaves no gap
+ready();
+sql($ask);
+until_true("SELECT count(*) = $before + 801 FROM openlora.receipts", 'written');
+$blocker = $node->background_psql('postgres');
+$blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
+my $inferences = sql('SELECT count(*) FROM openlora.inferences');
+sql($ask) for 1 .. 3;
+$node->stop('immediate');
+$node->start;
+ready();
+is(sql('SELECT count(*) FROM openlora.inferences'), $inferences + 3, 'a crash loses no attribution');
+cmp_ok(sql('SELECT count(*) FROM openlora.receipts'), '>=', $before + 801, 'nor what was written');
+sql($ask);
+until_true('SELECT count(*) = 1 FROM openlora.receipt_status WHERE inference = (SELECT max(id) FROM openlora.inferences)', 'and it goes on');
+whole('after a crash');
+
+# -- a dump carries them
+$node->safe_psql('postgres', 'CREATE DATABASE restored');
+command_ok([ 'bash', '-c', 'pg_dump -d "$1" | psql -Xq -v ON_ERROR_STOP=1 -d "$2"', '-', $node->connstr('postgres'), $node->connstr('restored') ], 'dump and restore');
+my $sum = q{SELECT count(*), md5(string_agg(r::text, '' ORDER BY leaf)) FROM openlora.receipts r};
+is($node->safe_psql('restored', $sum), sql($sum), 'the same receipts');
+$node->safe_psql('restored', $ask);
+ok($node->poll_query_until('restored', 'SELECT count(*) = max(leaf) + 1 AND bool_or(committed AND leaf = (SELECT max(leaf) FROM openlora.receipts)) FROM openlora.receipt_status'),
+	'and the restored database goes on');
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'openlora ledger'}), 'an idle ledger ends');
+$node->safe_psql('postgres', 'DROP DATABASE restored');
+$node->stop;
+done_testing();
