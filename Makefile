@@ -37,7 +37,7 @@ ENGINE_LIBS = -lpcre2-8 -ljansson -lutf8proc -lcrypto -ldl -lpthread -lm
 
 # The engine library is everything but the programs' entry points.
 ENGINE_SOURCES := $(sort $(wildcard src/base/*.c src/wire/*.c src/device/*.c src/engine/*.c \
-	src/engine/*/*.c))
+	src/engine/*/*.c src/ledger/*.c))
 MAIN_SOURCES := $(filter src/engine/main.c src/engine/main/%.c,$(ENGINE_SOURCES))
 LIB_SOURCES := $(filter-out $(MAIN_SOURCES),$(ENGINE_SOURCES))
 CPU_SOURCES := $(sort $(wildcard src/cpu/*.c))

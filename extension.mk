@@ -6,6 +6,7 @@ MODULE_big = openlora
 DATA_built = openlora--$(EXTVERSION).sql
 
 PG_SOURCES := $(sort $(wildcard src/pg/*.c)) $(sort $(wildcard src/wire/*.c)) \
+	$(sort $(wildcard src/ledger/*.c)) \
 	$(filter-out src/base/log.c,$(sort $(wildcard src/base/*.c)))
 OBJS := $(PG_SOURCES:.c=.o)
 PG_CPPFLAGS = -Isrc -D_GNU_SOURCE
@@ -23,4 +24,4 @@ include $(PGXS)
 openlora--$(EXTVERSION).sql: $(sort $(wildcard sql/*.sql))
 	cat $^ > $@.new && mv $@.new $@
 
-$(OBJS): $(wildcard src/pg/*.h src/wire/*.h src/base/*.h src/engine/*.h src/device/*.h)
+$(OBJS): $(wildcard src/pg/*.h src/wire/*.h src/ledger/*.h src/base/*.h src/engine/*.h src/device/*.h)

@@ -3,6 +3,7 @@
 #
 #   base <- device/device.h <- cpu, kernels
 #   base <- device <- engine <- wire <- engine/main, pg (plain headers only)
+#   base <- ledger <- pg
 set -u
 cd "$(dirname "$0")/.."
 bad=0
@@ -26,9 +27,10 @@ forbid "$(ls -d src/engine/*.c src/engine/*.h src/engine/formats src/engine/toke
 forbid src/engine/tokenizer 'engine/(engine|model|formats)|device/' 'the tokenizer knows base alone'
 forbid src/engine/formats 'engine/(engine|model|scheduler|adapters|sampler)' 'formats know base and the device seam'
 forbid src/wire 'cpu/|pg/|engine/(formats|tokenizer|model|scheduler|adapters|kvpages)' 'the wire knows engine.h alone'
+forbid src/ledger 'device/|cpu/|engine/|wire/|pg/' 'the ledger knows base alone'
 forbid src/pg 'cpu/|engine/(formats|tokenizer|model|scheduler|adapters|kvpages|sampler|stops)' \
 	'the extension knows plain headers alone'
-forbid 'src/base src/device src/cpu src/engine src/wire' "$PG" 'PostgreSQL is known in src/pg alone'
+forbid 'src/base src/device src/cpu src/engine src/wire src/ledger' "$PG" 'PostgreSQL is known in src/pg alone'
 forbid 'src/base src/device src/cpu src/engine src/wire src/pg' "$GPU" 'CUDA is known in kernels alone'
 [ $bad = 0 ] && echo "layers hold"
 exit $bad

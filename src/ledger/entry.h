@@ -1,0 +1,66 @@
+/*
+ * entry.h: the bytes of a receipt that the ledger's tree is built over.
+ *
+ * Version 1. All integers are little-endian; a text is a u16 length and its bytes (in the
+ * database's encoding); floats are IEEE 754 by their bits. In this order:
+ *
+ *   u8    version, 1
+ *   u64   leaf: its index in the tree
+ *   i64   at: microseconds since 1970-01-01 UTC
+ *   u32   database
+ *   text  role
+ *   i64   inference
+ *   u32   attempt
+ *   u8    outcome: 0 done, 1 failed, 2 cancelled
+ *   u8    task: 0 generate, 1 score
+ *   32    digest of the base model
+ *   text  device
+ *   u32   input, u32 cached, u32 output tokens
+ *   f32   temperature, i32 top_k, f32 top_p, f32 min_p
+ *   f32   repetition, f32 presence, f32 frequency penalty
+ *   i32   max_tokens, u8 ignore_eos, u64 seed
+ *   u16   number of adapters; of each: 32 digest, f64 weight, u32 share in parts per million
+ *   32    salted digest of the prompt, 32 salted digest of the output
+ *
+ * Nothing follows. A change of this layout is another version.
+ */
+#ifndef OL_LEDGER_ENTRY_H
+#define OL_LEDGER_ENTRY_H
+
+#include "base/buf.h"
+#include "base/file.h"
+
+#define OL_ENTRY_VERSION 1
+
+typedef struct ol_entry_adapter {
+    ol_digest digest;
+    double weight;
+    uint32_t share;
+} ol_entry_adapter;
+
+typedef struct ol_entry {
+    uint64_t leaf;
+    int64_t at_us;
+    uint32_t database;
+    const char *role; /* with a NUL, as device */
+    int64_t inference;
+    uint32_t attempt;
+    uint8_t outcome, task;
+    ol_digest base_model;
+    const char *device;
+    uint32_t input_tokens, cached_tokens, output_tokens;
+    float temperature, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k, max_tokens;
+    bool ignore_eos;
+    uint64_t seed;
+    int n_adapters;
+    const ol_entry_adapter *adapters;
+    ol_digest prompt, output;
+} ol_entry;
+
+/* Appends the entry's bytes. Texts longer than 65535 bytes, or more adapters than that, make
+ * the buffer `failed`, as does a lack of memory. */
+void ol_entry_encode(const ol_entry *entry, ol_buf *out);
+
+#endif
