@@ -96,7 +96,7 @@ BEGIN
     EXECUTE format('GRANT SELECT ON openlora.base_models, openlora.contributors, openlora.datasets, openlora.adapter_datasets,'
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
-        ' openlora.role_usage, openlora.receipts, openlora.receipt_status, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
+        ' openlora.role_usage, openlora.receipts, openlora.receipt_status, openlora.checkpoints, openlora.ledger_keys, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
         ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.queue TO %s', grantee);
     EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters(), openlora.live_requests(),'
         ' openlora.live_adapters(), openlora.engine_counters() TO %s', grantee);
@@ -115,7 +115,8 @@ BEGIN
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
                AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_stat_reset', 'lora_settle', 'lora_correct',
-                   'lora_payout_inferences', 'lora_claims', 'lora_claims_json', 'lora_trace', 'lora_trace_index')
+                   'lora_payout_inferences', 'lora_claims', 'lora_claims_json', 'lora_trace', 'lora_trace_index',
+                   'lora_ledger_create_key', 'lora_ledger_export', 'lora_ledger_verify')
                AND (manage OR p.proname = 'lora_adapter_export'
                     OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))
     LOOP

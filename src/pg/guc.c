@@ -12,6 +12,7 @@ char *lora_model;
 char *lora_device;
 char *lora_isa;
 char *lora_engine_path;
+char *lora_ledger_key_directory;
 int lora_quantization = OL_QUANT_AS_IS;
 int lora_threads = 0;
 int lora_kv_cache_size = 0;
@@ -55,6 +56,10 @@ static void define_engine_strings(void)
     DefineCustomStringVariable("openlora.isa", "Best CPU instruction set to use.",
                                "auto, avx512, avx2 or portable.", &lora_isa, "auto", PGC_SIGHUP, 0,
                                NULL, NULL, NULL);
+    DefineCustomStringVariable("openlora.ledger_key_directory", "Folder of the ledger's keys.",
+                               "Relative to the data directory, unless it begins with a slash.",
+                               &lora_ledger_key_directory, "openlora_keys", PGC_POSTMASTER,
+                               GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
     DefineCustomStringVariable("openlora.engine_path", "Program that runs the model.",
                                "Empty: openlora-engine in PostgreSQL's library folder.",
                                &lora_engine_path, "", PGC_POSTMASTER, GUC_SUPERUSER_ONLY, NULL,

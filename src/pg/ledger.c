@@ -3,6 +3,7 @@
 
 #include "postmaster/bgworker.h"
 #include "shared.h"
+#include "storage/condition_variable.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -23,12 +24,19 @@ typedef struct Lane {
     int procno;   /* of its process; -1: none */
     bool filed;   /* there is a file, too */
     uint64 turns; /* how often something was consumed, or the lane released */
+    uint64 asked, answered;
+    bool creating; /* an ask for a key waits: it has the place alone */
+    LoraAskKind kind;
+    char origin[LORA_ORIGIN_BYTES];
+    ol_code code; /* of the last answer */
+    ol_error error;
     uint32 head, used;
     LoraReceipt ring[LORA_LANE_RECEIPTS];
 } Lane;
 
 typedef struct Lanes {
     LWLock *lock;
+    ConditionVariable answered; /* any lane's */
     Lane lanes[LORA_LANES];
 } Lanes;
 
@@ -137,6 +145,7 @@ void lora_ledger_startup_shared(void)
         return;
     memset(shared, 0, sizeof(*shared));
     shared->lock = &GetNamedLWLockTranche("openlora")[3].lock;
+    ConditionVariableInit(&shared->answered);
     for (int i = 0; i < LORA_LANES; i++)
         shared->lanes[i].procno = -1;
     if (!IsUnderPostmaster)
@@ -184,6 +193,65 @@ void lora_ledger_put(const LoraReceipt *receipt)
     LWLockRelease(shared->lock);
     if (procno >= 0)
         SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+}
+
+/* -- asking ------------------------------------------------------------------------------- */
+
+/* Which lane, and the number of the answer to wait for. */
+static ol_code enter_ask(LoraAskKind kind, const char *origin, int *at, uint64 *number,
+                         ol_error *error)
+{
+    int procno = -1;
+    Lane *lane;
+
+    LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+    lane = lane_of(MyDatabaseId);
+    if (!lane || lane->creating || (kind != LORA_ASK_SIGN && lane->asked > lane->answered)) {
+        LWLockRelease(shared->lock);
+        return ol_fail(error, OL_BUSY, "the ledger is busy with other requests");
+    }
+    lane->kind = kind;
+    lane->creating = kind != LORA_ASK_SIGN;
+    strlcpy(lane->origin, origin, sizeof(lane->origin));
+    *number = ++lane->asked;
+    *at = (int)(lane - shared->lanes);
+    procno = lane->procno;
+    LWLockRelease(shared->lock);
+    if (procno >= 0)
+        SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+    else
+        (void)lora_wake_worker();
+    return OL_OK;
+}
+
+/* True with the answer; it stands for as long as the ledger process waits before it ends. */
+static bool take_answer(int at, uint64 number, ol_code *code, ol_error *error)
+{
+    const Lane *lane = &shared->lanes[at];
+    bool there;
+
+    LWLockAcquire(shared->lock, LW_SHARED);
+    there = lane->answered >= number || lane->database != MyDatabaseId;
+    *code = lane->code;
+    *error = lane->error;
+    if (lane->database != MyDatabaseId)
+        *code = ol_fail(error, OL_BUSY, "the ledger's answer came too early: ask again");
+    LWLockRelease(shared->lock);
+    return there;
+}
+
+ol_code lora_ledger_ask(LoraAskKind kind, const char *origin, ol_error *error)
+{
+    uint64 number = 0;
+    ol_code code;
+    int at = 0;
+
+    OL_TRY(enter_ask(kind, origin, &at, &number, error));
+    ConditionVariablePrepareToSleep(&shared->answered);
+    while (!take_answer(at, number, &code, error))
+        ConditionVariableSleep(&shared->answered, lora_wait_event());
+    ConditionVariableCancelSleep();
+    return code;
 }
 
 /* -- the worker: starting ---------------------------------------------------------------------- */
@@ -258,6 +326,11 @@ static void start_process(Start *start, Oid database)
     MemoryContextSwitchTo(before);
 }
 
+static bool has_work(const Lane *lane)
+{
+    return lane->used > 0 || lane->filed || lane->asked > lane->answered;
+}
+
 /* The database whose lane has something to be written, if any, and the lane's turns. */
 static Oid wanted(int i, uint64 *turns)
 {
@@ -265,7 +338,7 @@ static Oid wanted(int i, uint64 *turns)
     Oid database;
 
     LWLockAcquire(shared->lock, LW_SHARED);
-    database = (lane->used > 0 || lane->filed) && lane->procno < 0 ? lane->database : InvalidOid;
+    database = has_work(lane) && lane->procno < 0 ? lane->database : InvalidOid;
     *turns = lane->turns;
     LWLockRelease(shared->lock);
     return database;
@@ -354,7 +427,7 @@ bool lora_lane_release(int at)
     bool empty;
 
     LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-    empty = lane->used == 0 && !lane->filed;
+    empty = !has_work(lane);
     if (empty) {
         lane->database = InvalidOid;
         lane->procno = -1;
@@ -362,4 +435,32 @@ bool lora_lane_release(int at)
     }
     LWLockRelease(shared->lock);
     return empty;
+}
+
+bool lora_lane_asked(int at, LoraAskKind *kind, char origin[LORA_ORIGIN_BYTES], uint64 *number)
+{
+    const Lane *lane = &shared->lanes[at];
+    bool asked;
+
+    LWLockAcquire(shared->lock, LW_SHARED);
+    asked = lane->asked > lane->answered;
+    *kind = lane->kind;
+    *number = lane->asked;
+    strlcpy(origin, lane->origin, LORA_ORIGIN_BYTES);
+    LWLockRelease(shared->lock);
+    return asked;
+}
+
+void lora_lane_answer(int at, uint64 number, ol_code code, const ol_error *error)
+{
+    Lane *lane = &shared->lanes[at];
+
+    LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+    lane->answered = number;
+    lane->creating = false;
+    lane->code = code;
+    if (code != OL_OK)
+        lane->error = *error;
+    LWLockRelease(shared->lock);
+    ConditionVariableBroadcast(&shared->answered);
 }

@@ -21,6 +21,7 @@
 #include "receipt.h"
 
 #define LORA_LANES 16
+#define LORA_ORIGIN_BYTES 256
 #define LORA_LANE_RECEIPTS 256
 
 extern Size lora_ledger_shared_size(void);
@@ -32,7 +33,22 @@ extern void lora_ledger_put(const LoraReceipt *receipt);
  * woken; -1: never. */
 extern long lora_ledger_tend(void);
 
+/* -- in a backend: what only the ledger process does, as it alone reads the key ------------- */
+
+typedef enum LoraAskKind {
+    LORA_ASK_SIGN,   /* a checkpoint of all receipts that are there by now */
+    LORA_ASK_CREATE, /* a key for an origin; refused when there is one */
+    LORA_ASK_REPLACE /* the same, in place of one that is there */
+} LoraAskKind;
+
+/* Asks, and waits for the end. OL_OK, or what was wrong. */
+extern ol_code lora_ledger_ask(LoraAskKind kind, const char *origin, ol_error *error);
+
 /* -- in the ledger process ---------------------------------------------------------------- */
+/* Whether somebody asks; the number that is answered with. */
+extern bool lora_lane_asked(int lane, LoraAskKind *kind, char origin[LORA_ORIGIN_BYTES],
+                            uint64 *number);
+extern void lora_lane_answer(int lane, uint64 number, ol_code code, const ol_error *error);
 /* The lane of this process's database; -1: it has none. The process is woken from now on. */
 extern int lora_lane_enter(void);
 /* Up to LORA_LANE_RECEIPTS that wait, the oldest first. */

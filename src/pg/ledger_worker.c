@@ -8,6 +8,9 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "ledger_entry.h"
+#include "ledger_signer.h"
+#include "ledger_tree.h"
 #include "libpq/pqsignal.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -71,15 +74,11 @@ static Datum shares_value(const LoraReceipt *receipt)
         construct_array(values, receipt->meter.n_adapters, INT4OID, 4, true, TYPALIGN_INT));
 }
 
-/* The engine's text is UTF-8; what the database's encoding has not is replaced. */
 static Datum device_value(const LoraReceipt *receipt)
 {
     char plain[LORA_DEVICE_NAME];
 
-    strlcpy(plain, receipt->device, sizeof(plain));
-    for (char *c = plain; *c; c++)
-        if ((unsigned char)*c < 0x20 || (unsigned char)*c > 0x7e)
-            *c = '?';
+    lora_plain_device(receipt, plain);
     return CStringGetTextDatum(plain);
 }
 
@@ -176,6 +175,18 @@ static void insert_receipt(LoraReceipt *receipt, int64 leaf)
     lora_execute(&insert, values, NULL, false);
 }
 
+/* Its place in the tree, in the same transaction. */
+static void integrate(const LoraReceipt *receipt, uint64 leaf)
+{
+    ol_buf entry = {0};
+    ol_digest hash;
+
+    lora_entry_from_receipt(receipt, leaf, &entry);
+    ol_leaf_hash(entry.data, entry.len, &hash);
+    ol_buf_free(&entry);
+    lora_tree_append(leaf, &hash);
+}
+
 /* Of a file that an earlier process may have begun. The digest is salted: no two requests
  * have the same. */
 static bool is_written(const LoraReceipt *receipt)
@@ -195,16 +206,11 @@ static bool is_written(const LoraReceipt *receipt)
 /* Locks the table against other writers; the number of the next leaf. */
 static int64 next_leaf(void)
 {
-    static LoraStatement last = {
-        "SELECT leaf OPERATOR(pg_catalog.+) 1::pg_catalog.int8 FROM openlora.receipts"
-        " ORDER BY leaf DESC LIMIT 1",
-        0,
-        {0}};
     int code = SPI_execute("LOCK TABLE openlora.receipts IN EXCLUSIVE MODE", false, 0);
 
     if (code < 0)
         elog(ERROR, "could not lock openlora.receipts: %s", SPI_result_code_string(code));
-    return lora_execute(&last, NULL, NULL, false) > 0 ? lora_int64(0, 1) : 0;
+    return (int64)lora_tree_size(true);
 }
 
 static bool has_table(void)
@@ -222,8 +228,10 @@ static void write_all(LoraReceipt *receipts, int n, bool from_file)
     rows = AllocSetContextCreate(CurrentMemoryContext, "openlora receipt", ALLOCSET_SMALL_SIZES);
     before = MemoryContextSwitchTo(rows);
     for (int i = 0; i < n; i++) {
-        if (!from_file || !is_written(&receipts[i]))
-            insert_receipt(&receipts[i], leaf++);
+        if (!from_file || !is_written(&receipts[i])) {
+            insert_receipt(&receipts[i], leaf);
+            integrate(&receipts[i], (uint64)leaf++);
+        }
         SPI_freetuptable(SPI_tuptable);
         MemoryContextReset(rows);
     }
@@ -290,6 +298,47 @@ static void write_lane(int lane, LoraReceipt *batch)
     }
 }
 
+/* An error that is raised is the answer, too. */
+static ol_code serve(LoraAskKind kind, const char *origin, ol_error *error)
+{
+    volatile ol_code code = OL_OK;
+    MemoryContext before = CurrentMemoryContext;
+
+    PG_TRY();
+    {
+        code = kind == LORA_ASK_SIGN ? lora_signer_sign(error)
+                                     : lora_signer_create(origin, kind == LORA_ASK_REPLACE, error);
+    }
+    PG_CATCH();
+    {
+        ErrorData *raised;
+
+        MemoryContextSwitchTo(before);
+        raised = CopyErrorData();
+        FlushErrorState();
+        AbortCurrentTransaction();
+        code = ol_fail(error, OL_INTERNAL, "%s", raised->message);
+        FreeErrorData(raised);
+    }
+    PG_END_TRY();
+    MemoryContextSwitchTo(before);
+    return code;
+}
+
+static void serve_asks(int lane)
+{
+    char origin[LORA_ORIGIN_BYTES];
+    LoraAskKind kind;
+    ol_error error;
+    uint64 number;
+
+    while (lora_lane_asked(lane, &kind, origin, &number)) {
+        ol_code code = serve(kind, origin, &error);
+
+        lora_lane_answer(lane, number, code, &error);
+    }
+}
+
 /* Whatever the database's settings are for its users. */
 static void settle_settings(void)
 {
@@ -322,6 +371,7 @@ void lora_ledger_main(Datum arg)
             ProcessConfigFile(PGC_SIGHUP);
         }
         write_lane(lane, batch);
+        serve_asks(lane);
         if ((why & WL_TIMEOUT) && lora_lane_release(lane))
             break;
         why = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, IDLE_MS,

@@ -17,6 +17,7 @@ extern char *lora_model;
 extern char *lora_device;
 extern char *lora_isa;
 extern char *lora_engine_path;
+extern char *lora_ledger_key_directory;
 extern int lora_quantization; /* ol_quantization */
 extern int lora_threads;
 extern int lora_kv_cache_size;      /* MB; 0: the engine's default */

@@ -60,8 +60,8 @@ static ol_entry sample(const ol_entry_adapter adapters[2])
                       .output = filled(0x55)};
 }
 
-/* The digest is what test/verify/verify.py computes of the same fields, written there by
- * hand from the description in entry.h. */
+/* The digest was computed of the same fields by another encoder, written in Python from the
+ * description in entry.h. */
 static void test_entry(void **state)
 {
     const ol_entry_adapter adapters[2] = {{filled(0x22), 0.5, 250000},

@@ -1,0 +1,22 @@
+/*
+ * ledger_signer.h: the ledger's key, and what was signed with it. Used in the ledger process
+ * alone: no backend that runs SQL of others reads the key.
+ *
+ * Two files in openlora.ledger_key_directory, for their owner alone: DATABASE.key has the
+ * origin and the seed, DATABASE.signed the last checkpoint that was signed. A log that is
+ * shorter than it, or differs from it, is another log: one that was restored from a backup,
+ * or that somebody has changed. It is not signed under this origin.
+ */
+#ifndef LORA_LEDGER_SIGNER_H
+#define LORA_LEDGER_SIGNER_H
+
+#include "lora_pg.h"
+
+/* Signs the tree as it is by now and stores the checkpoint; nothing when that was done.
+ * In a transaction of its own, each; no lock is held while it signs. */
+extern ol_code lora_signer_sign(ol_error *error);
+/* Makes a key for an origin. With `another` a key that is there is kept aside, and the new
+ * origin begins without a checkpoint; without, it is an error. */
+extern ol_code lora_signer_create(const char *origin, bool another, ol_error *error);
+
+#endif
