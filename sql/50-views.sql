@@ -10,27 +10,27 @@ DECLARE
 BEGIN
     EXECUTE format($$
 CREATE VIEW openlora.contributor_usage WITH (%s) AS
-SELECT a.contributor, a.contributor_id, a.kind, count(DISTINCT a.inference) AS inferences,
+SELECT a.contributor, a.contributor_id, a.kind, date_trunc('day', i.at) AS day, count(DISTINCT a.inference) AS inferences,
        pg_catalog.trim_scale(sum(a.tokens)) AS tokens, max(i.at) AS last_credited
 FROM openlora.attributions a JOIN openlora.inferences i ON i.id = a.inference
 WHERE %s
-GROUP BY a.contributor, a.contributor_id, a.kind
+GROUP BY a.contributor, a.contributor_id, a.kind, date_trunc('day', i.at)
 $$, options, mine);
     EXECUTE format($$
 CREATE VIEW openlora.adapter_usage WITH (%s) AS
-SELECT u.name, u.adapter, count(*) AS inferences, count(DISTINCT u.digest) AS versions, max(i.at) AS last_used,
+SELECT u.name, u.adapter, date_trunc('day', i.at) AS day, count(*) AS inferences, count(DISTINCT u.digest) AS versions, max(i.at) AS last_used,
        pg_catalog.trim_scale(sum((i.prompt_tokens + i.completion_tokens)::numeric * u.share::numeric * 0.000001)) AS tokens
 FROM openlora.inference_adapters u JOIN openlora.inferences i ON i.id = u.inference
 WHERE %s
-GROUP BY u.name, u.adapter
+GROUP BY u.name, u.adapter, date_trunc('day', i.at)
 $$, options, mine);
     EXECUTE format($$
 CREATE VIEW openlora.dataset_usage WITH (%s) AS
-SELECT a.dataset, count(DISTINCT a.inference) AS inferences, pg_catalog.trim_scale(sum(a.tokens)) AS tokens,
+SELECT a.dataset, date_trunc('day', i.at) AS day, count(DISTINCT a.inference) AS inferences, pg_catalog.trim_scale(sum(a.tokens)) AS tokens,
        max(i.at) AS last_used
 FROM openlora.attributions a JOIN openlora.inferences i ON i.id = a.inference
 WHERE a.dataset IS NOT NULL AND (%s)
-GROUP BY a.dataset
+GROUP BY a.dataset, date_trunc('day', i.at)
 $$, options, mine);
     EXECUTE format($$
 CREATE VIEW openlora.role_usage WITH (%s) AS
@@ -77,8 +77,8 @@ LEFT JOIN LATERAL (
 WHERE s.share <> 0.0
 $$, CASE WHEN invoker THEN 'WITH (security_invoker = true)' ELSE '' END);
 END $do$;
-COMMENT ON VIEW openlora.contributor_usage IS 'tokens credited to each contributor, by kind of credit';
-COMMENT ON VIEW openlora.adapter_usage IS 'tokens answered with each adapter, by its measured share';
-COMMENT ON VIEW openlora.dataset_usage IS 'tokens credited to each dataset';
+COMMENT ON VIEW openlora.contributor_usage IS 'tokens credited to each contributor, by kind of credit and day';
+COMMENT ON VIEW openlora.adapter_usage IS 'tokens answered with each adapter, by its measured share and by day';
+COMMENT ON VIEW openlora.dataset_usage IS 'tokens credited to each dataset, by day';
 COMMENT ON VIEW openlora.role_usage IS 'what each role asked for, by day';
 COMMENT ON VIEW openlora.adapter_credits IS 'who would be credited for one use of each adapter, parts per million of each kind';

@@ -49,7 +49,9 @@ SELECT i.id, i.function, i.prompt_tokens + i.completion_tokens AS tokens, u.name
 FROM openlora.inferences i LEFT JOIN openlora.inference_adapters u ON u.inference = i.id ORDER BY i.id, u.position;
 SELECT kind, adapter, contributor, share FROM openlora.attributions
 WHERE inference = (SELECT max(id) FROM openlora.inferences) ORDER BY kind, adapter, contributor;
-SELECT * FROM openlora.contributor_usage ORDER BY tokens DESC, contributor, kind;
+SELECT depth, repeat('  ', depth) || kind AS kind, name, weight, share, tokens
+FROM lora_explain_attribution((SELECT max(id) FROM openlora.inferences));
+SELECT contributor, kind, inferences, tokens FROM openlora.contributor_usage ORDER BY tokens DESC, contributor, kind;
 
 -- A rollback takes answer and attribution together.
 SELECT count(*) FROM openlora.inferences;

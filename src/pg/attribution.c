@@ -219,8 +219,30 @@ static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
     values[IN_DECODE] = Float8GetDatum((double)result->decode_us / 1000);
     values[IN_ID] = Int64GetDatum(result->inference);
     values[IN_SALT] = digest_datum(&result->salt);
+    if (lora_keep_text == LORA_KEEP_NOTHING)
+        nulls[IN_SALT] = 'n';
     lora_execute(&insert, values, nulls, false);
     return result->inference;
+}
+
+static void insert_texts(int64 inference, const LoraSpec *spec, const LoraResult *result)
+{
+    static LoraStatement insert = {
+        "INSERT INTO openlora.inference_texts (inference, prompt, completion, output)"
+        " VALUES ($1, $2, $3, $4)",
+        4,
+        {INT8OID, TEXTOID, TEXTOID, TEXTOID}};
+    bool scored = spec->task == OL_TASK_SCORE;
+    Datum values[4] = {Int64GetDatum(inference),
+                       PointerGetDatum(lora_text_from_utf8(spec->prompt, spec->prompt_len))};
+    char nulls[5] = "    ";
+
+    nulls[scored ? 3 : 2] = 'n';
+    if (scored)
+        values[2] = PointerGetDatum(lora_text_from_utf8(spec->completion, spec->completion_len));
+    else
+        values[3] = PointerGetDatum(lora_text_from_utf8(result->text.data, result->text.len));
+    lora_execute(&insert, values, nulls, false);
 }
 
 /* Rows of a table, by the short way or by the statement. */
@@ -436,6 +458,8 @@ static int64 write_all(const LoraSpec *spec, const LoraResult *result, const ol_
     credit_role(&credits, "model", note_model(info, owner));
     inference = insert_inference(spec, result, info, caller);
     insert_adapters(inference, spec, parts);
+    if (lora_keep_text == LORA_KEEP_FULL)
+        insert_texts(inference, spec, result);
     insert_credits(inference, &credits, (int64)result->prompt_tokens + result->completion_tokens);
     return inference;
 }

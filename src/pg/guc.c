@@ -38,12 +38,18 @@ int lora_priority = 0;
 int lora_step_time = 200;
 bool lora_prefix_cache = true;
 int lora_pipeline_depth = -1;
+int lora_keep_text = LORA_KEEP_HASH;
 
 static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
                                                          {"none", OL_QUANT_AS_IS, true},
                                                          {"int8", OL_QUANT_INT8, false},
                                                          {"int4", OL_QUANT_INT4, false},
                                                          {NULL, 0, false}};
+
+static const struct config_enum_entry keep_texts[] = {{"none", LORA_KEEP_NOTHING, false},
+                                                      {"hash", LORA_KEEP_HASH, false},
+                                                      {"full", LORA_KEEP_FULL, false},
+                                                      {NULL, 0, false}};
 
 /* Settings of the engine: a change restarts it. */
 static void define_engine_strings(void)
@@ -132,6 +138,15 @@ static void define_limits(void)
                -1, LORA_MAX_PIPELINE_DEPTH, PGC_USERSET, 0);
 }
 
+static void define_attribution(void)
+{
+    DefineCustomEnumVariable("openlora.keep_text", "What is kept of prompts and answers.",
+                             "none: nothing; hash: the salt of the receipt's digests; full: the "
+                             "texts, too, in openlora.inference_texts.",
+                             &lora_keep_text, LORA_KEEP_HASH, keep_texts, PGC_SUSET, 0, NULL, NULL,
+                             NULL);
+}
+
 static void define_queue(void)
 {
     define_int("openlora.queue_workers",
@@ -157,6 +172,7 @@ void lora_define_settings(void)
     define_sharing();
     define_limits();
     define_queue();
+    define_attribution();
 #if PG_VERSION_NUM >= 150000
     MarkGUCPrefixReserved("openlora");
 #else

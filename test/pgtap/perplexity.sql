@@ -27,7 +27,7 @@ SELECT ok(abs(m.perplexity / reference.perplexity - 1) < 0.002,
 FROM matrix m, reference r, LATERAL (SELECT (r.r #>> ARRAY['models', adapter, voice, 'perplexity'])::float8 AS perplexity) AS reference
 ORDER BY adapter, voice;
 -- each adapter lowers its own text's perplexity well below the base's ...
-SELECT ok(own.perplexity < 0.95 * base.perplexity, format('%s lowers its own text: %s from %s', own.adapter,
+SELECT ok(own.perplexity < 0.85 * base.perplexity, format('%s lowers its own text: %s from %s', own.adapter,
           round(own.perplexity::numeric, 2), round(base.perplexity::numeric, 2)))
 FROM matrix own JOIN matrix base ON base.adapter = 'base' AND base.voice = own.voice
 WHERE own.adapter = own.voice ORDER BY own.adapter;
