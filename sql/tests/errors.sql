@@ -42,3 +42,7 @@ SELECT lora_detokenize(lora_tokenize('Grüße, 你好 🙂')) AS back, lora_coun
 SELECT abs(lora_score(NULL, 'Once upon', ' a time')
            - (SELECT sum(logprob) FROM lora_score_detail(NULL, 'Once upon', ' a time'))) < 1e-9 AS same,
        tokens FROM lora_score_detail(NULL, 'Once upon', ' a time');
+-- a model may say NUL, which text cannot have
+SELECT lora_detokenize('{188,188}') = repeat(chr(65533), 2) AS replaced;
+SELECT t.text = repeat(chr(65533), 3) AS whole, jsonb_path_query_array(t.token_logprobs, '$[*].text') = to_jsonb(ARRAY[chr(65533), chr(65533), chr(65533)]) AS pieces
+FROM lora_complete(NULL, 'x', max_tokens => 3, logit_bias => '{"188": 100}', logprobs => 0) t;

@@ -4,6 +4,7 @@
 #include "access.h"
 #include "receipt.h"
 #include "session.h"
+#include "utf8.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
@@ -246,18 +247,21 @@ static void bring_adapter(LoraRequest *request, const ol_digest *digest)
 static void take_token(LoraRequest *request, const ol_event *event)
 {
     LoraToken *token;
+    StringInfoData text;
 
     if (event->index < request->seen)
         return;
     request->seen = event->index + 1;
     lora_quota_took(request->claim, guess_prompt_tokens(&request->spec) + request->seen);
-    appendBinaryStringInfo(&request->result.text, event->text.data, (int)event->text.len);
+    lora_append_utf8(&request->result.text, event->text.data, event->text.len);
     if (!request->keep_tokens)
         return;
     token = palloc0(sizeof(*token));
     token->index = event->index;
     token->token = event->token;
-    token->text = pnstrdup(event->text.data, event->text.len);
+    initStringInfo(&text);
+    lora_append_utf8(&text, event->text.data, event->text.len);
+    token->text = text.data;
     token->logprob = event->logprob;
     token->n_alternatives = event->n_alternatives;
     token->alternatives = palloc(sizeof(ol_token_logprob) * (Size)(event->n_alternatives + 1));

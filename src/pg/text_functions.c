@@ -55,7 +55,7 @@ Datum lora_detokenize(PG_FUNCTION_ARGS)
 {
     ArrayType *array = PG_GETARG_ARRAYTYPE_P(0);
     ol_wire_text_op op = {.skip_special = PG_GETARG_BOOL(1)};
-    StringInfoData out;
+    StringInfoData out, clean;
     ol_error error;
     Datum *values;
     bool *nulls;
@@ -72,5 +72,7 @@ Datum lora_detokenize(PG_FUNCTION_ARGS)
     initStringInfo(&out);
     if (!lora_text_operation(OL_FRAME_DETOKENIZE, ids, sizeof(int32) * (Size)n, &op, &out, &error))
         lora_raise(&error);
-    PG_RETURN_TEXT_P(lora_text_from_utf8(out.data, (Size)out.len));
+    initStringInfo(&clean);
+    lora_append_utf8(&clean, out.data, (Size)out.len);
+    PG_RETURN_TEXT_P(lora_text_from_utf8(clean.data, (Size)clean.len));
 }

@@ -22,6 +22,21 @@ bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *
     return false;
 }
 
+void lora_append_utf8(StringInfo out, const char *utf8, Size length)
+{
+    const char *nul;
+
+    while ((nul = memchr(utf8, '\0', length)) != NULL) {
+        Size before = (Size)(nul - utf8);
+
+        appendBinaryStringInfo(out, utf8, (int)before);
+        appendStringInfoString(out, "\xef\xbf\xbd");
+        utf8 = nul + 1;
+        length -= before + 1;
+    }
+    appendBinaryStringInfo(out, utf8, (int)length);
+}
+
 text *lora_text_from_utf8(const char *utf8, Size length)
 {
     char *local = pg_any_to_server(utf8, (int)length, PG_UTF8);

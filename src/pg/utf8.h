@@ -6,9 +6,13 @@
 
 #include "lora_pg.h"
 
+#include "lib/stringinfo.h"
+
 /* A text argument as UTF-8, held to openlora.max_prompt_size; `what` names it in the error. */
 extern bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
                                ol_error *error);
+/* Appends a model's text. A NUL, which PostgreSQL's text cannot have, becomes U+FFFD. */
+extern void lora_append_utf8(StringInfo out, const char *utf8, Size length);
 /* UTF-8 in the database's encoding. */
 extern text *lora_text_from_utf8(const char *utf8, Size length);
 
