@@ -59,7 +59,13 @@ $(BUILD)/openlora-engine: $(call obj,$(MAIN_SOURCES)) $(BUILD)/libopenlora.a
 $(BUILD)/openlora_cpu.so: $(call obj,$(CPU_SOURCES) $(BASE_SOURCES))
 	$(ENGINE_CC) $(OPTIMISE) -shared -o $@ $^ -lcrypto -lpthread -lm
 
-engine: $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so
+# Merging adapters is a program of its own: it alone needs LAPACK.
+MERGE_SOURCES := $(filter-out src/merge/main.c,$(sort $(wildcard src/merge/*.c)))
+MERGE_LIBS = -llapacke -lblas
+$(BUILD)/openlora-merge: $(call obj,src/merge/main.c $(MERGE_SOURCES)) $(BUILD)/libopenlora.a
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(MERGE_LIBS) $(ENGINE_LIBS)
+
+engine: $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so $(BUILD)/openlora-merge
 .PHONY: engine
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
@@ -69,10 +75,10 @@ PKGLIBDIR = $(shell $(PG_CONFIG) --pkglibdir)
 install: all
 	$(MAKE) -f extension.mk install PG_CONFIG='$(PG_CONFIG)' DESTDIR='$(DESTDIR)'
 	mkdir -p '$(DESTDIR)$(PKGLIBDIR)'
-	install -m 755 $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so '$(DESTDIR)$(PKGLIBDIR)'
+	install -m 755 $(BUILD)/openlora-engine $(BUILD)/openlora-merge $(BUILD)/openlora_cpu.so '$(DESTDIR)$(PKGLIBDIR)'
 uninstall:
 	$(MAKE) -f extension.mk uninstall PG_CONFIG='$(PG_CONFIG)' DESTDIR='$(DESTDIR)'
-	rm -f '$(DESTDIR)$(PKGLIBDIR)/openlora-engine' '$(DESTDIR)$(PKGLIBDIR)/openlora_cpu.so'
+	rm -f '$(DESTDIR)$(PKGLIBDIR)/openlora-engine' '$(DESTDIR)$(PKGLIBDIR)/openlora-merge' '$(DESTDIR)$(PKGLIBDIR)/openlora_cpu.so'
 .PHONY: install uninstall
 
 # -- tests of the engine -----------------------------------------------------------
@@ -89,6 +95,9 @@ $(BUILD)/test/device_%: $(BUILD)/obj/test/device/%.o $(call obj,$(DEVICE_HELPERS
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka -lcrypto -lpthread -lm
 
+$(BUILD)/test/test_merge: $(BUILD)/obj/test/unit/test_merge.o $(call obj,$(MERGE_SOURCES)) $(BUILD)/libopenlora.a
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(MERGE_LIBS) $(ENGINE_LIBS)
 $(BUILD)/test/%: $(BUILD)/obj/test/unit/%.o $(call obj,$(UNIT_HELPERS)) $(BUILD)/libopenlora.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(ENGINE_LIBS)

@@ -110,7 +110,9 @@ BEGIN
             ' openlora.adapter_datasets, openlora.dataset_contributors, openlora.adapter_contributors,'
             ' openlora.adapter_grants, openlora.dataset_documents TO %s', grantee);
         EXECUTE format('GRANT INSERT ON openlora.contributors TO %s', grantee);
-        EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint) TO %s', grantee);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint), openlora.contributor_of(regrole),'
+            ' openlora.inherit_provenance(bigint, bigint[], float8[]), openlora.whole_shares(bigint[], numeric[]),'
+            ' openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint) TO %s', grantee);
     END IF;
     FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'

@@ -27,6 +27,7 @@ forbid "$(ls -d src/engine/*.c src/engine/*.h src/engine/formats src/engine/toke
 forbid src/engine/tokenizer 'engine/(engine|model|formats)|device/' 'the tokenizer knows base alone'
 forbid src/engine/formats 'engine/(engine|model|scheduler|adapters|sampler)' 'formats know base and the device seam'
 forbid src/wire 'cpu/|pg/|engine/(formats|tokenizer|model|scheduler|adapters|kvpages)' 'the wire knows engine.h alone'
+forbid src/merge 'cpu/|wire/|pg/|engine/(engine|model|scheduler|adapters)' 'merging knows formats alone'
 forbid src/ledger 'device/|cpu/|engine/|wire/|pg/' 'the ledger knows base alone'
 forbid src/pg 'cpu/|engine/(formats|tokenizer|model|scheduler|adapters|kvpages|sampler|stops)' \
 	'the extension knows plain headers alone'
