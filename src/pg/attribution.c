@@ -39,6 +39,8 @@
 
 void lora_attribution_prevent(void)
 {
+    if (!lora_attribution)
+        return;
     PreventCommandIfReadOnly("an inference, which is attributed,");
     PreventCommandIfParallelMode("an inference, which is attributed,");
     PreventCommandDuringRecovery("an inference, which is attributed,");
@@ -470,6 +472,8 @@ int64 lora_attribute(const LoraSpec *spec, const LoraResult *result)
     ol_engine_info info;
     int64 inference;
 
+    if (!lora_attribution)
+        return 0;
     LWLockAcquire(lora_shared->lock, LW_SHARED);
     info = lora_shared->info;
     LWLockRelease(lora_shared->lock);

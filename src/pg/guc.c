@@ -39,6 +39,7 @@ int lora_step_time = 200;
 bool lora_prefix_cache = true;
 int lora_pipeline_depth = -1;
 int lora_keep_text = LORA_KEEP_HASH;
+bool lora_attribution = true;
 
 static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
                                                          {"none", OL_QUANT_AS_IS, true},
@@ -140,6 +141,9 @@ static void define_limits(void)
 
 static void define_attribution(void)
 {
+    DefineCustomBoolVariable("openlora.attribution", "Whether answers are attributed and metered.",
+                             "Off, nothing is written: then a hot standby answers, too.",
+                             &lora_attribution, true, PGC_SUSET, 0, NULL, NULL, NULL);
     DefineCustomEnumVariable("openlora.keep_text", "What is kept of prompts and answers.",
                              "none: nothing; hash: the salt of the receipt's digests; full: the "
                              "texts, too, in openlora.inference_texts.",

@@ -44,6 +44,7 @@ extern int lora_step_time; /* ms */
 extern bool lora_prefix_cache;
 typedef enum LoraKeep { LORA_KEEP_NOTHING, LORA_KEEP_HASH, LORA_KEEP_FULL } LoraKeep;
 extern int lora_keep_text; /* LoraKeep */
+extern bool lora_attribution;
 #define LORA_MAX_PIPELINE_DEPTH 4096
 extern int lora_pipeline_depth; /* -1: by lora_max_sequences; 0: off */
 

@@ -113,26 +113,28 @@ static void send_request(LoraRequest *request)
     const LoraSpec *spec = &request->spec;
     ol_adapter_use adapters[OL_MAX_REQUEST_ADAPTERS];
     LoraMeter meter;
-    ol_request wire = {.task = spec->task,
-                       .quiet = !request->keep_tokens,
-                       .prompt = {spec->prompt, spec->prompt_len},
-                       .completion = {spec->completion, spec->completion_len},
-                       .n_adapters = spec->n_adapters,
-                       .adapters = adapters,
-                       .sampling = spec->sampling,
-                       .tenant = GetUserId(),
-                       .tenant_weight = (float)lora_tenant_weight,
-                       .priority = lora_priority,
-                       .timeout_ms = time_left(),
-                       .meter = {(const char *)&meter, sizeof(meter)},
-                       .meter_salt = request->result.salt};
+    ol_request wire = {
+        .task = spec->task,
+        .quiet = !request->keep_tokens,
+        .prompt = {spec->prompt, spec->prompt_len},
+        .completion = {spec->completion, spec->completion_len},
+        .n_adapters = spec->n_adapters,
+        .adapters = adapters,
+        .sampling = spec->sampling,
+        .tenant = GetUserId(),
+        .tenant_weight = (float)lora_tenant_weight,
+        .priority = lora_priority,
+        .timeout_ms = time_left(),
+        .meter = {(const char *)&meter, request->result.inference ? sizeof(meter) : 0},
+        .meter_salt = request->result.salt};
     ol_buf *buf;
 
     for (int i = 0; i < spec->n_adapters; i++) {
         adapters[i].digest = spec->adapters[i].digest;
         adapters[i].weight = (float)spec->adapters[i].weight;
     }
-    lora_meter_fill(&meter, spec, &request->result, request->attempts++);
+    if (request->result.inference)
+        lora_meter_fill(&meter, spec, &request->result, request->attempts++);
     request->tag = lora_session_tag();
     request->losses = lora_session_losses();
     if (lora_session_upload(request->tag, spec->prompt, spec->prompt_len) != LORA_IO_OK ||
@@ -165,7 +167,8 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
 
     if (!lora_session_ready(error))
         return NULL;
-    inference = lora_next_inference(); /* before there is anything to be given back */
+    /* before there is anything to be given back */
+    inference = lora_attribution ? lora_next_inference() : 0;
     if (!lora_claim_quotas(spec->adapters, spec->n_adapters,
                            guess_prompt_tokens(spec) + spec->sampling.max_tokens, &claim, error))
         return NULL;
