@@ -56,7 +56,8 @@ def ask(url, mode, n, tokens, generate):
 
     def one(i, prompt):
         adapter = {"none": [], "shared": [{"id": 0, "scale": 1.0}], "distinct": [{"id": i, "scale": 1.0}]}[mode]
-        body = {"prompt": prompt, "n_predict": generate, "ignore_eos": True, "temperature": 0, "cache_prompt": False, "lora": adapter}
+        body = {"prompt": prompt, "n_predict": generate, "ignore_eos": True, "temperature": 0, "cache_prompt": False, "lora": adapter,
+                "response_fields": ["tokens_predicted", "tokens_evaluated"]}  # random weights say what is no UTF-8
         request = urllib.request.Request(url + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"})
         reply = json.load(urllib.request.urlopen(request, timeout=600))
         assert reply["tokens_predicted"] == generate and reply["tokens_evaluated"] == tokens, reply
