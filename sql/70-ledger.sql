@@ -78,4 +78,40 @@ $$, CASE WHEN invoker THEN 'security_invoker = true' ELSE 'security_barrier = tr
 END $do$;
 COMMENT ON VIEW openlora.receipt_status IS 'whether the transaction that asked committed (and the row of its inference is still there)';
 
+-- What was asked with openlora.receipt_durability = sync, written before a token of the answer
+-- left: after a crash it says what receipts are missing.
+CREATE TABLE openlora.announcements (
+    inference     bigint NOT NULL,
+    at            timestamptz NOT NULL,
+    role          name NOT NULL,
+    role_id       regrole NOT NULL,
+    task          text NOT NULL CHECK (task IN ('generate', 'score')),
+    max_tokens    int NOT NULL,
+    prompt_digest bytea NOT NULL CHECK (octet_length(prompt_digest) = 32),
+    PRIMARY KEY (inference, prompt_digest)
+);
+COMMENT ON TABLE openlora.announcements IS 'requests as they were announced; rows are only ever added';
+CREATE TRIGGER unchanging BEFORE UPDATE OR DELETE OR TRUNCATE ON openlora.announcements
+    FOR EACH STATEMENT EXECUTE FUNCTION openlora.keep_receipts();
+ALTER TABLE openlora.announcements ENABLE ALWAYS TRIGGER unchanging;
+ALTER TABLE openlora.announcements ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON openlora.announcements FOR SELECT USING (pg_catalog.pg_has_role(role_id, 'USAGE')
+    OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')));
+
+DO $do$
+DECLARE
+    invoker boolean := current_setting('server_version_num')::int >= 150000;
+BEGIN
+    EXECUTE format($$
+CREATE VIEW openlora.unmetered WITH (%s) AS
+SELECT n.* FROM openlora.announcements n
+WHERE %s AND NOT EXISTS (SELECT FROM openlora.receipts r WHERE r.inference = n.inference AND r.prompt_digest = n.prompt_digest)
+$$, CASE WHEN invoker THEN 'security_invoker = true' ELSE 'security_barrier = true' END,
+    CASE WHEN invoker THEN 'true' ELSE
+    $$(pg_catalog.pg_has_role(n.role_id, 'USAGE') OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')))$$ END);
+END $do$;
+COMMENT ON VIEW openlora.unmetered IS
+    'announced requests without a receipt: they still run, nothing was computed for them, or a crash has lost the receipt';
+
+SELECT pg_catalog.pg_extension_config_dump('openlora.announcements', '');
 SELECT pg_catalog.pg_extension_config_dump('openlora.receipts', '');

@@ -96,7 +96,7 @@ BEGIN
     EXECUTE format('GRANT SELECT ON openlora.base_models, openlora.contributors, openlora.datasets, openlora.adapter_datasets,'
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
-        ' openlora.role_usage, openlora.receipts, openlora.receipt_status, openlora.inference_texts, openlora.checkpoints, openlora.ledger_keys, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
+        ' openlora.role_usage, openlora.receipts, openlora.receipt_status, openlora.announcements, openlora.unmetered, openlora.inference_texts, openlora.checkpoints, openlora.ledger_keys, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
         ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.queue TO %s', grantee);
     EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters(), openlora.live_requests(), openlora.attribution_tree(bigint),'
         ' openlora.replay_of(bigint), openlora.has_digest(openlora.inferences, jsonb),'

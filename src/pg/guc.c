@@ -40,6 +40,7 @@ bool lora_prefix_cache = true;
 int lora_pipeline_depth = -1;
 int lora_keep_text = LORA_KEEP_HASH;
 bool lora_attribution = true;
+int lora_receipt_durability = LORA_RECEIPTS_ASYNC;
 
 static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
                                                          {"none", OL_QUANT_AS_IS, true},
@@ -51,6 +52,9 @@ static const struct config_enum_entry keep_texts[] = {{"none", LORA_KEEP_NOTHING
                                                       {"hash", LORA_KEEP_HASH, false},
                                                       {"full", LORA_KEEP_FULL, false},
                                                       {NULL, 0, false}};
+
+static const struct config_enum_entry durabilities[] = {
+    {"async", LORA_RECEIPTS_ASYNC, false}, {"sync", LORA_RECEIPTS_SYNC, false}, {NULL, 0, false}};
 
 /* Settings of the engine: a change restarts it. */
 static void define_engine_strings(void)
@@ -149,6 +153,12 @@ static void define_attribution(void)
                              "texts, too, in openlora.inference_texts.",
                              &lora_keep_text, LORA_KEEP_HASH, keep_texts, PGC_SUSET, 0, NULL, NULL,
                              NULL);
+    DefineCustomEnumVariable("openlora.receipt_durability",
+                             "What a crash of the server may lose of receipts.",
+                             "async: those of the last moment; sync: none unnoticed: no token of "
+                             "an answer leaves before its request is on disk.",
+                             &lora_receipt_durability, LORA_RECEIPTS_ASYNC, durabilities, PGC_SUSET,
+                             0, NULL, NULL, NULL);
 }
 
 static void define_queue(void)

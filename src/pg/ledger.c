@@ -30,6 +30,7 @@ typedef struct Lane {
     char origin[LORA_ORIGIN_BYTES];
     ol_code code; /* of the last answer */
     ol_error error;
+    uint64 written; /* of all that ever came into the ring */
     uint32 head, used;
     LoraReceipt ring[LORA_LANE_RECEIPTS];
 } Lane;
@@ -37,6 +38,7 @@ typedef struct Lane {
 typedef struct Lanes {
     LWLock *lock;
     ConditionVariable answered; /* any lane's */
+    ConditionVariable written;
     Lane lanes[LORA_LANES];
 } Lanes;
 
@@ -146,6 +148,7 @@ void lora_ledger_startup_shared(void)
     memset(shared, 0, sizeof(*shared));
     shared->lock = &GetNamedLWLockTranche("openlora")[3].lock;
     ConditionVariableInit(&shared->answered);
+    ConditionVariableInit(&shared->written);
     for (int i = 0; i < LORA_LANES; i++)
         shared->lanes[i].procno = -1;
     if (!IsUnderPostmaster)
@@ -193,6 +196,74 @@ void lora_ledger_put(const LoraReceipt *receipt)
     LWLockRelease(shared->lock);
     if (procno >= 0)
         SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+}
+
+/* -- announcing ---------------------------------------------------------------------------- */
+
+/* False when there is no room now; a lane that nobody has is an error. */
+static bool try_announce(const LoraReceipt *receipt, LoraAnnounced *announced, ol_code *code,
+                         ol_error *error)
+{
+    bool entered = false;
+    int procno = -1;
+    Lane *lane;
+
+    LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+    lane = lane_of(MyDatabaseId);
+    if (lane && lane->used < LORA_LANE_RECEIPTS) {
+        lane->ring[(lane->head + lane->used++) % LORA_LANE_RECEIPTS] = *receipt;
+        announced->lane = (int)(lane - shared->lanes);
+        announced->number = lane->written + lane->used;
+        entered = true;
+    }
+    procno = lane ? lane->procno : -1;
+    LWLockRelease(shared->lock);
+    *code = OL_OK;
+    if (!lane)
+        *code = ol_fail(error, OL_BUSY, "no more than %d databases can announce requests at a time",
+                        LORA_LANES);
+    else if (procno >= 0)
+        SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+    else
+        (void)lora_wake_worker();
+    return entered;
+}
+
+bool lora_ledger_announce(const LoraMeter *meter, LoraAnnounced *announced, ol_error *error)
+{
+    LoraReceipt *receipt = palloc0(sizeof(*receipt));
+    ol_code code;
+
+    receipt->meter = *meter;
+    receipt->at = GetCurrentTimestamp();
+    receipt->announced = 1;
+    ConditionVariablePrepareToSleep(&shared->written);
+    while (!try_announce(receipt, announced, &code, error) && code == OL_OK)
+        ConditionVariableSleep(&shared->written, lora_wait_event());
+    ConditionVariableCancelSleep();
+    pfree(receipt);
+    return code == OL_OK;
+}
+
+/* A lane that has another database now has been written to its end before. */
+static bool is_announced(const LoraAnnounced *announced)
+{
+    bool written;
+
+    LWLockAcquire(shared->lock, LW_SHARED);
+    written = shared->lanes[announced->lane].written >= announced->number;
+    LWLockRelease(shared->lock);
+    return written;
+}
+
+void lora_ledger_await(const LoraAnnounced *announced)
+{
+    if (announced->number == 0 || is_announced(announced))
+        return;
+    ConditionVariablePrepareToSleep(&shared->written);
+    while (!is_announced(announced))
+        ConditionVariableSleep(&shared->written, lora_wait_event());
+    ConditionVariableCancelSleep();
 }
 
 /* -- asking ------------------------------------------------------------------------------- */
@@ -417,8 +488,10 @@ void lora_lane_consume(int at, int n)
     LWLockAcquire(shared->lock, LW_EXCLUSIVE);
     lane->head = (lane->head + (uint32)n) % LORA_LANE_RECEIPTS;
     lane->used -= (uint32)n;
+    lane->written += (uint64)n;
     lane->turns++;
     LWLockRelease(shared->lock);
+    ConditionVariableBroadcast(&shared->written);
 }
 
 bool lora_lane_release(int at)

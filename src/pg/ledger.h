@@ -33,6 +33,18 @@ extern void lora_ledger_put(const LoraReceipt *receipt);
  * woken; -1: never. */
 extern long lora_ledger_tend(void);
 
+/* -- in a backend: announcing, for openlora.receipt_durability = sync ------------------------ */
+
+typedef struct LoraAnnounced {
+    int lane;
+    uint64 number; /* 0: nothing was announced */
+} LoraAnnounced;
+
+/* Waits for room, if need be. */
+extern bool lora_ledger_announce(const LoraMeter *meter, LoraAnnounced *announced, ol_error *error);
+/* Until the announcement is on disk. */
+extern void lora_ledger_await(const LoraAnnounced *announced);
+
 /* -- in a backend: what only the ledger process does, as it alone reads the key ------------- */
 
 typedef enum LoraAskKind {

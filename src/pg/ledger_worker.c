@@ -175,6 +175,26 @@ static void insert_receipt(LoraReceipt *receipt, int64 leaf)
     lora_execute(&insert, values, NULL, false);
 }
 
+/* A file may be read again, up to where an earlier process came. */
+static void insert_announcement(LoraReceipt *receipt)
+{
+    static LoraStatement insert = {
+        "INSERT INTO openlora.announcements (inference, at, role, role_id, task, max_tokens,"
+        " prompt_digest) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+        7,
+        {INT8OID, TIMESTAMPTZOID, NAMEOID, REGROLEOID, TEXTOID, INT4OID, BYTEAOID}};
+    LoraMeter *meter = &receipt->meter;
+    Datum values[7] = {Int64GetDatum(meter->inference),
+                       TimestampTzGetDatum(receipt->at),
+                       NameGetDatum(&meter->role_name),
+                       ObjectIdGetDatum(meter->role),
+                       CStringGetTextDatum(meter->task == OL_TASK_SCORE ? "score" : "generate"),
+                       Int32GetDatum(meter->max_tokens),
+                       digest_value(&meter->prompt)};
+
+    lora_execute(&insert, values, NULL, false);
+}
+
 /* Its place in the tree, in the same transaction. */
 static void integrate(const LoraReceipt *receipt, uint64 leaf)
 {
@@ -228,7 +248,9 @@ static void write_all(LoraReceipt *receipts, int n, bool from_file)
     rows = AllocSetContextCreate(CurrentMemoryContext, "openlora receipt", ALLOCSET_SMALL_SIZES);
     before = MemoryContextSwitchTo(rows);
     for (int i = 0; i < n; i++) {
-        if (!from_file || !is_written(&receipts[i])) {
+        if (receipts[i].announced) {
+            insert_announcement(&receipts[i]);
+        } else if (!from_file || !is_written(&receipts[i])) {
             insert_receipt(&receipts[i], leaf);
             integrate(&receipts[i], (uint64)leaf++);
         }
@@ -348,6 +370,8 @@ static void settle_settings(void)
     SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
+    if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF) /* somebody may wait for what is announced */
+        SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 void lora_ledger_main(Datum arg)

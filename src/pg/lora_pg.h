@@ -36,7 +36,7 @@ extern int lora_default_max_tokens;
 extern int lora_queue_workers;
 extern int lora_queue_concurrency;
 extern int lora_queue_max_attempts;
-extern int lora_queue_retention; /* s; -1: for ever */
+extern int lora_queue_retention;  /* s; -1: for ever */
 extern int lora_worker_idle_time; /* ms */
 extern double lora_tenant_weight;
 extern int lora_priority;
@@ -45,6 +45,8 @@ extern bool lora_prefix_cache;
 typedef enum LoraKeep { LORA_KEEP_NOTHING, LORA_KEEP_HASH, LORA_KEEP_FULL } LoraKeep;
 extern int lora_keep_text; /* LoraKeep */
 extern bool lora_attribution;
+typedef enum LoraDurability { LORA_RECEIPTS_ASYNC, LORA_RECEIPTS_SYNC } LoraDurability;
+extern int lora_receipt_durability; /* LoraDurability */
 #define LORA_MAX_PIPELINE_DEPTH 4096
 extern int lora_pipeline_depth; /* -1: by lora_max_sequences; 0: off */
 

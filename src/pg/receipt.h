@@ -41,8 +41,9 @@ typedef struct LoraMeter {
 
 typedef struct LoraReceipt {
     LoraMeter meter;
-    TimestampTz at; /* when the worker heard of it */
-    int32 outcome;  /* ol_outcome */
+    TimestampTz at;  /* when the worker heard of it */
+    int32 outcome;   /* ol_outcome */
+    int32 announced; /* it is no receipt yet, but a request that will be made: meter and at */
     int32 input_tokens, cached_tokens, output_tokens;
     ol_digest output; /* see OL_EVENT_USAGE */
     ol_digest base_model;

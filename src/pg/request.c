@@ -2,6 +2,7 @@
 #include "request.h"
 
 #include "access.h"
+#include "ledger.h"
 #include "receipt.h"
 #include "session.h"
 #include "utf8.h"
@@ -23,6 +24,7 @@ struct LoraRequest {
     ol_error error;
     int retries_left, attempts;
     LoraQuotaClaim claim;
+    LoraAnnounced announced;
     int seen; /* token events taken; a retry repeats them and they are skipped */
     LoraResult result;
     LoraToken *tokens, **tokens_end, *next;
@@ -158,6 +160,18 @@ static int64 guess_prompt_tokens(const LoraSpec *spec)
     return guess_tokens(spec->prompt_len) + guess_tokens(spec->completion_len);
 }
 
+/* When receipts must not be lost unnoticed, of what is metered. Nobody waits for the disk yet,
+ * unless there is no room: the engine works meanwhile. */
+static bool announce(LoraRequest *request, ol_error *error)
+{
+    LoraMeter meter;
+
+    if (lora_receipt_durability != LORA_RECEIPTS_SYNC || !request->result.inference)
+        return true;
+    lora_meter_fill(&meter, &request->spec, &request->result, 0);
+    return lora_ledger_announce(&meter, &request->announced, error);
+}
+
 LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error *error)
 {
     MemoryContext context, before;
@@ -189,6 +203,10 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
     request->at_end.func = at_end_of_memory;
     request->at_end.arg = request;
     MemoryContextRegisterResetCallback(context, &request->at_end);
+    if (!announce(request, error)) {
+        lora_request_free(request);
+        return NULL;
+    }
     send_request(request);
     return request;
 }
@@ -423,6 +441,7 @@ LoraToken *lora_request_next_token(LoraRequest *request)
     while (!request->next && !request->ended)
         lora_request_step(request);
     token = request->next;
+    lora_ledger_await(&request->announced); /* no token leaves before */
     if (token)
         request->next = token->next;
     return token;
@@ -435,11 +454,13 @@ void lora_request_free(LoraRequest *request)
 
 const LoraResult *lora_request_result(const LoraRequest *request)
 {
+    lora_ledger_await(&request->announced);
     return &request->result;
 }
 
 LoraToken *lora_request_tokens(const LoraRequest *request)
 {
+    lora_ledger_await(&request->announced);
     return request->tokens;
 }
 

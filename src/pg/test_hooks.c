@@ -7,11 +7,15 @@
 #include "adapters.h"
 #include "attribution.h"
 #include "catalog/pg_type.h"
-#include "receipt.h"
+#include "ledger.h"
+#include "miscadmin.h"
+#include "shared.h"
 #include "utils/array.h"
+#include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(lora_test_split);
 PG_FUNCTION_INFO_V1(lora_test_attribute);
+PG_FUNCTION_INFO_V1(lora_test_receipts);
 
 /* lora_test_split(total bigint, weights bigint[]) -> bigint[] */
 Datum lora_test_split(PG_FUNCTION_ARGS)
@@ -59,4 +63,28 @@ Datum lora_test_attribute(PG_FUNCTION_ARGS)
     result.inference = lora_next_inference();
     lora_make_salt(&result.salt);
     PG_RETURN_INT64(lora_attribute(&spec, &result));
+}
+
+/* lora_test_receipts(n int): as if the worker had heard of as many requests, one adapter each */
+Datum lora_test_receipts(PG_FUNCTION_ARGS)
+{
+    LoraSpec spec = {.function = "lora_test_receipts", .prompt = "", .completion = ""};
+    LoraReceipt *receipt = palloc0(sizeof(*receipt));
+    LoraResult result = {0};
+
+    for (int i = 0; i < PG_GETARG_INT32(0); i++) {
+        CHECK_FOR_INTERRUPTS();
+        result.inference = lora_next_inference();
+        lora_make_salt(&result.salt);
+        lora_meter_fill(&receipt->meter, &spec, &result, 0);
+        receipt->meter.n_adapters = 1;
+        receipt->meter.weights[0] = 1;
+        receipt->shares[0] = 1000000;
+        receipt->at = GetCurrentTimestamp();
+        receipt->input_tokens = receipt->output_tokens = 1;
+        strlcpy(receipt->device, "test", sizeof(receipt->device));
+        lora_ledger_put(receipt);
+    }
+    (void)lora_wake_worker();
+    PG_RETURN_VOID();
 }

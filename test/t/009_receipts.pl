@@ -44,6 +44,19 @@ for my $how ('pg_cancel_backend', 'pg_terminate_backend')
 	until_true(qq{SELECT count(*) > 0 AND bool_and(NOT committed) FROM openlora.receipt_status WHERE leaf >= $before}, "$how: metered, not committed");
 	until_true(q{SELECT running = 0 FROM lora_status()}, "$how: nothing runs");
 }
+{
+	my $before = sql('SELECT count(*) FROM openlora.receipts');
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=leaving', '-c', $endless ],
+		'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+	$run->kill_kill(grace => 0);
+	until_true(qq{SELECT count(*) > 0 AND bool_or(outcome = 'cancelled') AND NOT bool_or(committed) FROM openlora.receipt_status WHERE leaf >= $before}, 'a client that is gone: metered');
+	until_true(q{SELECT running = 0 FROM lora_status()}, 'a client that is gone: nothing runs');
+
+	$before = sql('SELECT count(*) FROM openlora.receipts');
+	is(sql(q{SELECT count(*) FROM (SELECT lora_stream(NULL, 'Once', max_tokens => 900, ignore_eos => true) LIMIT 2) s}), '2', 'a stream is closed early');
+	until_true(qq{SELECT count(*) = 1 AND bool_and(outcome = 'cancelled' AND output_tokens >= 2) FROM openlora.receipts WHERE leaf >= $before}, 'and metered');
+}
 whole('after ends of all kinds');
 
 # -- an engine that dies: the request is executed again, and metered once
@@ -112,9 +125,86 @@ sql($ask);
 until_true('SELECT count(*) = 1 FROM openlora.receipt_status WHERE inference = (SELECT max(id) FROM openlora.inferences)', 'and it goes on');
 whole('after a crash');
 
+# -- kill -9 of the postmaster
+sub start_again
+{
+	for (1 .. 100) { $node->{_pid} = undef; last if $node->start(fail_ok => 1); select undef, undef, undef, 0.1 } # others are leaving
+	ready();
+}
+{
+	my $written = sql('SELECT count(*) FROM openlora.receipts');
+	my $answered = sql('SELECT count(*) FROM openlora.inferences');
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $endless ], '>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+	$node->kill9;
+	$run->finish;
+	start_again();
+	is(sql('SELECT count(*) FROM openlora.inferences'), $answered, 'killed while it runs: no half of an attribution');
+	cmp_ok(sql('SELECT count(*) FROM openlora.receipts'), '>=', $written, 'nor is a receipt missing that was there');
+
+	# answered, and the receipts are in memory and in the file
+	$blocker = $node->background_psql('postgres');
+	$blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
+	$written = sql('SELECT count(*) FROM openlora.receipts');
+	sql($many);
+	$node->kill9;
+	start_again();
+	is(sql('SELECT count(*) FROM openlora.inferences'), $answered + 400, 'killed after answers: no attribution is lost');
+	until_true("SELECT count(*) >= $written + 400 - 256 FROM openlora.receipts", 'nor what was in the file');
+	is(sql('SELECT count(*) FROM openlora.attributions a FULL JOIN openlora.inferences i ON i.id = a.inference WHERE a IS NULL OR i IS NULL'), '0', 'each with its attributions');
+	sql($ask);
+	until_true('SELECT count(*) = 1 FROM openlora.receipt_status WHERE inference = (SELECT max(id) FROM openlora.inferences)', 'and it goes on');
+	whole('after kill -9');
+	is(sql('SELECT checked > 0 AND bad IS NULL FROM lora_ledger_verify()'), 't', 'the tree is whole');
+}
+
+# -- openlora.receipt_durability = sync: no token leaves before its request is on disk
+{
+	my $sync = q{SET openlora.receipt_durability = sync};
+	sql("$sync; $ask");
+	is(sql('SELECT count(*) FROM openlora.announcements a JOIN openlora.inferences i ON i.id = a.inference'), '1', 'announced');
+	until_true('SELECT count(*) = 0 FROM openlora.unmetered', 'and metered');
+	sql("$sync; SELECT count(lora_generate(NULL, 'Many ' || i, max_tokens => 1, ignore_eos => true)) FROM generate_series(1, 300) i");
+	is(sql('SELECT count(*) FROM openlora.announcements'), '301', 'more than there is room for');
+	is(sql("$sync; SET openlora.attribution = off; $ask"), 't', 'what is not metered is not announced');
+	is(sql('SELECT count(*) FROM openlora.announcements'), '301', 'so it is');
+	is(sql("$sync; SELECT count(*) FROM lora_stream(NULL, 'Once', max_tokens => 3, ignore_eos => true) WHERE token IS NOT NULL"), '3', 'a stream');
+	until_true('SELECT count(*) = 0 FROM openlora.unmetered', 'all metered');
+	for my $change ('UPDATE openlora.announcements SET max_tokens = 0', 'DELETE FROM openlora.announcements', 'TRUNCATE openlora.announcements')
+	{
+		my ($code, $out, $err) = $node->psql('postgres', "SET session_replication_role = replica; $change");
+		like($err, qr/of table "announcements" is not possible/, $change);
+	}
+	($code, $out, $err) = $node->psql('postgres', "SET ROLE asker; $sync");
+	like($err, qr/permission denied/, 'not for everybody to set');
+
+	# a ledger that cannot write: no token leaves
+	$blocker = $node->background_psql('postgres');
+	$blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=waiting', '-c', $sync, '-c', $ask ],
+		'>', \my $told, '2>', \my $err2, IPC::Run::timeout(60));
+	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'waiting' AND state = 'active' AND query ~ 'Once'}) or die 'it does not wait';
+	sql($ask) for 1 .. 3; # others have their answers
+	is(sql(q{SELECT state FROM pg_stat_activity WHERE application_name = 'waiting'}), 'active', 'it waits for the ledger');
+	$node->kill9;
+	$run->finish;
+	is($told, '', 'and nothing was told when the server dies');
+	start_again();
+	is(sql('SELECT count(*) FROM openlora.unmetered'), '0', 'nothing told, nothing missing');
+
+	# announced, and the receipt is lost
+	$run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sync, '-c', $endless ], '>', \$told, '2>', \$err2, IPC::Run::timeout(60));
+	$node->poll_query_until('postgres', 'SELECT count(*) > 302 FROM openlora.announcements') or die 'nothing is announced';
+	$node->kill9;
+	$run->finish;
+	start_again();
+	cmp_ok(sql('SELECT count(*) FROM openlora.unmetered'), '>', 0, 'what a crash has lost of receipts shows');
+}
+
 # -- a dump carries them
 $node->safe_psql('postgres', 'CREATE DATABASE restored');
 command_ok([ 'bash', '-c', 'pg_dump -d "$1" | psql -Xq -v ON_ERROR_STOP=1 -d "$2"', '-', $node->connstr('postgres'), $node->connstr('restored') ], 'dump and restore');
+is($node->safe_psql('restored', 'SELECT count(*) FROM openlora.announcements'), sql('SELECT count(*) FROM openlora.announcements'), 'and announcements');
 my $sum = q{SELECT count(*), md5(string_agg(r::text, '' ORDER BY leaf)) FROM openlora.receipts r};
 is($node->safe_psql('restored', $sum), sql($sum), 'the same receipts');
 $node->safe_psql('restored', $ask);
