@@ -163,6 +163,7 @@ BEGIN
                        ' FOR EACH ROW EXECUTE FUNCTION openlora.refuse_change()', t);
         EXECUTE format('CREATE TRIGGER kept BEFORE TRUNCATE ON openlora.%I'
                        ' FOR EACH STATEMENT EXECUTE FUNCTION openlora.refuse_change()', t);
+        EXECUTE format('ALTER TABLE openlora.%1$I ENABLE ALWAYS TRIGGER written_once, ENABLE ALWAYS TRIGGER kept', t);
     END LOOP;
 END $$;
 

@@ -114,6 +114,23 @@ $$;
 COMMENT ON FUNCTION lora_trace(text, text[], int, int, regrole) IS
     'the longest spans of a text that occur verbatim in registered documents, the rarest first';
 
+-- Of an answer that was kept (openlora.keep_text = full), for whoever may see it.
+CREATE FUNCTION lora_trace(inference_id bigint, datasets text[] DEFAULT NULL, min_words int DEFAULT 6, max_occurrences int DEFAULT 10,
+    uploader regrole DEFAULT NULL, OUT rank bigint, OUT span text, OUT "position" int, OUT words int, OUT occurrences bigint,
+    OUT dataset text, OUT document text, OUT document_word bigint, OUT contributor text, OUT credit numeric, OUT basis text)
+RETURNS SETOF record LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    content text := (SELECT t.output FROM openlora.inference_texts t WHERE t.inference = $1);
+BEGIN
+    IF content IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = format('the answer of inference %s was not kept', $1),
+            HINT = 'openlora.keep_text = full keeps answers.';
+    END IF;
+    RETURN QUERY SELECT * FROM @extschema@.lora_trace(content, $2, $3, $4, $5);
+END $$;
+COMMENT ON FUNCTION lora_trace(bigint, text[], int, int, regrole) IS 'the same for the kept answer of an inference';
+
 -- ---------------------------------------------------------------- rights, dumps
 ALTER TABLE openlora.dataset_documents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.trace_indexes ENABLE ROW LEVEL SECURITY;

@@ -45,7 +45,7 @@ read -r alone alone_max <<<"$(sample)"
 run -o /dev/null -c 'SELECT lora_stat_reset()'
 (while :; do
 	run -o /dev/null -c "SET ROLE many" -c "SELECT count(lora_generate(NULL, i || body, max_tokens => $GENERATE, ignore_eos => true)) FROM prompt, generate_series(1, $FLOOD) i"
-done) &
+done) 2>/dev/null &
 flood=$!
 trap 'kill $flood 2>/dev/null; cleanup_work' EXIT
 until [ "$(run -c 'SELECT running > 5 FROM lora_status()')" = t ]; do :; done

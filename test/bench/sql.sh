@@ -84,12 +84,11 @@ run -c "SELECT avg(prompt_tokens) || ' prompt tokens, ' || avg(completion_tokens
 mkdir "$WORK/one" && chmod 777 "$WORK/one" && cd "$WORK/one"
 one() {
 	echo "$2;" >query.sql
-	run -c 'TRUNCATE openlora.inferences CASCADE' 2>/dev/null
 	pgbench -n -M prepared -f query.sql -c 1 -t 50 >/dev/null 2>&1
-	run -c 'TRUNCATE openlora.inferences CASCADE' 2>/dev/null
+	before=$(run -c 'SELECT max(id) FROM openlora.inferences')
 	rm -f log.*
 	pgbench -n -M prepared -f query.sql -c 1 -t 2000 -l --log-prefix=log >/dev/null 2>&1
-	run -c 'SELECT round((queue_ms + prefill_ms + decode_ms) * 1000) FROM openlora.inferences ORDER BY id' >engine.txt
+	run -c 'SELECT round((queue_ms + prefill_ms + decode_ms) * 1000) FROM openlora.inferences WHERE id > '"$before"' ORDER BY id' >engine.txt
 	awk '{print $3}' log.* | paste -d' ' - engine.txt | python3 -c '
 import statistics, sys
 rows = [[float(x) for x in line.split()] for line in sys.stdin]

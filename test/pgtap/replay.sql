@@ -36,7 +36,7 @@ BEGIN
 END $$;
 SELECT id AS full FROM asked WHERE what = 'full' \gset
 BEGIN;
-SELECT plan(19);
+SELECT plan(21);
 SELECT is((SELECT string_agg(format('%s %s %s %s', t.depth, t.kind, t.name, t.weight), '; ' ORDER BY n)
            FROM lora_explain_attribution(:full) WITH ORDINALITY AS t (depth, kind, name, weight, share, tokens, n) WHERE kind IN ('adapter', 'dataset', 'contributor')),
     format('1 adapter replay_shakespeare 0.4; 2 dataset  ; 3 contributor %1$s ; 1 adapter replay_grimm 0.8; 2 dataset replay tales ;'
@@ -58,6 +58,12 @@ SELECT is((SELECT r.prompt_digest = sha256(i.salt || convert_to(t.prompt, 'UTF8'
 SELECT is((SELECT string_agg(format('%s %s %s', r.same, r.compared, r.output = r.kept), ', ' ORDER BY a.id) FROM asked a, LATERAL lora_replay(a.id) r WHERE a.what IN ('full', 'base')),
     't tokens t, t tokens t', 'the same tokens again');
 SELECT is((SELECT count(*) FROM openlora.inferences i, asked a WHERE a.what = 'none' AND i.id > a.id), 2::bigint, 'each of which is an inference itself');
+-- where its words occur
+INSERT INTO openlora.dataset_documents (dataset, name, text) SELECT d.id, 'copy', t.output FROM openlora.datasets d, openlora.inference_texts t
+WHERE d.name = 'replay tales' AND t.inference = :full;
+SELECT lora_trace_index('replay tales') > 0 AS indexed \gset
+SELECT ok((SELECT count(*) = 1 AND min(document) = 'copy' AND min(document_word) = 0 FROM lora_trace(:full, '{replay tales}', 3)), 'a kept answer is traced');
+SELECT throws_like(format('SELECT lora_trace(%s)', (SELECT id FROM asked WHERE what = 'hash')), '%was not kept', 'one that was not kept is not');
 -- a record that says something else
 CREATE FUNCTION pg_temp.replay_with(change text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE

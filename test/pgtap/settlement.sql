@@ -4,7 +4,7 @@
 \pset tuples_only on
 \pset pager off
 BEGIN;
-SELECT plan(43);
+SELECT plan(44);
 CREATE FUNCTION pg_temp.answer(at timestamptz, role text, input int, cached int, output int, adapters jsonb) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -112,6 +112,9 @@ SELECT lora_correct('EUR', 'contributor:' || :ann, 'unattributed', 7000, 'the ad
 SELECT is((SELECT string_agg(account || ' ' || amount, ', ' ORDER BY amount) FROM books WHERE settlement = :six),
           format('contributor:%s -7000, unattributed 7000', :ann), 'an offsetting entry');
 SELECT throws_ok('UPDATE openlora.ledger_entries SET amount = amount + 1', '55000', NULL, 'entries are not changed');
+SET LOCAL session_replication_role = replica;
+SELECT throws_ok('DELETE FROM openlora.ledger_entries', '55000', NULL, 'nor without the triggers of an ordinary session');
+SET LOCAL session_replication_role = origin;
 SELECT throws_ok('DELETE FROM openlora.payouts', '55000', NULL, 'nor payouts dropped');
 SELECT throws_ok('TRUNCATE openlora.claims', '55000', NULL, 'nor claims truncated');
 SELECT throws_ok(format('DELETE FROM openlora.inferences WHERE id = %s', :first), '23503', NULL, 'what was settled keeps its reason');
