@@ -23,6 +23,7 @@ typedef struct Lane {
     Oid database; /* InvalidOid: free */
     int procno;   /* of its process; -1: none */
     bool filed;   /* there is a file, too */
+    bool urgent;  /* somebody waits for what is in it, or it fills up */
     uint64 turns; /* how often something was consumed, or the lane released */
     uint64 asked, answered;
     bool creating; /* an ask for a key waits: it has the place alone */
@@ -175,8 +176,11 @@ static Lane *lane_of(Oid database)
 
 /* -- the worker: in -------------------------------------------------------------------------- */
 
+/* Its process gathers receipts for a while before it writes them: it is woken by the first,
+ * and when the lane is half full. */
 void lora_ledger_put(const LoraReceipt *receipt)
 {
+    bool wake = true;
     int procno = -1;
     Lane *lane;
 
@@ -184,6 +188,8 @@ void lora_ledger_put(const LoraReceipt *receipt)
     lane = lane_of(receipt->meter.database);
     if (lane && lane->used < LORA_LANE_RECEIPTS) {
         lane->ring[(lane->head + lane->used++) % LORA_LANE_RECEIPTS] = *receipt;
+        wake = lane->used == 1 || lane->used == LORA_LANE_RECEIPTS / 2;
+        lane->urgent = lane->urgent || lane->used >= LORA_LANE_RECEIPTS / 2;
     } else {
         append_to_file(receipt);
         if (lane)
@@ -194,7 +200,7 @@ void lora_ledger_put(const LoraReceipt *receipt)
     if (lane)
         procno = lane->procno;
     LWLockRelease(shared->lock);
-    if (procno >= 0)
+    if (procno >= 0 && wake)
         SetLatch(&ProcGlobal->allProcs[procno].procLatch);
 }
 
@@ -216,6 +222,8 @@ static bool try_announce(const LoraReceipt *receipt, LoraAnnounced *announced, o
         announced->number = lane->written + lane->used;
         entered = true;
     }
+    if (lane)
+        lane->urgent = true;
     procno = lane ? lane->procno : -1;
     LWLockRelease(shared->lock);
     *code = OL_OK;
@@ -285,6 +293,7 @@ static ol_code enter_ask(LoraAskKind kind, const char *origin, int *at, uint64 *
     lane->creating = kind != LORA_ASK_SIGN;
     strlcpy(lane->origin, origin, sizeof(lane->origin));
     *number = ++lane->asked;
+    lane->urgent = true;
     *at = (int)(lane - shared->lanes);
     procno = lane->procno;
     LWLockRelease(shared->lock);
@@ -466,6 +475,19 @@ int lora_lane_enter(void)
     if (found >= 0)
         before_shmem_exit(leave, Int32GetDatum(found));
     return found;
+}
+
+bool lora_lane_waits(int at, bool *urgent)
+{
+    Lane *lane = &shared->lanes[at];
+    bool waits;
+
+    LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+    waits = lane->used > 0;
+    *urgent = lane->urgent;
+    lane->urgent = false;
+    LWLockRelease(shared->lock);
+    return waits;
 }
 
 int lora_lane_copy(int at, LoraReceipt *out)

@@ -63,6 +63,8 @@ extern bool lora_lane_asked(int lane, LoraAskKind *kind, char origin[LORA_ORIGIN
 extern void lora_lane_answer(int lane, uint64 number, ol_code code, const ol_error *error);
 /* The lane of this process's database; -1: it has none. The process is woken from now on. */
 extern int lora_lane_enter(void);
+/* Whether receipts wait; and whether somebody waits for them, which is forgotten by it. */
+extern bool lora_lane_waits(int lane, bool *urgent);
 /* Up to LORA_LANE_RECEIPTS that wait, the oldest first. */
 extern int lora_lane_copy(int lane, LoraReceipt *out);
 /* The first n are written. */

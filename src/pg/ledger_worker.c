@@ -30,6 +30,7 @@
 
 /* DROP DATABASE waits five seconds for others to leave. */
 #define IDLE_MS 2000
+#define GATHER_MS 20
 
 PGDLLEXPORT void lora_ledger_main(Datum arg);
 
@@ -308,13 +309,27 @@ static bool write_file(int lane, LoraReceipt *batch)
     return true;
 }
 
+/* Others that come meanwhile are written in the same transaction. */
+static void gather(void)
+{
+    (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, GATHER_MS,
+                    lora_wait_event());
+    ResetLatch(MyLatch);
+    CHECK_FOR_INTERRUPTS();
+}
+
 static void write_lane(int lane, LoraReceipt *batch)
 {
-    int n;
+    bool urgent;
 
     while (write_file(lane, batch))
         ;
-    while ((n = lora_lane_copy(lane, batch)) > 0) {
+    while (lora_lane_waits(lane, &urgent)) {
+        int n;
+
+        if (!urgent)
+            gather();
+        n = lora_lane_copy(lane, batch);
         write_batch(batch, n, false);
         lora_lane_consume(lane, n);
     }
