@@ -6,6 +6,7 @@
 #include "queue.h"
 #include "session.h"
 #include "shared.h"
+#include "shmem.h"
 #include "worker.h"
 
 PG_MODULE_MAGIC;
@@ -36,7 +37,7 @@ void _PG_init(void)
         return;
     lora_preloaded = true;
     lora_define_settings();
-    lora_shared_install_hooks();
+    lora_shmem_install_hooks();
     lora_session_install_hooks();
     lora_pipeline_install_hooks();
     lora_queue_install_hooks();

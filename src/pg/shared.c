@@ -1,9 +1,6 @@
 /* shared.c: see shared.h. */
 #include "shared.h"
 
-#include "database_worker.h"
-#include "ledger.h"
-#include "quota.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/pmsignal.h"
@@ -23,11 +20,6 @@
 
 LoraShared *lora_shared;
 
-static shmem_startup_hook_type prev_startup_hook;
-#if PG_VERSION_NUM >= 150000
-static shmem_request_hook_type prev_request_hook;
-#endif
-
 /* Before PostgreSQL 15 shared memory is asked for before MaxBackends is computed. */
 static int max_backends(void)
 {
@@ -38,56 +30,23 @@ static int max_backends(void)
 #endif
 }
 
-static Size shared_size(void)
+Size lora_shared_size(void)
 {
     return add_size(offsetof(LoraShared, slots), mul_size(max_backends(), sizeof(LoraSlot)));
 }
 
-static void request_shared(void)
-{
-#if PG_VERSION_NUM >= 150000
-    if (prev_request_hook)
-        prev_request_hook();
-#endif
-    RequestAddinShmemSpace(shared_size());
-    RequestAddinShmemSpace(lora_quota_shared_size());
-    RequestAddinShmemSpace(lora_database_workers_size());
-    RequestAddinShmemSpace(lora_ledger_shared_size());
-    /* LoraShared's, the quotas', the database workers', the receipts' */
-    RequestNamedLWLockTranche("openlora", 4);
-}
-
-static void startup_shared(void)
+void lora_shared_startup(void)
 {
     bool found;
 
-    if (prev_startup_hook)
-        prev_startup_hook();
-    LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-    lora_shared = ShmemInitStruct("openlora", shared_size(), &found);
-    if (!found) {
-        memset(lora_shared, 0, shared_size());
-        lora_shared->lock = &GetNamedLWLockTranche("openlora")->lock;
-        ConditionVariableInit(&lora_shared->changed);
-        lora_shared->n_slots = max_backends();
-        lora_shared->worker_procno = -1;
-    }
-    lora_quota_startup_shared();
-    lora_database_workers_startup(&GetNamedLWLockTranche("openlora")[2].lock);
-    lora_ledger_startup_shared();
-    LWLockRelease(AddinShmemInitLock);
-}
-
-void lora_shared_install_hooks(void)
-{
-#if PG_VERSION_NUM >= 150000
-    prev_request_hook = shmem_request_hook;
-    shmem_request_hook = request_shared;
-#else
-    request_shared();
-#endif
-    prev_startup_hook = shmem_startup_hook;
-    shmem_startup_hook = startup_shared;
+    lora_shared = ShmemInitStruct("openlora", lora_shared_size(), &found);
+    if (found)
+        return;
+    memset(lora_shared, 0, lora_shared_size());
+    lora_shared->lock = &GetNamedLWLockTranche("openlora")->lock;
+    ConditionVariableInit(&lora_shared->changed);
+    lora_shared->n_slots = max_backends();
+    lora_shared->worker_procno = -1;
 }
 
 int lora_my_slot(void)

@@ -63,7 +63,9 @@ typedef struct LoraShared {
 
 extern LoraShared *lora_shared;
 
-extern void lora_shared_install_hooks(void);
+/* For shmem.c, which holds the lock that making shared memory needs. */
+extern Size lora_shared_size(void);
+extern void lora_shared_startup(void);
 /* Number of this process's slot. */
 extern int lora_my_slot(void);
 extern bool lora_engine_is_ready(void);
