@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "catalog/pg_type.h"
+#include "common/file_utils.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"

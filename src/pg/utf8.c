@@ -3,6 +3,9 @@
 
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 
 bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
                         ol_error *error)
