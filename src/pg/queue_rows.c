@@ -68,12 +68,13 @@ void lora_queue_recover(void)
     }
 }
 
+/* One that somebody holds does not count: its lock would hold up all others. */
 static bool any_suspect(void)
 {
-    static LoraStatement find = {
-        "SELECT 1 FROM openlora.queue WHERE state = 'queued' AND attempts >= $1 - 1 LIMIT 1",
-        1,
-        {INT4OID}};
+    static LoraStatement find = {"SELECT 1 FROM openlora.queue WHERE state = 'queued'"
+                                 " AND attempts >= $1 - 1 LIMIT 1 FOR UPDATE SKIP LOCKED",
+                                 1,
+                                 {INT4OID}};
     Datum value = Int32GetDatum(lora_queue_max_attempts);
 
     return as_owner(&find, &value, NULL) > 0;

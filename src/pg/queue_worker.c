@@ -26,14 +26,17 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 #define LOCK_FIELD 0x6c72
-#define RETRY_MS 1000 /* what somebody else holds is looked at again */
+#define RETRY_MS 1000   /* what somebody else holds is looked at again */
+#define EXPIRE_MS 60000 /* old rows are deleted so often while it is never idle */
 
 static LoraQueueItem *items; /* in flight, or ended and not written yet */
 static int n_items;
 static bool look;  /* there may be rows to begin */
 static bool again; /* look after a while, whether or not somebody says so */
+static TimestampTz expired_at;
 
 /* -- transactions --------------------------------------------------------------------------------
  */
@@ -327,6 +330,7 @@ static void expire(void)
     begin();
     lora_queue_expire();
     commit();
+    expired_at = GetCurrentTimestamp();
 }
 
 void lora_queue_worker(void)
@@ -346,6 +350,8 @@ void lora_queue_worker(void)
             cancel_asked();
         }
         finish_ended(retry);
+        if (TimestampDifferenceExceeds(expired_at, GetCurrentTimestamp(), EXPIRE_MS))
+            expire();
         if (look || retry)
             begin_waiting();
         while (take_frames()) /* last before the sleep: the steps above eat wake-ups */

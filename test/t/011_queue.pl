@@ -136,6 +136,23 @@ is(sql("SELECT r.state, attempts FROM lora_result($poison, '1 min') r, openlora.
 $node->poll_query_until('postgres', q{SELECT count(*) = 4 FROM openlora.queue WHERE prompt LIKE 'innocent %' AND state = 'done'}) or die;
 pass('and takes no other with it');
 
+# one with its last attempt left, that somebody holds
+{
+	my $one = $node->background_psql('postgres');
+	setting('openlora.queue_workers = 0');
+	my $held = sql(q{SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
+	sql("UPDATE openlora.queue SET attempts = 2 WHERE id = $held");
+	$one->query_safe('BEGIN');
+	$one->query_safe("SELECT lora_cancel($held)");
+	sql('ALTER SYSTEM RESET openlora.queue_workers');
+	sql('SELECT pg_reload_conf()');
+	my $other = sql(q{SELECT lora_submit(NULL, 'Twice', max_tokens => 2)});
+	is(sql("SELECT state FROM lora_result($other, '1 min')"), 'done', 'and a lock on a suspect holds up no other');
+	$one->query_safe('ROLLBACK');
+	is(sql("SELECT state FROM lora_result($held, '1 min')"), 'done', 'which is answered when it is let go');
+	$one->quit;
+}
+
 # -- the worker is not in the way -------------------------------------------------------------------
 sql('CREATE DATABASE d');
 $node->safe_psql('d', 'CREATE EXTENSION openlora');
