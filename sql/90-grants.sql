@@ -106,10 +106,15 @@ BEGIN
         EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);
     END IF;
     IF manage THEN
-        EXECUTE format('GRANT INSERT, UPDATE, DELETE ON openlora.adapters, openlora.datasets,'
-            ' openlora.adapter_datasets, openlora.dataset_contributors, openlora.adapter_contributors,'
-            ' openlora.adapter_grants, openlora.dataset_documents TO %s', grantee);
-        EXECUTE format('GRANT INSERT ON openlora.contributors TO %s', grantee);
+        EXECUTE format('GRANT INSERT, UPDATE, DELETE ON openlora.adapter_datasets, openlora.dataset_contributors,'
+            ' openlora.adapter_contributors, openlora.adapter_grants TO %s', grantee);
+        EXECUTE format('GRANT UPDATE, DELETE ON openlora.adapters, openlora.datasets, openlora.dataset_documents TO %s', grantee);
+        -- not the ids: history names adapters and contributors by them when they are gone, and
+        -- whoever could choose one would inherit what is owed to it
+        EXECUTE format('GRANT INSERT (name, weights, config, owner, shared, description) ON openlora.adapters TO %s', grantee);
+        EXECUTE format('GRANT INSERT (name, uri, licence, digest, owner) ON openlora.datasets TO %s', grantee);
+        EXECUTE format('GRANT INSERT (dataset, name, contributor, text) ON openlora.dataset_documents TO %s', grantee);
+        EXECUTE format('GRANT INSERT (name, role, note, account) ON openlora.contributors TO %s', grantee);
         EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint), openlora.contributor_of(regrole),'
             ' openlora.inherit_provenance(bigint, bigint[], float8[]), openlora.whole_shares(bigint[], numeric[]),'
             ' openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint) TO %s', grantee);

@@ -60,6 +60,12 @@ SELECT granted_by, weight_cap FROM openlora.adapter_grants;
 SET ROLE lora_other;
 SELECT count(*) FROM openlora.adapters WHERE name = 'secret';
 SELECT count(*) FROM openlora.adapter_grants;
+-- nor does it choose an id: whoever had that of something gone would inherit from it
+INSERT INTO openlora.contributors (id, name) OVERRIDING SYSTEM VALUE VALUES (1000000, 'heir');
+INSERT INTO openlora.adapters (id, name, weights, config) OVERRIDING SYSTEM VALUE VALUES (1000000, 'heir', '', NULL);
+INSERT INTO openlora.datasets (id, name) OVERRIDING SYSTEM VALUE VALUES (1000000, 'heir');
+INSERT INTO openlora.dataset_documents (id, dataset, name, text) OVERRIDING SYSTEM VALUE VALUES (1000000, 1, 'heir', 'x');
+\copy openlora.contributors (id, name) from /dev/null
 -- ---------------------------------------------------------------- read
 SET ROLE lora_owner;
 SELECT lora_grant('secret', 'lora_group', 'read', expires_at => now() + interval '1 hour');
