@@ -104,6 +104,15 @@ BEGIN
         configs := configs || one.config;
         parents := parents || (SELECT a.id FROM openlora.adapters a WHERE a.name = $2[i]);
     END LOOP;
+    -- of the same shape is not of the same model
+    SELECT a.name, b.name AS other INTO one
+    FROM openlora.adapters a JOIN openlora.adapters b ON a.base_model < b.base_model
+    WHERE a.id = ANY (parents) AND b.id = ANY (parents) LIMIT 1;
+    IF one.name IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'datatype_mismatch', MESSAGE = 'adapters of different base models cannot be merged',
+            DETAIL = format('"%s" was validated against another one than "%s".', one.name, one.other),
+            HINT = 'lora_adapter_check validates an adapter against the model that is served.';
+    END IF;
     SELECT * INTO one FROM openlora.run_merge($2, bytes, configs, factors, $4, $5, $6, $7, $8);
     made := @extschema@.lora_adapter_import($1, one.weights, one.config,
         description => coalesce($9, format('%s of %s by %s', $4, $2::text, factors::text)));

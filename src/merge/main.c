@@ -24,6 +24,7 @@ static const char usage[] =
     "  --sign     total or frequency: how ties elects a sign (total)\n"
     "  --rank     of svd's result (the largest of the adapters)\n"
     "  --seed     of what dare drops (0)\n"
+    "  --name     what errors call an adapter, once for each, in order (its folder)\n"
     "  --type     F32, F16 or BF16 (that of the first adapter)\n"
     "  --progress tell how far it is\n";
 
@@ -31,8 +32,9 @@ typedef struct command {
     ol_merge_options options;
     const char *out;
     bool typed, progress;
-    int n;
+    int n, n_names;
     char *paths[OL_MERGE_MAX_PARENTS];
+    const char *names[OL_MERGE_MAX_PARENTS];
     double weights[OL_MERGE_MAX_PARENTS];
 } command;
 
@@ -66,6 +68,25 @@ static ol_code read_type(const char *text, ol_dtype *type, ol_error *err)
     return ol_fail(err, OL_INVALID, "a type is F32, F16 or BF16, not \"%s\"", text);
 }
 
+static ol_code read_seed(const char *text, uint64_t *seed, ol_error *err)
+{
+    char *end;
+
+    errno = 0;
+    *seed = strtoull(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno)
+        return ol_fail(err, OL_INVALID, "a seed is a whole number below 2^64, not \"%s\"", text);
+    return OL_OK;
+}
+
+static ol_code read_name(command *c, const char *name, ol_error *err)
+{
+    if (c->n_names == OL_MERGE_MAX_PARENTS)
+        return ol_fail(err, OL_INVALID, "at most %d adapters are merged", OL_MERGE_MAX_PARENTS);
+    c->names[c->n_names++] = name;
+    return OL_OK;
+}
+
 static ol_code read_option(command *c, int option, const char *value, ol_error *err)
 {
     double number = 0;
@@ -93,8 +114,9 @@ static ol_code read_option(command *c, int option, const char *value, ol_error *
         c->options.rank = (int)number;
         return OL_OK;
     case 'S':
-        c->options.seed = strtoull(value, NULL, 10);
-        return OL_OK;
+        return read_seed(value, &c->options.seed, err);
+    case 'n':
+        return read_name(c, value, err);
     case 't':
         c->typed = true;
         return read_type(value, &c->options.dtype, err);
@@ -123,10 +145,11 @@ static ol_code read_parent(command *c, char *text, ol_error *err)
 
 static ol_code read_command(int argc, char **argv, command *c, ol_error *err)
 {
-    static const struct option options[] = {
-        {"method", 1, NULL, 'm'}, {"density", 1, NULL, 'd'},  {"sign", 1, NULL, 's'},
-        {"rank", 1, NULL, 'r'},   {"seed", 1, NULL, 'S'},     {"type", 1, NULL, 't'},
-        {"out", 1, NULL, 'o'},    {"progress", 0, NULL, 'p'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"method", 1, NULL, 'm'}, {"density", 1, NULL, 'd'},
+                                            {"sign", 1, NULL, 's'},   {"rank", 1, NULL, 'r'},
+                                            {"seed", 1, NULL, 'S'},   {"type", 1, NULL, 't'},
+                                            {"out", 1, NULL, 'o'},    {"progress", 0, NULL, 'p'},
+                                            {"name", 1, NULL, 'n'},   {NULL, 0, NULL, 0}};
     int option;
 
     c->options.density = NAN;
@@ -173,11 +196,13 @@ static ol_code run(command *c, input *inputs, ol_arena *arena, ol_error *err)
     ol_code code;
 
     for (int i = 0; i < c->n; i++) {
+        const char *name = i < c->n_names ? c->names[i] : c->paths[i];
+
         code =
             ol_adapter_read_path(c->paths[i], NULL, arena, &inputs[i].disk, &inputs[i].file, err);
         if (code != OL_OK)
-            return ol_prefix(err, "%s", c->paths[i]);
-        parents[i] = (ol_merge_parent){c->paths[i], &inputs[i].file, c->weights[i]};
+            return ol_prefix(err, "%s", name);
+        parents[i] = (ol_merge_parent){name, &inputs[i].file, c->weights[i]};
     }
     if (!c->typed)
         c->options.dtype = inputs[0].file.modules[0].a.dtype;

@@ -73,6 +73,7 @@ ol_code merge_write(const merged *list, int n, ol_dtype dtype, ol_buf *weights, 
 {
     ol_buf header = {0};
     size_t at = 0;
+    bool failed;
 
     ol_buf_printf(&header, "{");
     for (int i = 0; i < n; i++) {
@@ -89,10 +90,9 @@ ol_code merge_write(const merged *list, int n, ol_dtype dtype, ol_buf *weights, 
         put_values(weights, list[i].b, (size_t)list[i].rank * (size_t)list[i].out, dtype);
     }
     put_config(config, list, n);
-    if (header.failed || weights->failed || config->failed)
+    failed = header.failed || weights->failed || config->failed;
+    if (failed)
         ol_fail_nomem(err, at, "a merged adapter");
-    else
-        err->code = OL_OK;
     ol_buf_free(&header);
-    return weights->failed || config->failed ? err->code : OL_OK;
+    return failed ? err->code : OL_OK;
 }

@@ -22,6 +22,7 @@
 #include "pgstat.h"
 #include "shared.h"
 #include "storage/fd.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -237,8 +238,11 @@ static void raise_said(const Merge *merge)
     lora_raise(&error);
 }
 
-static void clean_up(Merge *merge)
+static void clean_up(int code, Datum arg)
 {
+    Merge *merge = (Merge *)DatumGetPointer(arg);
+
+    (void)code;
     if (merge->pid) {
         kill(merge->pid, SIGKILL);
         while (waitpid(merge->pid, NULL, 0) < 0 && errno == EINTR)
@@ -265,9 +269,24 @@ enum {
     ARG_SEED
 };
 
-static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors, int n)
+/* The function cannot be strict: no density and no rank have a meaning. */
+static void refuse_nulls(FunctionCallInfo fcinfo)
 {
-    merge->args = palloc(sizeof(char *) * (Size)(n + 32));
+    static const char *const needed[] = {
+        [ARG_NAMES] = "names",     [ARG_WEIGHTS] = "adapters", [ARG_CONFIGS] = "configs",
+        [ARG_FACTORS] = "weights", [ARG_METHOD] = "method",    [ARG_SIGN] = "majority_sign_method",
+        [ARG_SEED] = "seed"};
+
+    for (int i = 0; i < (int)lengthof(needed); i++)
+        if (needed[i] && PG_ARGISNULL(i))
+            ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+                            errmsg("%s of a merge must not be null", needed[i])));
+}
+
+static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors, Datum *names,
+                          int n)
+{
+    merge->args = palloc(sizeof(char *) * (Size)(3 * n + 32));
     add(merge, psprintf("%s/openlora-merge", pkglib_path));
     add(merge, "--progress");
     add_option(merge, "out", psprintf("%s/out", merge->folder));
@@ -278,6 +297,8 @@ static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors,
     if (!PG_ARGISNULL(ARG_RANK))
         add_option(merge, "rank", psprintf("%d", PG_GETARG_INT32(ARG_RANK)));
     add_option(merge, "seed", psprintf(UINT64_FORMAT, (uint64)PG_GETARG_INT64(ARG_SEED)));
+    for (int i = 0; i < n; i++)
+        add_option(merge, "name", TextDatumGetCString(names[i]));
     add(merge, "--");
     for (int i = 0; i < n; i++)
         add(merge, psprintf("%s/%d=%.17g", merge->folder, i + 1, DatumGetFloat8(factors[i])));
@@ -285,22 +306,25 @@ static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors,
 
 static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
 {
-    Datum *weights, *configs, *factors;
-    int n, n_configs, n_factors;
+    Datum *weights, *configs, *factors, *names;
+    int n, n_configs, n_factors, n_names;
     bytea *config;
 
+    refuse_nulls(fcinfo);
+    deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_NAMES), TEXTOID, -1, false, TYPALIGN_INT, &names,
+                      NULL, &n_names);
     deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_WEIGHTS), BYTEAOID, -1, false, TYPALIGN_INT,
                       &weights, NULL, &n);
     deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_CONFIGS), JSONBOID, -1, false, TYPALIGN_INT,
                       &configs, NULL, &n_configs);
     deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_FACTORS), FLOAT8OID, 8, FLOAT8PASSBYVAL,
                       TYPALIGN_DOUBLE, &factors, NULL, &n_factors);
-    if (n != n_configs || n != n_factors)
+    if (n != n_configs || n != n_factors || n != n_names)
         ereport(ERROR, (errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
                         errmsg("arrays of the same length are expected")));
     make_folder(merge);
     write_parents(merge, weights, configs, n);
-    add_arguments(fcinfo, merge, factors, n);
+    add_arguments(fcinfo, merge, factors, names, n);
     start(merge);
     listen_to(merge);
     if (!WIFEXITED(merge->status) || WEXITSTATUS(merge->status) != 0)
@@ -327,14 +351,12 @@ Datum lora_run_merge(PG_FUNCTION_ARGS)
         elog(ERROR, "run_merge must return a row");
     merge->errors = -1;
     initStringInfo(&merge->said);
-    PG_TRY();
+    /* a termination, too, leaves neither process nor files: PG_FINALLY does not see it */
+    PG_ENSURE_ERROR_CLEANUP(clean_up, PointerGetDatum(merge));
     {
         run(fcinfo, merge, values);
     }
-    PG_FINALLY();
-    {
-        clean_up(merge);
-    }
-    PG_END_TRY();
+    PG_END_ENSURE_ERROR_CLEANUP(clean_up, PointerGetDatum(merge));
+    clean_up(0, PointerGetDatum(merge));
     PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -5,7 +5,7 @@
 \pset pager off
 SET client_min_messages = warning;
 BEGIN;
-SELECT plan(29);
+SELECT plan(37);
 \getenv demo OPENLORA_DEMO
 CREATE ROLE merge_maker; CREATE ROLE merge_other;
 SELECT lora_grant_usage('merge_maker', manage => true), lora_grant_usage('merge_other', manage => true) \g /dev/null
@@ -31,7 +31,7 @@ SELECT lora_adapter_merge('m_again', '{both,small}', '{0.5,0.5}', 'dare_ties', d
 SELECT is((SELECT digest FROM openlora.adapters WHERE name = 'm_again'), (SELECT digest FROM openlora.adapters WHERE name = 'm_dare_ties'), 'the same seed, the same bytes');
 
 -- what is refused
-SELECT throws_like($$SELECT lora_adapter_merge('x', '{shakespeare,manual}', NULL, 'linear')$$, '%is not like that of%', 'different ranks');
+SELECT throws_like($$SELECT lora_adapter_merge('x', '{shakespeare,manual}', NULL, 'linear')$$, '%of "manual" is not like that of "shakespeare"%', 'different ranks, of adapters by their names');
 SELECT throws_like($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', NULL, 'average')$$, '%there is no method "average"%', 'no such method');
 SELECT throws_like($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', NULL, 'ties_svd')$$, '%needs a density%', 'no density');
 SELECT throws_like($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', '{1,NaN}', 'cat')$$, '%not finite%', 'a weight that is none');
@@ -39,6 +39,20 @@ SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', '{1}')$
 SELECT throws_ok($$SELECT lora_adapter_merge('x', '{grimm,grimm}')$$, '22023', 'an adapter is named twice', 'twice');
 SELECT throws_ok($$SELECT lora_adapter_merge('x', '{}')$$, '22023', NULL, 'of nothing');
 SELECT throws_like($$SELECT lora_adapter_merge('x', '{nobody}')$$, '%does not exist', 'of nobody');
+SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', method => NULL)$$, '22004', 'method of a merge must not be null', 'no method at all');
+SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', majority_sign_method => NULL)$$, '22004', 'majority_sign_method of a merge must not be null', 'no sign');
+SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', seed => NULL)$$, '22004', 'seed of a merge must not be null', 'no seed');
+SELECT throws_ok($$SELECT lora_adapter_merge(NULL, '{shakespeare,grimm}')$$, '23502', NULL, 'no name');
+SELECT throws_ok($$SELECT lora_adapter_merge('x', NULL)$$, '22023', NULL, 'no adapters');
+SELECT throws_ok('SELECT openlora.run_merge(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)', '22004', NULL, 'nothing at all');
+SELECT throws_ok($$SELECT openlora.run_merge('{a}', '{"\\x00"}', '{"{}"}', '{1}', 'cat', NULL, 'total', NULL, 0)$$, NULL, NULL, 'bytes that are no adapter');
+-- another base model's, though of the same shapes
+SAVEPOINT other_base;
+ALTER TABLE openlora.adapters DISABLE TRIGGER USER;
+UPDATE openlora.adapters SET base_model = sha256('another') WHERE name = 'grimm';
+ALTER TABLE openlora.adapters ENABLE TRIGGER USER;
+SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', NULL, 'cat')$$, '42804', 'adapters of different base models cannot be merged', 'different base models');
+ROLLBACK TO other_base;
 SELECT is((SELECT count(*) FROM openlora.adapters WHERE name = 'x'), 0::bigint, 'nothing was written');
 SELECT is((SELECT count(*) FROM pg_ls_dir('base/pgsql_tmp', true, false) f WHERE f LIKE '%openlora_merge%'), 0::bigint, 'and no file is left');
 
