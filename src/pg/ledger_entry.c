@@ -5,6 +5,7 @@
 #include "spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #define EPOCH_US ((int64)(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
@@ -70,57 +71,99 @@ void lora_entry_from_receipt(const LoraReceipt *receipt, uint64 leaf, ol_buf *ou
 }
 
 /* -- from a row ----------------------------------------------------------------------------
- * A superuser may have put anything there. */
+ * A superuser may have put anything there, and changed the columns, too. Two rows that differ
+ * must not have one entry: what no receipt looks like has none. */
+
+static const Oid types[LORA_ENTRY_N_COLUMNS] = {
+    INT8OID, TIMESTAMPTZOID, INT8OID,       TEXTOID,        INT8OID,      INT4OID,   TEXTOID,
+    TEXTOID, BYTEAOID,       TEXTOID,       INT4OID,        INT4OID,      INT4OID,   FLOAT4OID,
+    INT4OID, FLOAT4OID,      FLOAT4OID,     FLOAT4OID,      FLOAT4OID,    FLOAT4OID, INT4OID,
+    BOOLOID, INT8OID,        BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID,  BYTEAOID};
+
+static bool is_whole(uint64 row)
+{
+    for (int column = 1; column <= LORA_ENTRY_N_COLUMNS; column++) {
+        bool is_null;
+
+        (void)lora_value(row, column, &is_null);
+        if (is_null || SPI_gettypeid(SPI_tuptable->tupdesc, column) != types[column - 1])
+            return false;
+    }
+    return true;
+}
 
 static Datum value_of(uint64 row, int column)
 {
     bool is_null;
-    Datum value = lora_value(row, column, &is_null);
 
-    if (is_null)
-        ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-                        errmsg("receipt " INT64_FORMAT " has a NULL", lora_int64(row, 1))));
-    return value;
+    return lora_value(row, column, &is_null);
 }
 
-static ol_digest digest_of(Datum value)
+static bool digest_of(Datum value, ol_digest *digest)
 {
     bytea *bytes = DatumGetByteaPP(value);
-    ol_digest digest = {{0}};
 
-    memcpy(digest.bytes, VARDATA_ANY(bytes), Min(VARSIZE_ANY_EXHDR(bytes), sizeof(digest.bytes)));
-    return digest;
+    if (VARSIZE_ANY_EXHDR(bytes) != sizeof(digest->bytes))
+        return false;
+    memcpy(digest->bytes, VARDATA_ANY(bytes), sizeof(digest->bytes));
+    return true;
 }
 
-static uint8 code_of(Datum value, const char *const *names, int n)
+static bool text_of(Datum value, const char **copy)
+{
+    *copy = TextDatumGetCString(value);
+    return strlen(*copy) <= UINT16_MAX;
+}
+
+static bool code_of(Datum value, const char *const *names, int n, uint8 *code)
 {
     char *name = TextDatumGetCString(value);
 
     for (int i = 0; i < n; i++)
-        if (strcmp(name, names[i]) == 0)
-            return (uint8)i;
-    return UINT8_MAX;
+        if (strcmp(name, names[i]) == 0) {
+            *code = (uint8)i;
+            return true;
+        }
+    return false;
 }
 
-/* The arrays of a row; lists of different lengths are cut to the shortest, and so give
- * another entry than the one that was written. */
-static int adapters_of(uint64 row, int column, ol_entry_adapter **out)
+/* A list in the one form that it is written in. */
+static bool list_of(Datum value, Oid type, Datum **items, int *n)
+{
+    ArrayType *array = DatumGetArrayTypeP(value);
+    int16 width;
+    bool by_value;
+    char align;
+
+    if (ARR_NDIM(array) > 1 || (ARR_NDIM(array) == 1 && ARR_LBOUND(array)[0] != 1) ||
+        array_contains_nulls(array))
+        return false;
+    get_typlenbyvalalign(type, &width, &by_value, &align);
+    deconstruct_array(array, type, width, by_value, align, items, NULL, n);
+    return true;
+}
+
+static bool adapters_of(uint64 row, int column, ol_entry *e)
 {
     Datum *digests, *weights, *shares;
+    ol_entry_adapter *adapters;
     int n, n_weights, n_shares;
 
-    deconstruct_array(DatumGetArrayTypeP(value_of(row, column)), BYTEAOID, -1, false, TYPALIGN_INT,
-                      &digests, NULL, &n);
-    deconstruct_array(DatumGetArrayTypeP(value_of(row, column + 1)), FLOAT8OID, 8, FLOAT8PASSBYVAL,
-                      TYPALIGN_DOUBLE, &weights, NULL, &n_weights);
-    deconstruct_array(DatumGetArrayTypeP(value_of(row, column + 2)), INT4OID, 4, true, TYPALIGN_INT,
-                      &shares, NULL, &n_shares);
-    n = Min(n, Min(n_weights, n_shares));
-    *out = palloc(sizeof(**out) * (Size)(n + 1));
-    for (int i = 0; i < n; i++)
-        (*out)[i] = (ol_entry_adapter){digest_of(digests[i]), DatumGetFloat8(weights[i]),
-                                       (uint32)DatumGetInt32(shares[i])};
-    return n;
+    if (!list_of(value_of(row, column), BYTEAOID, &digests, &n) ||
+        !list_of(value_of(row, column + 1), FLOAT8OID, &weights, &n_weights) ||
+        !list_of(value_of(row, column + 2), INT4OID, &shares, &n_shares) || n != n_weights ||
+        n != n_shares || n > UINT16_MAX)
+        return false;
+    adapters = palloc(sizeof(*adapters) * (Size)(n + 1));
+    for (int i = 0; i < n; i++) {
+        if (!digest_of(digests[i], &adapters[i].digest))
+            return false;
+        adapters[i].weight = DatumGetFloat8(weights[i]);
+        adapters[i].share = (uint32)DatumGetInt32(shares[i]);
+    }
+    e->n_adapters = n;
+    e->adapters = adapters;
+    return true;
 }
 
 static void sampling_of(uint64 row, int column, ol_entry *e)
@@ -137,30 +180,43 @@ static void sampling_of(uint64 row, int column, ol_entry *e)
     e->seed = (uint64)DatumGetInt64(value_of(row, column + 9));
 }
 
-void lora_entry_from_row(uint64 row, ol_buf *out)
+static void numbers_of(uint64 row, ol_entry *e)
+{
+    e->leaf = (uint64)DatumGetInt64(value_of(row, 1));
+    e->at_us = DatumGetTimestampTz(value_of(row, 2)) + EPOCH_US;
+    e->database = (uint32)DatumGetInt64(value_of(row, 3));
+    e->inference = DatumGetInt64(value_of(row, 5));
+    e->attempt = (uint32)DatumGetInt32(value_of(row, 6));
+    e->input_tokens = (uint32)DatumGetInt32(value_of(row, 11));
+    e->cached_tokens = (uint32)DatumGetInt32(value_of(row, 12));
+    e->output_tokens = (uint32)DatumGetInt32(value_of(row, 13));
+    sampling_of(row, 14, e);
+}
+
+bool lora_entry_from_row(uint64 row, ol_buf *out)
 {
     static const char *const outcomes[] = {"done", "failed", "cancelled"};
     static const char *const tasks[] = {"generate", "score"};
-    ol_entry_adapter *adapters;
-    ol_entry e = {.leaf = (uint64)DatumGetInt64(value_of(row, 1)),
-                  .at_us = DatumGetTimestampTz(value_of(row, 2)) + EPOCH_US,
-                  .database = (uint32)DatumGetInt64(value_of(row, 3)),
-                  .role = TextDatumGetCString(value_of(row, 4)),
-                  .inference = DatumGetInt64(value_of(row, 5)),
-                  .attempt = (uint32)DatumGetInt32(value_of(row, 6)),
-                  .outcome = code_of(value_of(row, 7), outcomes, lengthof(outcomes)),
-                  .task = code_of(value_of(row, 8), tasks, lengthof(tasks)),
-                  .base_model = digest_of(value_of(row, 9)),
-                  .device = TextDatumGetCString(value_of(row, 10)),
-                  .input_tokens = (uint32)DatumGetInt32(value_of(row, 11)),
-                  .cached_tokens = (uint32)DatumGetInt32(value_of(row, 12)),
-                  .output_tokens = (uint32)DatumGetInt32(value_of(row, 13))};
+    ol_entry e = {0};
 
-    sampling_of(row, 14, &e);
-    e.n_adapters = adapters_of(row, 24, &adapters);
-    e.adapters = adapters;
-    e.prompt = digest_of(value_of(row, 27));
-    e.output = digest_of(value_of(row, 28));
+    if (!is_whole(row) || (uint64)DatumGetInt64(value_of(row, 3)) > PG_UINT32_MAX ||
+        !text_of(value_of(row, 4), &e.role) || !text_of(value_of(row, 10), &e.device) ||
+        !code_of(value_of(row, 7), outcomes, lengthof(outcomes), &e.outcome) ||
+        !code_of(value_of(row, 8), tasks, lengthof(tasks), &e.task) ||
+        !digest_of(value_of(row, 9), &e.base_model) || !adapters_of(row, 24, &e) ||
+        !digest_of(value_of(row, 27), &e.prompt) || !digest_of(value_of(row, 28), &e.output))
+        return false;
+    numbers_of(row, &e);
     ol_entry_encode(&e, out);
     check_encoded(out);
+    return true;
+}
+
+void lora_must_be_entry(uint64 row, ol_buf *out)
+{
+    if (!lora_entry_from_row(row, out))
+        ereport(ERROR,
+                (errcode(ERRCODE_DATA_CORRUPTED),
+                 errmsg("receipt " INT64_FORMAT " is not as it was written", lora_int64(row, 1)),
+                 errhint("lora_ledger_verify() tells what is wrong.")));
 }

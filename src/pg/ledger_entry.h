@@ -22,7 +22,10 @@
 extern void lora_plain_device(const LoraReceipt *receipt, char plain[LORA_DEVICE_NAME]);
 /* Appends the entry of a receipt that becomes `leaf`. */
 extern void lora_entry_from_receipt(const LoraReceipt *receipt, uint64 leaf, ol_buf *out);
-/* Appends the entry of a row of the last SPI result. */
-extern void lora_entry_from_row(uint64 row, ol_buf *out);
+/* Appends the entry of a row of the last SPI result. False: nothing is appended, as the
+ * ledger process cannot have written such a row. */
+extern bool lora_entry_from_row(uint64 row, ol_buf *out);
+/* The same; such a row is an error. */
+extern void lora_must_be_entry(uint64 row, ol_buf *out);
 
 #endif

@@ -103,7 +103,7 @@ static void put_entries(int64 first, int n, ol_buf *out)
     for (int row = 0; row < n; row++) {
         ol_buf entry = {0};
 
-        lora_entry_from_row((uint64)row, &entry);
+        lora_must_be_entry((uint64)row, &entry);
         ol_buf_put_u8(out, (uint8_t)(entry.len >> 8));
         ol_buf_put_u8(out, (uint8_t)entry.len);
         ol_buf_put(out, entry.data, entry.len);

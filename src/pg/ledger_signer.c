@@ -5,9 +5,11 @@
 #include <unistd.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "ledger/note.h"
 #include "ledger_tree.h"
+#include "miscadmin.h"
 #include "spi.h"
 #include "storage/fd.h"
 #include "utils/builtins.h"
@@ -19,12 +21,6 @@ typedef struct Key {
     ol_note_key public;
     uint8 seed[OL_KEY_BYTES];
 } Key;
-
-typedef struct Signed {
-    char origin[OL_NOTE_NAME_BYTES];
-    uint64 size;
-    ol_digest root;
-} Signed;
 
 /* -- files -------------------------------------------------------------------------------- */
 
@@ -103,6 +99,63 @@ static void to_hex(const uint8 *bytes, int n, char *hex)
         snprintf(hex + 2 * i, 3, "%02x", bytes[i]);
 }
 
+/* -- what was signed last ------------------------------------------------------------------ */
+
+ol_code lora_signer_last(LoraSigned *last, ol_error *error)
+{
+    char path[MAXPGPATH], text[1024], hex[HEX_BYTES];
+    unsigned long long size;
+
+    memset(last, 0, sizeof(*last));
+    if (!lora_preloaded) /* there are no settings */
+        return ol_fail(error, OL_NOT_FOUND, "openlora is not preloaded");
+    path_of("signed", path);
+    OL_TRY(read_file(path, text, sizeof(text), error));
+    if (sscanf(text, "%255s %llu %64s %u", last->origin, &size, hex, &last->timeline) != 4 ||
+        !from_hex(hex, last->root.bytes, OL_DIGEST_BYTES))
+        return ol_fail(error, OL_CORRUPT, "file \"%s\" is damaged", path);
+    last->size = size;
+    return OL_OK;
+}
+
+static ol_code write_signed(const LoraSigned *now, ol_error *error)
+{
+    char text[OL_NOTE_NAME_BYTES + 128], hex[OL_DIGEST_HEX];
+
+    ol_digest_hex(&now->root, hex);
+    snprintf(text, sizeof(text), "%s\n" UINT64_FORMAT "\n%s\n%u\n", now->origin, now->size, hex,
+             now->timeline);
+    return write_file("signed", text, error);
+}
+
+/* Every promotion and every recovery to a point in time begins another. */
+static TimeLineID timeline_now(void)
+{
+#if PG_VERSION_NUM >= 150000
+    return GetWALInsertionTimeLine();
+#else
+    (void)RecoveryInProgress(); /* sets it */
+    return ThisTimeLineID;
+#endif
+}
+
+/* Whether a copy of the data directory has a copy of this memory, which may then be older
+ * than what was signed elsewhere. */
+static bool memory_is_copied(void)
+{
+    char *keys = realpath(lora_ledger_key_directory, NULL), *data = realpath(DataDir, NULL);
+    bool copied = true;
+
+    if (keys && data) {
+        canonicalize_path(keys);
+        canonicalize_path(data);
+        copied = path_is_prefix_of_path(data, keys);
+    }
+    free(keys);
+    free(data);
+    return copied;
+}
+
 /* -- the key ------------------------------------------------------------------------------ */
 
 static ol_code read_key(Key *key, ol_error *error)
@@ -179,6 +232,7 @@ static ol_code set_old_key_aside(ol_error *error)
 ol_code lora_signer_create(const char *origin, bool another, ol_error *error)
 {
     char text[OL_NOTE_NAME_BYTES + HEX_BYTES + 2], hex[HEX_BYTES];
+    LoraSigned none;
     Key key, old;
     bool known;
     ol_code code = read_key(&old, error);
@@ -188,6 +242,9 @@ ol_code lora_signer_create(const char *origin, bool another, ol_error *error)
         ol_fail(error, OL_INVALID, "this database's ledger has a key already");
         return ol_hint(error, "another => true begins a log of another origin.");
     }
+    memset(&none, 0, sizeof(none));
+    strlcpy(none.origin, origin, sizeof(none.origin));
+    none.timeline = timeline_now();
     if (!pg_strong_random(key.seed, OL_KEY_BYTES))
         return ol_fail(error, OL_INTERNAL, "there are no random numbers");
     OL_TRY(ol_note_key_of_seed(origin, key.seed, &key.public, error));
@@ -198,6 +255,7 @@ ol_code lora_signer_create(const char *origin, bool another, ol_error *error)
         return ol_fail(error, OL_INVALID, "the origin \"%s\" was used before", origin);
     if (code != OL_NOT_FOUND)
         OL_TRY(set_old_key_aside(error));
+    OL_TRY(write_signed(&none, error)); /* a key without a memory is not used */
     to_hex(key.seed, OL_KEY_BYTES, hex);
     snprintf(text, sizeof(text), "%s\n%s\n", origin, hex);
     code = write_file("key", text, error);
@@ -214,36 +272,7 @@ ol_code lora_signer_create(const char *origin, bool another, ol_error *error)
 
 /* -- checkpoints ---------------------------------------------------------------------------- */
 
-static ol_code read_signed(Signed *last, ol_error *error)
-{
-    char path[MAXPGPATH], text[1024], hex[HEX_BYTES];
-    unsigned long long size;
-    ol_code code;
-
-    memset(last, 0, sizeof(*last));
-    path_of("signed", path);
-    code = read_file(path, text, sizeof(text), error);
-    if (code == OL_NOT_FOUND)
-        return OL_OK;
-    if (code != OL_OK)
-        return code;
-    if (sscanf(text, "%255s %llu %64s", last->origin, &size, hex) != 3 ||
-        !from_hex(hex, last->root.bytes, OL_DIGEST_BYTES))
-        return ol_fail(error, OL_CORRUPT, "file \"%s\" is damaged", path);
-    last->size = size;
-    return OL_OK;
-}
-
-static ol_code write_signed(const Signed *now, ol_error *error)
-{
-    char text[OL_NOTE_NAME_BYTES + 128], hex[OL_DIGEST_HEX];
-
-    ol_digest_hex(&now->root, hex);
-    snprintf(text, sizeof(text), "%s\n" UINT64_FORMAT "\n%s\n", now->origin, now->size, hex);
-    return write_file("signed", text, error);
-}
-
-static ol_code refuse(const Signed *last, ol_error *error)
+static ol_code refuse(const LoraSigned *last, ol_error *error)
 {
     ol_detail(error, "A checkpoint of " UINT64_FORMAT " receipts was signed for \"%s\".",
               last->size, last->origin);
@@ -252,8 +281,27 @@ static ol_code refuse(const Signed *last, ol_error *error)
                           "under a new origin.");
 }
 
+/* Whether what is remembered is all that this key has signed. */
+static ol_code trust(const LoraSigned *last, const LoraSigned *now, ol_error *error)
+{
+    if (strcmp(last->origin, now->origin) != 0) {
+        ol_fail(error, OL_CORRUPT, "the last checkpoint was signed for another origin");
+        return refuse(last, error);
+    }
+    if (last->timeline == now->timeline || !memory_is_copied())
+        return OL_OK;
+    ol_fail(error, OL_CORRUPT, "the last checkpoint was signed on timeline %u, and this is %u",
+            last->timeline, now->timeline);
+    (void)refuse(last, error);
+    return ol_detail(error,
+                     "The server was promoted or recovered to a point in time. A copy of the data "
+                     "directory has an old copy of openlora.ledger_key_directory: what was signed "
+                     "after " UINT64_FORMAT " receipts of \"%s\" is not known here.",
+                     last->size, last->origin);
+}
+
 /* The tree as it is, after making sure that it goes on from what was signed last. */
-static ol_code look(const Signed *last, Signed *now, ol_error *error)
+static ol_code look(const LoraSigned *last, LoraSigned *now, ol_error *error)
 {
     LoraTree tree;
     ol_digest then;
@@ -274,7 +322,7 @@ static ol_code look(const Signed *last, Signed *now, ol_error *error)
     return ol_tree_root(&tree.tree, now->size, &now->root, error);
 }
 
-static void store_checkpoint(const Signed *now, const ol_buf *note)
+static void store_checkpoint(const LoraSigned *now, const ol_buf *note)
 {
     static LoraStatement insert = {
         "INSERT INTO openlora.checkpoints (origin, size, root, note) VALUES ($1, $2, $3, $4)"
@@ -293,13 +341,13 @@ static void store_checkpoint(const Signed *now, const ol_buf *note)
 
 /* Ed25519 signs the same text the same way: a checkpoint that was signed, and not stored
  * before a crash, is made again. */
-static ol_code sign(const Key *key, const Signed *last, const Signed *now, ol_buf *note,
+static ol_code sign(const Key *key, const LoraSigned *last, const LoraSigned *now, ol_buf *note,
                     ol_error *error)
 {
     ol_buf text = {0};
     ol_code code;
 
-    if (now->size > last->size || last->size == 0)
+    if (now->size > last->size || now->timeline != last->timeline || last->size == 0)
         OL_TRY(write_signed(now, error)); /* before anybody can see it */
     ol_checkpoint_put(&text, now->origin, now->size, &now->root);
     code = text.failed
@@ -311,7 +359,7 @@ static ol_code sign(const Key *key, const Signed *last, const Signed *now, ol_bu
 
 ol_code lora_signer_sign(ol_error *error)
 {
-    Signed last, now = {0};
+    LoraSigned last, now = {0};
     ol_buf note = {0};
     Key key;
     ol_code code = read_key(&key, error);
@@ -320,9 +368,15 @@ ol_code lora_signer_sign(ol_error *error)
         return ol_hint(error, "lora_ledger_create_key('example.com/receipts') makes a key.");
     if (code != OL_OK)
         return code;
-    code = read_signed(&last, error);
+    strlcpy(now.origin, key.public.name, sizeof(now.origin));
+    now.timeline = timeline_now();
+    code = lora_signer_last(&last, error);
+    if (code == OL_NOT_FOUND)
+        (void)ol_hint(error, "It remembers what was signed last. lora_ledger_create_key(..., "
+                             "another => true) begins a log of another origin.");
+    if (code == OL_OK)
+        code = trust(&last, &now, error);
     if (code == OL_OK) {
-        strlcpy(now.origin, key.public.name, sizeof(now.origin));
         begin();
         store_key(&key.public); /* should a crash have come between key and table */
         code = look(&last, &now, error);

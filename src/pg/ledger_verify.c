@@ -4,10 +4,12 @@
  */
 #include "lora_pg.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "ledger/note.h"
 #include "ledger_entry.h"
+#include "ledger_signer.h"
 #include "ledger_tree.h"
 #include "spi.h"
 #include "utils/builtins.h"
@@ -19,8 +21,8 @@ PG_FUNCTION_INFO_V1(lora_ledger_verify);
 #define BATCH 512
 
 typedef struct Verdict {
-    int64 checked, bad; /* bad: -1, or the first index that is wrong */
-    char problem[256];
+    int64 checked, bad; /* bad: the first index that is wrong */
+    char problem[256];  /* empty: there is none */
 } Verdict;
 
 static bool wrong(Verdict *v, int64 index, const char *format, ...)
@@ -47,17 +49,18 @@ static bool check_row(uint64 row, int64 expected, Verdict *v)
     ol_buf entry = {0};
     ol_digest hash;
     bytea *stored;
-    bool is_null;
+    bool is_null, good;
 
     if (leaf != expected)
         return wrong(v, expected, "receipt " INT64_FORMAT " is missing", expected);
     stored = DatumGetByteaPP(lora_value(row, LORA_ENTRY_N_COLUMNS + 1, &is_null));
     if (is_null)
         return wrong(v, leaf, "receipt " INT64_FORMAT " is not in the tree", leaf);
-    lora_entry_from_row(row, &entry);
-    ol_leaf_hash(entry.data, entry.len, &hash);
+    good = lora_entry_from_row(row, &entry);
+    if (good)
+        ol_leaf_hash(entry.data, entry.len, &hash);
     ol_buf_free(&entry);
-    if (VARSIZE_ANY_EXHDR(stored) != OL_DIGEST_BYTES ||
+    if (!good || VARSIZE_ANY_EXHDR(stored) != OL_DIGEST_BYTES ||
         memcmp(VARDATA_ANY(stored), hash.bytes, OL_DIGEST_BYTES) != 0)
         return wrong(v, leaf, "receipt " INT64_FORMAT " is not what was entered into the tree",
                      leaf);
@@ -127,14 +130,49 @@ static bool check_tiles(const LoraTree *tree, int64 from, int64 to, Verdict *v)
     return true;
 }
 
+/* A hash that stands where the tree has none, or a receipt before the first. */
+static bool check_strays(uint64 size, Verdict *v)
+{
+    static LoraStatement hash = {
+        "SELECT at, level::pg_catalog.int8 FROM openlora.ledger_hashes"
+        " WHERE level OPERATOR(pg_catalog.<) 0 OR level OPERATOR(pg_catalog.>=) 8"
+        " OR at OPERATOR(pg_catalog.<) 0 OR at OPERATOR(pg_catalog.>=)"
+        " ($1 OPERATOR(pg_catalog.>>) (8 OPERATOR(pg_catalog.*) level)) LIMIT 1",
+        1,
+        {INT8OID}};
+    static LoraStatement before = {
+        "SELECT leaf FROM openlora.receipts WHERE leaf OPERATOR(pg_catalog.<) 0"
+        " ORDER BY leaf LIMIT 1",
+        0,
+        {0}};
+    Datum value = Int64GetDatum((int64)size);
+
+    if (lora_execute(&before, NULL, NULL, true) > 0)
+        return wrong(v, lora_int64(0, 1), "receipt " INT64_FORMAT " is not in the tree",
+                     lora_int64(0, 1));
+    if (lora_execute(&hash, &value, NULL, true) > 0)
+        return wrong(v, (int64)size,
+                     "hash " INT64_FORMAT " of level " INT64_FORMAT
+                     " is none of a tree of " UINT64_FORMAT,
+                     lora_int64(0, 1), lora_int64(0, 2), size);
+    return true;
+}
+
 /* -- checkpoints ---------------------------------------------------------------------------------
  */
+
+static bool is_digest(const bytea *stored, const ol_digest *digest)
+{
+    return stored && VARSIZE_ANY_EXHDR(stored) == sizeof(digest->bytes) &&
+           memcmp(VARDATA_ANY(stored), digest->bytes, sizeof(digest->bytes)) == 0;
+}
 
 /* Columns origin, size, root, note, key. */
 static bool check_checkpoint(const LoraTree *tree, uint64 row, uint64 tree_size, Verdict *v)
 {
     char *origin = lora_text(row, 1), *note = lora_text(row, 4), *key_text = lora_text(row, 5);
     int64 size = lora_int64(row, 2);
+    bytea *stored = (bytea *)lora_varlena(row, 3);
     ol_buf expected = {0};
     ol_note_key key;
     ol_digest root;
@@ -153,7 +191,8 @@ static bool check_checkpoint(const LoraTree *tree, uint64 row, uint64 tree_size,
         return wrong(v, size, "the signature of checkpoint " INT64_FORMAT " of \"%s\" is not good",
                      size, origin);
     ol_checkpoint_put(&expected, origin, (uint64)size, &root);
-    same = !expected.failed && expected.len == len && memcmp(expected.data, note, len) == 0;
+    same = !expected.failed && expected.len == len && memcmp(expected.data, note, len) == 0 &&
+           is_digest(stored, &root);
     ol_buf_free(&expected);
     return same ||
            wrong(v, size > 0 ? size - 1 : 0,
@@ -180,10 +219,31 @@ static bool check_checkpoints(const LoraTree *tree, int64 from, uint64 tree_size
     return true;
 }
 
+/* The tables alone may have been written anew as a whole; the signer's file was not. */
+static bool check_memory(const LoraTree *tree, const LoraSigned *last, uint64 tree_size, Verdict *v)
+{
+    ol_digest root;
+    ol_error error;
+
+    if (last->size > tree_size && RecoveryInProgress())
+        return true; /* one memory for all copies, and this one has not caught up */
+    if (last->size > tree_size)
+        return wrong(v, (int64)tree_size,
+                     "the tree is shorter than what was signed last, " UINT64_FORMAT
+                     " receipts of \"%s\"",
+                     last->size, last->origin);
+    if (ol_tree_root(&tree->tree, last->size, &root, &error) != OL_OK)
+        return wrong(v, 0, "%s", error.message);
+    return ol_digest_equal(&root, &last->root) ||
+           wrong(v, (int64)last->size - 1,
+                 "the tree is not what was signed last, " UINT64_FORMAT " receipts of \"%s\"",
+                 last->size, last->origin);
+}
+
 /* -- all ------------------------------------------------------------------------------------------
  */
 
-static void verify(int64 from, int64 to, bool to_end, Verdict *v)
+static void verify(int64 from, int64 to, bool to_end, const LoraSigned *last, Verdict *v)
 {
     static LoraStatement beyond = {
         "SELECT leaf FROM openlora.receipts WHERE leaf OPERATOR(pg_catalog.>=) $1"
@@ -204,7 +264,22 @@ static void verify(int64 from, int64 to, bool to_end, Verdict *v)
                     lora_int64(0, 1));
         return;
     }
-    (void)check_checkpoints(&tree, from, size, v);
+    if (from == 0 && to_end && !check_strays(size, v))
+        return;
+    if (check_checkpoints(&tree, from, size, v) && last->size > (uint64)from)
+        (void)check_memory(&tree, last, size, v);
+}
+
+/* Before a snapshot is taken: it sees all that was signed. */
+static LoraSigned read_memory(void)
+{
+    LoraSigned last;
+    ol_error error;
+    ol_code code = lora_signer_last(&last, &error);
+
+    if (code != OL_OK && code != OL_NOT_FOUND)
+        lora_raise(&error);
+    return last;
 }
 
 /* lora_ledger_verify(from_leaf bigint, to_leaf bigint, OUT checked bigint, OUT bad bigint,
@@ -213,7 +288,8 @@ Datum lora_ledger_verify(PG_FUNCTION_ARGS)
 {
     int64 from = PG_ARGISNULL(0) ? 0 : PG_GETARG_INT64(0);
     int64 to = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1) + 1;
-    Verdict v = {.bad = -1};
+    LoraSigned last = read_memory();
+    Verdict v = {0};
     LoraIdentity caller;
     TupleDesc desc;
     Datum values[3];
@@ -229,13 +305,13 @@ Datum lora_ledger_verify(PG_FUNCTION_ARGS)
         elog(ERROR, "SPI_connect failed");
     PushActiveSnapshot(GetLatestSnapshot());
     lora_become_owner(&caller);
-    verify(from, to, PG_ARGISNULL(1), &v);
+    verify(from, to, PG_ARGISNULL(1), &last, &v);
     lora_become_caller(&caller);
     PopActiveSnapshot();
     SPI_finish();
     values[0] = Int64GetDatum(v.checked);
     values[1] = Int64GetDatum(v.bad);
-    nulls[1] = nulls[2] = v.bad < 0;
-    values[2] = v.bad < 0 ? (Datum)0 : CStringGetTextDatum(v.problem);
+    nulls[1] = nulls[2] = !v.problem[0];
+    values[2] = CStringGetTextDatum(v.problem);
     PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }

@@ -204,7 +204,7 @@ Datum lora_receipt_entry(PG_FUNCTION_ARGS)
     check_visible(DatumGetInt64(leaf));
     begin(&caller);
     if (lora_execute(&find, &leaf, NULL, true) == 1)
-        lora_entry_from_row(0, &out);
+        lora_must_be_entry(0, &out);
     value = text_of(&out);
     end(&caller);
     PG_RETURN_DATUM(value);

@@ -109,6 +109,7 @@ my %fields = (
 	temperature => '0.5', top_k => '1', top_p => '0.5', min_p => '0.5', repetition_penalty => '2', presence_penalty => '1', frequency_penalty => '1',
 	max_tokens => '2', ignore_eos => 'NOT ignore_eos', seed => 'seed + 1', adapters => q{ARRAY[sha256('x')], weights = '{1}', shares = '{1000000}'},
 	prompt_digest => q{sha256('x')}, output_digest => q{sha256('x')});
+# role_id is for row-level security here, an oid that another server has otherwise: no part of an entry
 is(join(',', sort keys %fields, 'leaf', 'role_id', 'shares', 'weights'),
 	sql(q{SELECT string_agg(attname, ',' ORDER BY attname COLLATE "C") FROM pg_attribute WHERE attrelid = 'openlora.receipts'::regclass AND attnum > 0}), 'every column');
 for my $field (sort keys %fields)
@@ -116,6 +117,26 @@ for my $field (sort keys %fields)
 	my $out = sql("$free UPDATE openlora.receipts SET $field = $fields{$field} WHERE leaf = 300; SELECT bad FROM lora_ledger_verify(); ROLLBACK");
 	is($out =~ s/.*\n//sr, '300', "$field is changed");
 }
+# What is no receipt any more is not read as the one that it was.
+my %forms = (
+	'more weights' => q{UPDATE openlora.receipts SET weights = weights || 7.0::float8 WHERE leaf = 300},
+	'more shares' => q{UPDATE openlora.receipts SET shares = shares || 7 WHERE leaf = 300},
+	'more adapters' => q{UPDATE openlora.receipts SET adapters = adapters || sha256('x') WHERE leaf = 300},
+	'a NULL in a list' => q{UPDATE openlora.receipts SET weights = ARRAY[NULL]::float8[] WHERE leaf = 300},
+	'a list that begins elsewhere' => q{UPDATE openlora.receipts SET adapters = '{}', weights = '{}', shares = '[5:5]={1}' WHERE leaf = 300},
+	'a longer digest' => q{ALTER TABLE openlora.receipts DROP CONSTRAINT receipts_base_model_check; UPDATE openlora.receipts SET base_model = base_model || '\x00' WHERE leaf = 300},
+	'a longer digest of a prompt' => q{ALTER TABLE openlora.receipts DROP CONSTRAINT receipts_prompt_digest_check; UPDATE openlora.receipts SET prompt_digest = prompt_digest || '\x00' WHERE leaf = 300},
+	'a device without end' => q{UPDATE openlora.receipts SET device = repeat('x', 70000) WHERE leaf = 300},
+	'a NULL' => q{ALTER TABLE openlora.receipts ALTER seed DROP NOT NULL; UPDATE openlora.receipts SET seed = NULL WHERE leaf = 300},
+	'an unknown outcome' => q{ALTER TABLE openlora.receipts DROP CONSTRAINT receipts_outcome_check; UPDATE openlora.receipts SET outcome = 'lost' WHERE leaf = 300},
+	'a database of 33 bits' => q{ALTER TABLE openlora.receipts ALTER database TYPE bigint; UPDATE openlora.receipts SET database = database + 4294967296 WHERE leaf = 300});
+for my $form (sort keys %forms)
+{
+	my $out = sql("$free $forms{$form}; SELECT bad FROM lora_ledger_verify(); ROLLBACK");
+	is($out =~ s/.*\n//sr, '300', $form);
+}
+fails("$free $forms{'more shares'}; SELECT lora_receipt_entry(300)", qr/receipt 300 is not as it was written/, 'nor is it shown as one');
+
 tampered('UPDATE openlora.receipts SET output_tokens = 0 WHERE leaf = 300', 300, 'not what was entered', 'less usage');
 tampered('DELETE FROM openlora.receipts WHERE leaf = 17', 17, 'missing', 'a receipt is dropped');
 tampered('DELETE FROM openlora.receipts WHERE leaf = 17; UPDATE openlora.receipts SET leaf = leaf - 1 WHERE leaf > 17', 17, 'not what', 'and the others close ranks');
@@ -129,13 +150,20 @@ tampered(q{UPDATE openlora.receipts SET output_tokens = 0 WHERE leaf = 300; UPDA
 	256, 'of level 1 is not that', 'and not the hashes above it');
 tampered(q{UPDATE openlora.ledger_hashes SET hash = sha256('x') WHERE level = 1 AND at = 2}, 512, 'of level 1 is not that', 'a hash of a subtree');
 tampered(q{UPDATE openlora.checkpoints SET note = replace(note, '802', '801'), size = 801 WHERE size = 802}, 801, 'signature', 'a checkpoint');
+tampered(q{UPDATE openlora.checkpoints SET root = sha256('x') WHERE size = 602}, 601, 'not the one of checkpoint 602', 'the root beside a checkpoint', 'it is not exported');
+tampered(q{INSERT INTO openlora.ledger_hashes VALUES (1, 3, sha256('x'))}, 802, 'hash 3 of level 1 is none', 'a hash too many', 'it is not exported');
+tampered(q{INSERT INTO openlora.ledger_hashes VALUES (9, 0, sha256('x'))}, 802, 'hash 0 of level 9 is none', 'a level too many', 'it is not exported');
+tampered(q{ALTER TABLE openlora.receipts DROP CONSTRAINT receipts_leaf_check; INSERT INTO openlora.receipts SELECT (jsonb_populate_record(r, '{"leaf": -5}')).* FROM openlora.receipts r WHERE leaf = 5},
+	-5, 'not in the tree', 'a receipt before the first', 'it is not exported');
+tampered('DELETE FROM openlora.receipts; DELETE FROM openlora.ledger_hashes; DELETE FROM openlora.checkpoints', 0, 'shorter than what was signed last', 'everything is gone');
 is(sql('SELECT checked, bad IS NULL FROM lora_ledger_verify()'), '802|t', 'all is well again');
 
 # -- a fork: somebody rewrites the log so that it is consistent with itself
 sql(q{BEGIN; ALTER TABLE openlora.receipts DISABLE TRIGGER ALL; ALTER TABLE openlora.ledger_hashes DISABLE TRIGGER ALL; ALTER TABLE openlora.checkpoints DISABLE TRIGGER ALL;
   UPDATE openlora.receipts SET output_tokens = 0 WHERE leaf = 800; UPDATE openlora.ledger_hashes SET hash = sha256('\x00' || lora_receipt_entry(800)) WHERE level = 0 AND at = 800;
   DELETE FROM openlora.checkpoints; COMMIT});
-is(sql('SELECT bad IS NULL FROM lora_ledger_verify()'), 't', 'rewritten, and no checkpoint in the tables to compare with');
+is(sql('SELECT bad, problem FROM lora_ledger_verify()'), '801|the tree is not what was signed last, 802 receipts of "example.com/receipts"',
+	'rewritten, and no checkpoint in the tables to compare with: the signer remembers');
 ask(1);
 wait_for(1);
 fails('SELECT lora_checkpoint()', qr/differs from what was signed.*new origin/s, 'the signer remembers, and does not sign');
