@@ -34,7 +34,7 @@ RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'lora_stream' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000 ROWS 100;
 COMMENT ON FUNCTION lora_stream(text[], text, float8[], int, float8, int, float8, float8, float8,
     float8, float8, jsonb, bigint, text[], boolean, text) IS
-    'rows as tokens arrive when called in the select list (SELECT lora_stream(...)); in FROM they are collected first';
+    'answers a prompt in rows that arrive as tokens do';
 
 CREATE FUNCTION lora_score(adapter_ids text[], prompt text, completion text,
     weights float8[] DEFAULT NULL, on_error text DEFAULT 'raise') RETURNS float8

@@ -111,7 +111,7 @@ export OPENLORA_TEST_MODEL=$MODEL OPENLORA_DEMO=$WORK/test/data/demo OPENLORA_EN
 
 regress() {
 	# in this order: later ones use what earlier ones made
-	local tests="errors adapters attribution privileges access pipeline stats"
+	local tests="errors adapters attribution privileges access pipeline stream stats"
 	createdb regress && psql -X -q -d regress -c 'CREATE EXTENSION openlora'
 	(cd "$WORK/regress" && as_user "$PGXS_TEST/regress/pg_regress" --use-existing --dbname=regress --bindir="$STAGED_BIN" \
 		--inputdir=. --outputdir=. --host="$PGHOST" --user=postgres $tests)

@@ -16,6 +16,7 @@ typedef enum LoraFunction {
     LORA_COMPLETE,
     LORA_SCORE,
     LORA_SCORE_DETAIL,
+    LORA_STREAM, /* returns rows: none of those that have a LoraCall */
 } LoraFunction;
 
 /* Which of them the code at an address is. */

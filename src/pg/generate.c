@@ -19,6 +19,8 @@ PG_FUNCTION_INFO_V1(lora_complete);
 PG_FUNCTION_INFO_V1(lora_score);
 PG_FUNCTION_INFO_V1(lora_score_detail);
 
+extern PGDLLEXPORT Datum lora_stream(PG_FUNCTION_ARGS);
+
 /* Positions of the arguments of the scoring functions. */
 enum { SCORE_ADAPTERS, SCORE_PROMPT, SCORE_COMPLETION, SCORE_WEIGHTS, SCORE_ON_ERROR };
 
@@ -239,6 +241,7 @@ static Datum answer(const LoraCall *call, FunctionCallInfo fcinfo, int64 inferen
     case LORA_SCORE_DETAIL:
         return score_row(result, fcinfo);
     case LORA_NO_FUNCTION:
+    case LORA_STREAM:
         break;
     }
     elog(ERROR, "call of no function");
@@ -324,5 +327,6 @@ LoraFunction lora_function_at(PGFunction address)
            : address == lora_complete     ? LORA_COMPLETE
            : address == lora_score        ? LORA_SCORE
            : address == lora_score_detail ? LORA_SCORE_DETAIL
+           : address == lora_stream       ? LORA_STREAM
                                           : LORA_NO_FUNCTION;
 }

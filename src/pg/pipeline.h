@@ -13,6 +13,8 @@
  * pipeline_node.c   the node: begin, the order of things, end
  * pipeline_rows.c   rows in flight: reading, starting, retiring
  * pipeline_explain.c
+ *
+ * The hook also lets lora_stream in FROM return its rows as they come: stream.h.
  */
 #ifndef LORA_PIPELINE_H
 #define LORA_PIPELINE_H
@@ -58,6 +60,9 @@ extern int lora_stages(const LoraPlannedCalls *found);
 typedef enum { LORA_PRIVATE_STAGES, LORA_PRIVATE_FILTER, LORA_PRIVATE_LIMIT } LoraPrivate;
 
 extern const CustomScanMethods lora_pipeline_methods;
+
+/* Whether the caller may execute it, as the executor looks at a function call. Raises. */
+extern void lora_check_may_execute(Oid function);
 
 /* -- node ---------------------------------------------------------------------------------- */
 

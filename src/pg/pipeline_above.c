@@ -4,6 +4,8 @@
  */
 #include "pipeline_plan.h"
 
+#include "stream.h"
+
 static bool computes_targets(const Plan *plan)
 {
     switch (nodeTag(plan)) {
@@ -30,6 +32,8 @@ static bool computes_targets(const Plan *plan)
         return !plan->parallel_aware;
     case T_ForeignScan:
         return ((const ForeignScan *)plan)->operation == CMD_SELECT;
+    case T_CustomScan:
+        return ((const CustomScan *)plan)->methods == &lora_stream_methods;
     case T_WindowAgg: /* its conditions name its targets by number */
         return plan->qual == NIL
 #if PG_VERSION_NUM >= 150000

@@ -52,7 +52,7 @@ static bool may_be_ours(HeapTuple tuple)
     bool is_null;
     Datum bin;
 
-    if (proc->prolang != ClanguageId || proc->proretset)
+    if (proc->prolang != ClanguageId)
         return false;
     bin = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_probin, &is_null);
     if (is_null)
@@ -130,6 +130,8 @@ static bool plan_mentions(Plan *plan, PlannedStmt *statement)
         children = ((MergeAppend *)plan)->mergeplans;
     else if (IsA(plan, CustomScan)) {
         if (((CustomScan *)plan)->methods == &lora_pipeline_methods)
+            return true;
+        if (mentions((Node *)((CustomScan *)plan)->custom_exprs, statement))
             return true;
         children = ((CustomScan *)plan)->custom_plans;
     }

@@ -13,8 +13,7 @@
 
 /* -- begin ----------------------------------------------------------------------------------- */
 
-/* As the executor does it for a function call. */
-static void check_may_execute(Oid function)
+void lora_check_may_execute(Oid function)
 {
 #if PG_VERSION_NUM >= 160000
     AclResult result = object_aclcheck(ProcedureRelationId, function, GetUserId(), ACL_EXECUTE);
@@ -50,7 +49,7 @@ static void begin_call(LoraPipeline *p, LoraNodeCall *call, FuncExpr *expression
 {
     int n = list_length(expression->args);
 
-    check_may_execute(expression->funcid);
+    lora_check_may_execute(expression->funcid);
     call->function = lora_function_of(expression->funcid);
     if (!call->function)
         elog(ERROR, "function %u is not openlora's any more", expression->funcid);

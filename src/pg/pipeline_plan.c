@@ -13,6 +13,7 @@
 #include "optimizer/optimizer.h"
 #include "optimizer/planmain.h"
 #include "optimizer/planner.h"
+#include "stream.h"
 #include "utils/syscache.h"
 
 static planner_hook_type previous_planner;
@@ -109,7 +110,8 @@ static Plan *visit(Plan *plan, PlannedStmt *statement, bool may_replace)
         return NULL;
     check_stack_depth();
     visit_children(plan, statement);
-    if (has_effects(plan))
+    plan = lora_put_stream(plan, statement);
+    if (lora_pipeline_depth == 0 || has_effects(plan))
         return plan;
     if ((IsA(plan, Agg) || IsA(plan, ProjectSet)) && plan->lefttree)
         lora_put_below(plan, statement);
@@ -166,7 +168,7 @@ static PlannedStmt *plan_statement(Query *query, const char *text, int cursor_op
     planner_hook_type planner_below = previous_planner ? previous_planner : standard_planner;
     PlannedStmt *statement = planner_below(query, text, cursor_options, parameters);
 
-    if (lora_pipeline_depth != 0 && may_call(statement))
+    if (may_call(statement))
         add_pipelines(statement, cursor_options);
     return statement;
 }
@@ -174,6 +176,7 @@ static PlannedStmt *plan_statement(Query *query, const char *text, int cursor_op
 void lora_pipeline_install_hooks(void)
 {
     RegisterCustomScanMethods(&lora_pipeline_methods);
+    RegisterCustomScanMethods(&lora_stream_methods);
     previous_planner = planner_hook;
     planner_hook = plan_statement;
 }

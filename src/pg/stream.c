@@ -1,5 +1,5 @@
-/* stream.c: lora_stream: rows arrive as tokens do. */
-#include "lora_pg.h"
+/* stream.c: see stream.h. */
+#include "stream.h"
 
 #include "arguments.h"
 #include "attribution.h"
@@ -10,93 +10,117 @@
 
 PG_FUNCTION_INFO_V1(lora_stream);
 
-typedef struct Stream {
+struct LoraStream {
+    MemoryContext context; /* of the tokens, too */
     LoraSpec spec;
-    LoraRequest *request;
+    LoraRequest *request; /* NULL: there are no more rows */
     bool null_on_error;
-} Stream;
+};
 
-/* The cursor was closed, or the query ended, before the last row. */
-static void close_stream(Datum arg)
+void lora_stream_close(LoraStream *stream)
 {
-    Stream *stream = (Stream *)DatumGetPointer(arg);
-
     if (stream->request)
         lora_request_free(stream->request);
     stream->request = NULL;
 }
 
-static Stream *open_stream(FunctionCallInfo fcinfo, FuncCallContext *context)
+/* -- rows ------------------------------------------------------------------------------------ */
+
+LoraStream *lora_stream_open(FunctionCallInfo fcinfo)
 {
-    MemoryContext before = MemoryContextSwitchTo(context->multi_call_memory_ctx);
-    ReturnSetInfo *set = (ReturnSetInfo *)fcinfo->resultinfo;
-    Stream *stream = palloc0(sizeof(*stream));
+    LoraStream *stream = palloc0(sizeof(*stream));
     ol_error error;
 
-    if (get_call_result_type(fcinfo, NULL, &context->tuple_desc) != TYPEFUNC_COMPOSITE)
-        elog(ERROR, "lora_stream must return rows");
-    context->tuple_desc = BlessTupleDesc(context->tuple_desc);
+    stream->context = CurrentMemoryContext;
+    if (PG_ARGISNULL(LORA_ARG_PROMPT))
+        return stream;
     stream->null_on_error = lora_on_error_null(fcinfo, LORA_ARG_ON_ERROR);
-    RegisterExprContextCallback(set->econtext, close_stream, PointerGetDatum(stream));
-    if (!lora_spec_from_arguments(fcinfo, "lora_stream", &stream->spec, &error)) {
-        if (!stream->null_on_error)
-            lora_raise(&error);
-    } else {
-        /* the arguments live as long as the call: detoasted copies of the texts */
+    if (lora_spec_from_arguments(fcinfo, "lora_stream", &stream->spec, &error)) {
         stream->spec.prompt = pnstrdup(stream->spec.prompt, stream->spec.prompt_len);
         stream->spec.sampling.logprobs = 0;
         stream->request = lora_request_start(&stream->spec, true, &error);
-        if (!stream->request && !stream->null_on_error)
-            lora_raise(&error);
     }
-    MemoryContextSwitchTo(before);
+    if (!stream->request && !stream->null_on_error)
+        lora_raise(&error);
     return stream;
 }
 
-static Datum token_row(FuncCallContext *context, const LoraToken *token)
+static void end_stream(LoraStream *stream)
 {
-    Datum values[4];
-    bool nulls[4] = {false};
-
-    values[0] = Int32GetDatum(token->index);
-    values[1] = Int32GetDatum(token->token);
-    nulls[1] = nulls[3] = token->token < 0;
-    values[2] = PointerGetDatum(lora_text_from_utf8(token->text, strlen(token->text)));
-    values[3] = Float4GetDatum(token->logprob);
-    return HeapTupleGetDatum(heap_form_tuple(context->tuple_desc, values, nulls));
-}
-
-Datum lora_stream(PG_FUNCTION_ARGS)
-{
-    FuncCallContext *context;
-    MemoryContext before;
-    LoraToken *token;
-    Stream *stream;
     ol_error error;
 
-    if (SRF_IS_FIRSTCALL()) {
-        context = SRF_FIRSTCALL_INIT();
-        if (PG_ARGISNULL(LORA_ARG_PROMPT))
-            SRF_RETURN_DONE(context);
-        context->user_fctx = open_stream(fcinfo, context);
-    }
-    context = SRF_PERCALL_SETUP();
-    stream = context->user_fctx;
-    if (!stream->request)
-        SRF_RETURN_DONE(context);
-    before = MemoryContextSwitchTo(context->multi_call_memory_ctx);
-    token = lora_request_next_token(stream->request);
-    MemoryContextSwitchTo(before);
-    if (token)
-        SRF_RETURN_NEXT(context, token_row(context, token));
     if (lora_request_failed(stream->request, &error)) {
         if (!stream->null_on_error)
             lora_raise(&error);
     } else {
         (void)lora_attribute(&stream->spec, lora_request_result(stream->request));
     }
-    close_stream(PointerGetDatum(stream));
-    UnregisterExprContextCallback(((ReturnSetInfo *)fcinfo->resultinfo)->econtext, close_stream,
+    lora_stream_close(stream);
+}
+
+bool lora_stream_next(LoraStream *stream, Datum *values, bool *nulls)
+{
+    MemoryContext before;
+    LoraToken *token;
+
+    if (!stream->request)
+        return false;
+    before = MemoryContextSwitchTo(stream->context);
+    token = lora_request_next_token(stream->request);
+    MemoryContextSwitchTo(before);
+    if (!token) {
+        end_stream(stream);
+        return false;
+    }
+    memset(nulls, false, LORA_STREAM_COLUMNS);
+    values[0] = Int32GetDatum(token->index);
+    values[1] = Int32GetDatum(token->token);
+    nulls[1] = nulls[3] = token->token < 0;
+    values[2] = PointerGetDatum(lora_text_from_utf8(token->text, strlen(token->text)));
+    values[3] = Float4GetDatum(token->logprob);
+    return true;
+}
+
+/* -- in the select list ---------------------------------------------------------------------- */
+
+/* The cursor was closed, or the query ended, before the last row. */
+static void close_at_end(Datum arg)
+{
+    lora_stream_close((LoraStream *)DatumGetPointer(arg));
+}
+
+static LoraStream *open_call(FunctionCallInfo fcinfo, FuncCallContext *context)
+{
+    MemoryContext before = MemoryContextSwitchTo(context->multi_call_memory_ctx);
+    ReturnSetInfo *set = (ReturnSetInfo *)fcinfo->resultinfo;
+    LoraStream *stream;
+
+    if (get_call_result_type(fcinfo, NULL, &context->tuple_desc) != TYPEFUNC_COMPOSITE)
+        elog(ERROR, "lora_stream must return rows");
+    context->tuple_desc = BlessTupleDesc(context->tuple_desc);
+    stream = lora_stream_open(fcinfo);
+    RegisterExprContextCallback(set->econtext, close_at_end, PointerGetDatum(stream));
+    MemoryContextSwitchTo(before);
+    return stream;
+}
+
+Datum lora_stream(PG_FUNCTION_ARGS)
+{
+    FuncCallContext *context;
+    LoraStream *stream;
+    Datum values[LORA_STREAM_COLUMNS];
+    bool nulls[LORA_STREAM_COLUMNS];
+
+    if (SRF_IS_FIRSTCALL()) {
+        context = SRF_FIRSTCALL_INIT();
+        context->user_fctx = open_call(fcinfo, context);
+    }
+    context = SRF_PERCALL_SETUP();
+    stream = context->user_fctx;
+    if (lora_stream_next(stream, values, nulls))
+        SRF_RETURN_NEXT(context,
+                        HeapTupleGetDatum(heap_form_tuple(context->tuple_desc, values, nulls)));
+    UnregisterExprContextCallback(((ReturnSetInfo *)fcinfo->resultinfo)->econtext, close_at_end,
                                   PointerGetDatum(stream));
     SRF_RETURN_DONE(context);
 }

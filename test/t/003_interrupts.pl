@@ -66,6 +66,21 @@ $node->safe_psql('postgres', q{
 	CLOSE c;
 	ROLLBACK;});
 all_free('closed cursor');
+$node->safe_psql('postgres', q{
+	BEGIN;
+	DECLARE c CURSOR FOR SELECT * FROM lora_stream(NULL, 'Once', max_tokens => 900, ignore_eos => true);
+	FETCH 3 FROM c;
+	CLOSE c;
+	COMMIT;});
+all_free('closed cursor over FROM');
+{
+	my $s = $node->background_psql('postgres');
+	$s->query_safe(q{BEGIN});
+	$s->query_safe(q{DECLARE c CURSOR FOR SELECT * FROM lora_stream(NULL, 'Once', max_tokens => 900, ignore_eos => true)});
+	$s->query_safe(q{FETCH 1 FROM c});
+	$s->quit;
+}
+all_free('client that leaves its cursor open');
 
 # Subtransactions: the sequence of the one that failed is freed, the other goes on.
 is($node->safe_psql('postgres', q{
