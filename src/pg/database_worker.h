@@ -19,7 +19,8 @@
 #include "storage/lwlock.h"
 
 typedef enum LoraWorkerKind {
-    LORA_WORKER_QUEUE, /* runs what lora_submit has queued: queue_worker.c */
+    LORA_WORKER_QUEUE,  /* runs what lora_submit has queued: queue_worker.c */
+    LORA_WORKER_LEDGER, /* writes receipts, and signs: ledger_worker.c */
     LORA_WORKER_KINDS
 } LoraWorkerKind;
 
@@ -39,6 +40,8 @@ extern ConditionVariable *lora_database_worker_progress(LoraWorkerKind kind);
 extern bool lora_database_worker_wait(bool idle, long timeout_ms);
 /* Whether work was asked for since the last call. */
 extern bool lora_database_worker_asked(void);
+/* Something was done: failures of before do not count. */
+extern void lora_database_worker_well(void);
 /* There is work, but not now: have it started again when the engine is ready. */
 extern void lora_database_worker_when_ready(void);
 

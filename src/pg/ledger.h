@@ -3,14 +3,14 @@
  * database that writes it into openlora.receipts.
  *
  * Receipts wait in shared memory, in a lane for each database that has any. The ledger
- * process is started when there is something to write, and ends when there was nothing for
- * a while. It takes receipts out of the lane after it has committed them.
+ * process (database_worker.h) is started when there is something to write, and ends when there
+ * was nothing for a while. It takes receipts out of the lane after it has committed them.
  *
  * The worker never waits for it: a lane that is full, or a database without one, has its
  * receipts appended to pg_stat/openlora_receipts.<oid of the database>. So a database whose
  * ledger cannot write (its disk is full, no worker slot is free) holds up nobody, and
  * nothing is dropped. What is in shared memory when the server stops goes to these files,
- * too; in a crash it is lost.
+ * too; in a crash it is lost. A power failure loses what came into files in the last second.
  *
  * One lock guards the lanes. Files are appended to and renamed under it, as it is what keeps
  * the two processes apart; no other lock is taken under it.
@@ -18,6 +18,9 @@
 #ifndef LORA_LEDGER_H
 #define LORA_LEDGER_H
 
+#include "lora_pg.h"
+
+#include "nodes/pg_list.h"
 #include "receipt.h"
 
 #define LORA_LANES 16
@@ -27,11 +30,17 @@
 extern Size lora_ledger_shared_size(void);
 extern void lora_ledger_startup_shared(void);
 
-/* -- in the worker ------------------------------------------------------------------------ */
+/* -- in the openlora worker ----------------------------------------------------------------- */
 extern void lora_ledger_put(const LoraReceipt *receipt);
-/* Starts what has to be started. Returns after how many milliseconds to look again, unless
- * woken; -1: never. */
+/* Looks after files. Returns after how many milliseconds to do so again, unless woken; -1:
+ * never. */
 extern long lora_ledger_tend(void);
+
+/* -- in the launcher (database_worker_start.c) ----------------------------------------------- */
+/* Databases of which something waits. */
+extern List *lora_ledger_databases(void);
+/* A database is no more: what waits for it does not any longer. */
+extern void lora_ledger_drop(Oid database);
 
 /* -- in a backend: announcing, for openlora.receipt_durability = sync ------------------------ */
 
@@ -61,7 +70,9 @@ extern ol_code lora_ledger_ask(LoraAskKind kind, const char *origin, ol_error *e
 extern bool lora_lane_asked(int lane, LoraAskKind *kind, char origin[LORA_ORIGIN_BYTES],
                             uint64 *number);
 extern void lora_lane_answer(int lane, uint64 number, ol_code code, const ol_error *error);
-/* The lane of this process's database; -1: it has none. The process is woken from now on. */
+/* What it does. */
+extern void lora_ledger_worker(void);
+/* The lane of this process's database, until the process ends; -1: it has none. */
 extern int lora_lane_enter(void);
 /* Whether receipts wait; and whether somebody waits for them, which is forgotten by it. */
 extern bool lora_lane_waits(int lane, bool *urgent);
@@ -69,12 +80,10 @@ extern bool lora_lane_waits(int lane, bool *urgent);
 extern int lora_lane_copy(int lane, LoraReceipt *out);
 /* The first n are written. */
 extern void lora_lane_consume(int lane, int n);
-/* Gives the lane back; false when something has come meanwhile. */
-extern bool lora_lane_release(int lane);
 /* The lane's file, now ours alone, to be removed when all of it is written; -1: none. `name`
  * has MAXPGPATH bytes. */
 extern int lora_lane_file(int lane, char *name);
-/* The next receipt of a file; false at its end, or where it is damaged. */
+/* The next receipt of a file that is not damaged; false at its end. */
 extern bool lora_lane_read(int file, LoraReceipt *receipt);
 
 #endif

@@ -8,6 +8,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "database_worker.h"
 #include "ledger_entry.h"
 #include "ledger_signer.h"
 #include "ledger_tree.h"
@@ -28,11 +29,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* DROP DATABASE waits five seconds for others to leave. */
-#define IDLE_MS 2000
 #define GATHER_MS 20
-
-PGDLLEXPORT void lora_ledger_main(Datum arg);
 
 /* -- values ---------------------------------------------------------------------------------- */
 
@@ -281,6 +278,7 @@ static void write_batch(LoraReceipt *receipts, int n, bool from_file)
     }
     PopActiveSnapshot();
     CommitTransactionCommand();
+    lora_database_worker_well();
     pgstat_report_stat(true);
     pgstat_report_activity(STATE_IDLE, NULL);
 }
@@ -389,33 +387,18 @@ static void settle_settings(void)
         SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-void lora_ledger_main(Datum arg)
+void lora_ledger_worker(void)
 {
+    int lane = lora_lane_enter();
     LoraReceipt *batch;
-    int lane, why = WL_LATCH_SET;
 
-    pqsignal(SIGTERM, die); /* also in the middle: what is not committed stays in the lane */
-    pqsignal(SIGHUP, SignalHandlerForConfigReload);
-    BackgroundWorkerUnblockSignals();
-    BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
-    settle_settings();
-    lane = lora_lane_enter();
     if (lane < 0)
-        proc_exit(0);
+        return;
+    settle_settings();
     batch = MemoryContextAllocHuge(TopMemoryContext, sizeof(*batch) * LORA_LANE_RECEIPTS);
-    for (;;) {
-        CHECK_FOR_INTERRUPTS();
-        if (ConfigReloadPending) {
-            ConfigReloadPending = false;
-            ProcessConfigFile(PGC_SIGHUP);
-        }
+    do {
+        (void)lora_database_worker_asked();
         write_lane(lane, batch);
         serve_asks(lane);
-        if ((why & WL_TIMEOUT) && lora_lane_release(lane))
-            break;
-        why = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, IDLE_MS,
-                        lora_wait_event());
-        ResetLatch(MyLatch);
-    }
-    proc_exit(0);
+    } while (lora_database_worker_wait(true, -1));
 }

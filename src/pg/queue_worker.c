@@ -345,6 +345,7 @@ void lora_queue_worker(void)
         bool retry = again;
 
         again = false;
+        lora_database_worker_well();
         if (lora_database_worker_asked()) {
             look = retry = true;
             cancel_asked();

@@ -76,15 +76,29 @@ void lora_meter_fill(LoraMeter *meter, const LoraSpec *spec, const LoraResult *r
 
 /* -- in the worker -------------------------------------------------------------------------- */
 
+static bool meter_is_sound(const LoraMeter *meter)
+{
+    return meter->magic == LORA_METER_MAGIC && OidIsValid(meter->database) &&
+           meter->inference > 0 && meter->attempt >= 0 && meter->n_adapters >= 0 &&
+           meter->n_adapters <= OL_MAX_REQUEST_ADAPTERS &&
+           memchr(NameStr(meter->role_name), '\0', NAMEDATALEN) != NULL;
+}
+
+/* What the table's constraints and the entry's readers take for granted, too. */
+bool lora_receipt_is_sound(const LoraReceipt *r)
+{
+    return meter_is_sound(&r->meter) && r->outcome >= OL_OUTCOME_DONE &&
+           r->outcome <= OL_OUTCOME_CANCELLED && r->input_tokens >= 0 && r->cached_tokens >= 0 &&
+           r->cached_tokens <= r->input_tokens && r->output_tokens >= 0 &&
+           memchr(r->device, '\0', sizeof(r->device)) != NULL;
+}
+
 static bool is_meter(const ol_text *bytes, LoraMeter *meter)
 {
     if (bytes->len != sizeof(*meter))
         return false;
     memcpy(meter, bytes->data, sizeof(*meter));
-    return meter->magic == LORA_METER_MAGIC && OidIsValid(meter->database) &&
-           meter->inference > 0 && meter->attempt >= 0 && meter->n_adapters >= 0 &&
-           meter->n_adapters <= OL_MAX_REQUEST_ADAPTERS &&
-           memchr(NameStr(meter->role_name), '\0', NAMEDATALEN) != NULL;
+    return meter_is_sound(meter);
 }
 
 bool lora_receipt_take(ol_reader *r, const ol_engine_info *engine, LoraReceipt *receipt)
@@ -108,5 +122,5 @@ bool lora_receipt_take(ol_reader *r, const ol_engine_info *engine, LoraReceipt *
     lora_split_shares(e.n_shares, scratch.shares, parts);
     for (int i = 0; i < e.n_shares; i++)
         receipt->shares[i] = (int32)parts[i];
-    return true;
+    return lora_receipt_is_sound(receipt);
 }

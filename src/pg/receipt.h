@@ -59,6 +59,8 @@ extern void lora_make_salt(ol_digest *salt);
 /* The caller is the present user. */
 extern void lora_meter_fill(LoraMeter *meter, const LoraSpec *spec, const LoraResult *result,
                             int attempt);
+/* Whether it can be a receipt at all, wherever it came from. */
+extern bool lora_receipt_is_sound(const LoraReceipt *receipt);
 /* What the engine reports. False: it is no usage of a request of ours. */
 extern bool lora_receipt_take(ol_reader *r, const ol_engine_info *engine, LoraReceipt *receipt);
 

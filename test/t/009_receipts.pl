@@ -93,8 +93,13 @@ my $many = q{SELECT count(lora_generate(NULL, 'Many', max_tokens => 1, ignore_eo
 is(sql($many), '400', 'nobody waits for the ledger');
 my ($file) = glob $node->data_dir . '/pg_stat/openlora_receipts.*';
 ok($file, 'what does not fit in memory is in a file');
+open my $torn, '>>:raw', $file or die; # as a full disk leaves it
+print $torn 'x' x 100;
+close $torn;
+sql($ask) for 1 .. 5;
 $blocker->query_safe('COMMIT');
-until_true("SELECT count(*) = $before + 400 FROM openlora.receipts", 'all are written when it can');
+until_true("SELECT count(*) = $before + 405 FROM openlora.receipts", 'all are written when it can, also after half a one');
+$before += 5;
 whole('with a file');
 $node->poll_query_until('postgres', 'SELECT pg_ls_dir IS NULL FROM (SELECT 1) o LEFT JOIN pg_ls_dir(\'pg_stat\') ON pg_ls_dir LIKE \'openlora_receipts%\'') or die 'the file stays';
 is(sql("SELECT count(DISTINCT (inference, attempt)) = count(*) FROM openlora.receipts"), 't', 'none twice');
@@ -103,7 +108,10 @@ is(sql("SELECT count(DISTINCT (inference, attempt)) = count(*) FROM openlora.rec
 $blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
 sql($many);
 $node->stop('fast');
+open my $orphan, '>:raw', $node->data_dir . '/pg_stat/openlora_receipts.4000000000' or die; # of a database that was dropped
+close $orphan;
 $node->start;
+$node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_ls_dir('pg_stat') d WHERE d LIKE '%.4000000000%'}) or die 'the file of a dropped database stays';
 until_true("SELECT count(*) = $before + 800 FROM openlora.receipts", 'a stop loses none');
 whole('after a stop');
 is(sql('SELECT bool_and(committed) FROM openlora.receipt_status WHERE leaf >= ' . $before), 't', 'each with its inference');
