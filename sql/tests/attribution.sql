@@ -36,3 +36,21 @@ SELECT count(*) = :before AS same FROM openlora.inferences;
 SELECT inference_id AS last FROM lora_complete(NULL, 'Once upon', max_tokens => 2, temperature => 0.5, seed => 9) \gset
 SELECT function, prompt_tokens, completion_tokens, finish_reason, temperature, seed, role = current_user AS mine
 FROM openlora.inferences WHERE id = :last;
+-- Triggers that somebody puts on our tables see the rows.
+CREATE TABLE seen (what text);
+CREATE FUNCTION see_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.seen VALUES (TG_TABLE_NAME); RETURN NULL; END $$;
+CREATE TRIGGER see_row AFTER INSERT ON openlora.inferences FOR EACH ROW EXECUTE FUNCTION see_row();
+CREATE TRIGGER see_row AFTER INSERT ON openlora.attributions FOR EACH STATEMENT EXECUTE FUNCTION see_row();
+SELECT lora_generate(NULL, 'Once', max_tokens => 1) IS NOT NULL AS answered;
+DROP TRIGGER see_row ON openlora.inferences;
+DROP TRIGGER see_row ON openlora.attributions;
+SELECT lora_generate(NULL, 'Once', max_tokens => 1) IS NOT NULL AS answered;
+SELECT what, count(*) FROM seen GROUP BY what ORDER BY what;
+DROP FUNCTION see_row();
+DROP TABLE seen;
+-- A role that a contributor stands for, as the owner of everything.
+BEGIN;
+INSERT INTO openlora.contributors (name, role) VALUES ('The House', current_user::regrole);
+SELECT inference_id AS last FROM lora_complete(NULL, 'Once', max_tokens => 1) \gset
+SELECT kind, contributor, contributor_id IS NOT NULL AS known FROM openlora.attributions WHERE inference = :last ORDER BY kind;
+ROLLBACK;

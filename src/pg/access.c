@@ -5,11 +5,14 @@
 
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "find.h"
 #include "mb/pg_wchar.h"
 #include "rows.h"
 #include "spi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(lora_has_right);
@@ -80,43 +83,29 @@ bool lora_may_use(LoraAdapterRef *ref, Oid caller, ol_error *error)
 /* The caller's own, else that of PUBLIC. False when there is none. */
 static bool find_role_quota(Oid role, LoraQuota *quota)
 {
-    static LoraStatement find = {
-        "SELECT tokens, (pg_catalog.date_part('epoch', period)"
-        " OPERATOR(pg_catalog.*) 1000000.0)::pg_catalog.int8, concurrent"
-        " FROM openlora.role_quotas WHERE role::pg_catalog.oid OPERATOR(pg_catalog.=) $1"
-        " OR role::pg_catalog.oid OPERATOR(pg_catalog.=) 0"
-        " ORDER BY role::pg_catalog.oid DESC LIMIT 1",
-        1,
-        {OIDOID}};
-    Datum value = ObjectIdGetDatum(role);
-    bool any_tokens, any_number;
-    Datum tokens, concurrent;
+    static const LoraFind find = {"role_quotas", "role_quotas_pkey", 1, F_OIDEQ, 4};
+    Snapshot snapshot = GetActiveSnapshot();
+    const Interval *period;
+    Datum values[4];
+    bool nulls[4];
 
-    if (lora_execute(&find, &value, NULL, true) == 0)
+    if (!lora_find(&find, ObjectIdGetDatum(role), snapshot, values, nulls) &&
+        !lora_find(&find, ObjectIdGetDatum(InvalidOid), snapshot, values, nulls))
         return false;
-    tokens = lora_value(0, 1, &any_tokens);
-    concurrent = lora_value(0, 3, &any_number);
+    period = DatumGetIntervalP(values[2]); /* without months, by the table's check */
     *quota = (LoraQuota){.key = {.database = MyDatabaseId, .role = role},
-                         .tokens = any_tokens ? -1 : DatumGetInt64(tokens),
-                         .period_us = lora_int64(0, 2),
-                         .concurrent = any_number ? -1 : DatumGetInt32(concurrent)};
+                         .tokens = nulls[1] ? -1 : DatumGetInt64(values[1]),
+                         .period_us = period->time + period->day * USECS_PER_DAY,
+                         .concurrent = nulls[3] ? -1 : DatumGetInt32(values[3])};
     return true;
 }
 
 static int gather_quotas(const LoraAdapterRef *refs, int n, Oid caller, LoraQuota *quotas)
 {
-    LoraIdentity identity;
     int n_quotas = 0;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
-    lora_become_owner(&identity);
     if (find_role_quota(caller, &quotas[0]))
-        n_quotas = 1;
-    lora_become_caller(&identity);
-    SPI_finish();
-    if (n_quotas)
-        quotas[0].what = psprintf("role \"%s\"", grantee_name(caller));
+        quotas[n_quotas++].what = psprintf("role \"%s\"", grantee_name(caller));
     for (int i = 0; i < n; i++)
         if (refs[i].token_quota >= 0)
             quotas[n_quotas++] = (LoraQuota){

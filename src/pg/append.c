@@ -6,21 +6,20 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_trigger.h"
 #include "executor/executor.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
-/* The two triggers of the one foreign key, to openlora.inferences. */
+/* Whether nothing else looks at new rows than a foreign key to openlora.inferences. */
 static bool has_only_our_key(const TriggerDesc *triggers, Oid inferences)
 {
-    if (!triggers || triggers->numtriggers != 2)
-        return false;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; triggers && i < triggers->numtriggers; i++) {
         const Trigger *t = &triggers->triggers[i];
 
-        if (t->tgconstrrelid != inferences ||
-            (t->tgfoid != F_RI_FKEY_CHECK_INS && t->tgfoid != F_RI_FKEY_CHECK_UPD))
+        if (TRIGGER_FOR_INSERT(t->tgtype) &&
+            (t->tgconstrrelid != inferences || t->tgfoid != F_RI_FKEY_CHECK_INS))
             return false;
     }
     return true;

@@ -6,9 +6,9 @@
 
 #include "lora_pg.h"
 
-/* A table of the schema openlora whose rows belong to an inference that this transaction
- * has just written: its foreign key needs no check, and so many CHECK constraints hold by
- * the way the rows are made. */
+/* The table openlora.inferences, or one whose rows belong to an inference that this
+ * transaction has just written: its foreign key needs no check, and so many CHECK
+ * constraints hold by the way the rows are made, as NOT NULL does. */
 typedef struct LoraAppend {
     const char *table;
     int n_columns, n_checks;

@@ -24,6 +24,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "find.h"
 #include "lib/stringinfo.h"
 #include "shared.h"
 #include "spi.h"
@@ -32,10 +33,13 @@
 #include "utf8.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
+#include "utils/snapmgr.h"
 
 #define FINE INT64CONST(1000000000000) /* units of a credit in one part per million */
+#define ADAPTER_OWNER 13               /* column of openlora.adapters */
 
 void lora_attribution_prevent(void)
 {
@@ -79,11 +83,7 @@ static bool may_register(const ol_digest *digest)
 /* Registers the model at its first answer; returns its owner. */
 static Oid note_model(const ol_engine_info *info, Oid default_owner)
 {
-    static LoraStatement find = {
-        "SELECT owner::pg_catalog.oid::pg_catalog.int8"
-        " FROM openlora.base_models WHERE digest OPERATOR(pg_catalog.=) $1",
-        1,
-        {BYTEAOID}};
+    static const LoraFind find = {"base_models", "base_models_pkey", 1, F_BYTEAEQ, 6};
     static LoraStatement insert = {
         "INSERT INTO openlora.base_models (digest, name, architecture, format, parameters)"
         " VALUES ($1, $2, $3, $4, $5)",
@@ -92,16 +92,18 @@ static Oid note_model(const ol_engine_info *info, Oid default_owner)
     Datum values[5] = {digest_datum(&info->model_digest), text_datum(info->model_name),
                        text_datum(info->architecture), text_datum(info->format),
                        Int64GetDatum(info->parameters)};
+    Datum found[6];
+    bool nulls[6];
 
-    if (lora_read_latest(&find, values) == 0) {
+    if (!lora_find_latest(&find, values[0], found, nulls)) {
         if (!may_register(&info->model_digest))
             return default_owner;
-        if (lora_read_latest(&find, values) == 0) {
+        if (!lora_find_latest(&find, values[0], found, nulls)) {
             lora_execute(&insert, values, NULL, false);
             return default_owner;
         }
     }
-    return (Oid)lora_int64(0, 1);
+    return DatumGetObjectId(found[5]);
 }
 
 /* -- inferences ---------------------------------------------------------------------------- */
@@ -131,7 +133,10 @@ static Datum bias_datum(const ol_sampling *s)
     return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
 }
 
+/* The table's columns. */
 enum {
+    IN_ID,
+    IN_AT,
     IN_ROLE,
     IN_ROLE_ID,
     IN_FUNCTION,
@@ -156,12 +161,11 @@ enum {
     IN_QUEUE,
     IN_PREFILL,
     IN_DECODE,
-    IN_ID,
     IN_SALT,
     IN_COUNT
 };
 
-static void put_sampling(Datum *values, char *nulls, const ol_sampling *s)
+static void put_sampling(Datum *values, bool *nulls, const ol_sampling *s)
 {
     values[IN_TEMPERATURE] = Float4GetDatum(s->temperature);
     values[IN_TOP_K] = Int32GetDatum(s->top_k);
@@ -176,36 +180,53 @@ static void put_sampling(Datum *values, char *nulls, const ol_sampling *s)
     if (s->n_bias)
         values[IN_BIAS] = bias_datum(s);
     else
-        nulls[IN_BIAS] = 'n';
+        nulls[IN_BIAS] = true;
     if (s->n_stops)
         values[IN_STOP] = stops_datum(s);
     else
-        nulls[IN_STOP] = 'n';
+        nulls[IN_STOP] = true;
+}
+
+/* Rows of a table, by the short way or by the statement. */
+static void insert_rows(const LoraAppend *how, LoraStatement *insert, int n, Datum *values,
+                        const bool *nulls)
+{
+    char marks[LORA_MAX_ARGS];
+
+    if (lora_append(how, n, values, nulls))
+        return;
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < how->n_columns; k++)
+            marks[k] = nulls[i * how->n_columns + k] ? 'n' : ' ';
+        lora_execute(insert, values + i * how->n_columns, marks, false);
+    }
 }
 
 static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
                               const ol_engine_info *info, Oid caller)
 {
+    static const LoraAppend how = {"inferences", IN_COUNT, 1};
     static LoraStatement insert = {
-        "INSERT INTO openlora.inferences (role, role_id, function, base_model, prompt_tokens,"
-        " cached_tokens, completion_tokens, finish_reason, temperature, top_k, top_p, min_p,"
-        " repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, ignore_eos,"
-        " max_tokens, seed, device, queue_ms, prefill_ms, decode_ms, id, salt)"
+        "INSERT INTO openlora.inferences (id, at, role, role_id, function, base_model,"
+        " prompt_tokens, cached_tokens, completion_tokens, finish_reason, temperature, top_k,"
+        " top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias,"
+        " stop, ignore_eos, max_tokens, seed, device, queue_ms, prefill_ms, decode_ms, salt)"
         " OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5,"
         " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,"
-        " $24, $25, $26)",
+        " $24, $25, $26, $27)",
         IN_COUNT,
-        {NAMEOID,   REGROLEOID, TEXTOID,      BYTEAOID,  INT4OID,   INT4OID,   INT4OID,
-         TEXTOID,   FLOAT4OID,  INT4OID,      FLOAT4OID, FLOAT4OID, FLOAT4OID, FLOAT4OID,
-         FLOAT4OID, JSONBOID,   TEXTARRAYOID, BOOLOID,   INT4OID,   INT8OID,   TEXTOID,
-         FLOAT8OID, FLOAT8OID,  FLOAT8OID,    INT8OID,   BYTEAOID}};
+        {INT8OID,   TIMESTAMPTZOID, NAMEOID,   REGROLEOID, TEXTOID,      BYTEAOID,  INT4OID,
+         INT4OID,   INT4OID,        TEXTOID,   FLOAT4OID,  INT4OID,      FLOAT4OID, FLOAT4OID,
+         FLOAT4OID, FLOAT4OID,      FLOAT4OID, JSONBOID,   TEXTARRAYOID, BOOLOID,   INT4OID,
+         INT8OID,   TEXTOID,        FLOAT8OID, FLOAT8OID,  FLOAT8OID,    BYTEAOID}};
     static const char *const finishes[] = {"eos", "stop", "length", "scored"};
     NameData role;
     Datum values[IN_COUNT];
-    char nulls[IN_COUNT];
+    bool nulls[IN_COUNT] = {false};
 
-    memset(nulls, ' ', sizeof(nulls));
     namestrcpy(&role, GetUserNameFromId(caller, false));
+    values[IN_ID] = Int64GetDatum(result->inference);
+    values[IN_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
     values[IN_ROLE] = NameGetDatum(&role);
     values[IN_ROLE_ID] = ObjectIdGetDatum(caller);
     values[IN_FUNCTION] = CStringGetTextDatum(spec->function);
@@ -219,11 +240,9 @@ static int64 insert_inference(const LoraSpec *spec, const LoraResult *result,
     values[IN_QUEUE] = Float8GetDatum((double)result->queue_us / 1000);
     values[IN_PREFILL] = Float8GetDatum((double)result->prefill_us / 1000);
     values[IN_DECODE] = Float8GetDatum((double)result->decode_us / 1000);
-    values[IN_ID] = Int64GetDatum(result->inference);
     values[IN_SALT] = digest_datum(&result->salt);
-    if (lora_keep_text == LORA_KEEP_NOTHING)
-        nulls[IN_SALT] = 'n';
-    lora_execute(&insert, values, nulls, false);
+    nulls[IN_SALT] = lora_keep_text == LORA_KEEP_NOTHING;
+    insert_rows(&how, &insert, 1, values, nulls);
     return result->inference;
 }
 
@@ -245,21 +264,6 @@ static void insert_texts(int64 inference, const LoraSpec *spec, const LoraResult
     else
         values[3] = PointerGetDatum(lora_text_from_utf8(result->text.data, result->text.len));
     lora_execute(&insert, values, nulls, false);
-}
-
-/* Rows of a table, by the short way or by the statement. */
-static void insert_rows(const LoraAppend *how, LoraStatement *insert, int n, Datum *values,
-                        const bool *nulls)
-{
-    char marks[LORA_MAX_ARGS];
-
-    if (lora_append(how, n, values, nulls))
-        return;
-    for (int i = 0; i < n; i++) {
-        for (int k = 0; k < how->n_columns; k++)
-            marks[k] = nulls[i * how->n_columns + k] ? 'n' : ' ';
-        lora_execute(insert, values + i * how->n_columns, marks, false);
-    }
 }
 
 static void insert_adapters(int64 inference, const LoraSpec *spec, const int64 *parts)
@@ -294,6 +298,7 @@ static void insert_adapters(int64 inference, const LoraSpec *spec, const int64 *
 typedef struct Credit {
     const char *kind, *adapter, *dataset, *contributor; /* adapter, dataset: may be NULL */
     int64 contributor_id;                               /* 0: a role */
+    Oid role;                                           /* that it stands for, or none */
     int64 share;                                        /* in units of 10^-12 parts per million */
 } Credit;
 
@@ -302,46 +307,57 @@ typedef struct Credits {
     int n;
 } Credits;
 
+/* A role's contributor, or the role itself by its name. */
+static void stand_for(const Credits *credits, Oid role, Credit *credit)
+{
+    static const LoraFind find = {"contributors", "contributors_role_key", 3, F_OIDEQ, 3};
+    Datum values[3];
+    bool nulls[3];
+
+    credit->role = role;
+    for (int i = 0; i < credits->n; i++)
+        if (credits->list[i].role == role) {
+            credit->contributor = credits->list[i].contributor;
+            credit->contributor_id = credits->list[i].contributor_id;
+            return;
+        }
+    if (lora_find(&find, ObjectIdGetDatum(role), GetActiveSnapshot(), values, nulls)) {
+        credit->contributor_id = DatumGetInt64(values[0]);
+        credit->contributor = TextDatumGetCString(values[1]);
+    } else {
+        Name name = DatumGetName(DirectFunctionCall1(pg_get_userbyid, ObjectIdGetDatum(role)));
+
+        credit->contributor = pstrdup(NameStr(*name));
+    }
+}
+
 /* Whoever stands for a role. */
 static void credit_role(Credits *credits, const char *kind, Oid role)
 {
-    static LoraStatement find = {
-        "SELECT coalesce(c.name, pg_catalog.pg_get_userbyid($1)::pg_catalog.text), c.id"
-        " FROM (VALUES (1)) AS one LEFT JOIN openlora.contributors c"
-        " ON c.role::pg_catalog.oid OPERATOR(pg_catalog.=) $1",
-        1,
-        {OIDOID}};
-    Datum value = ObjectIdGetDatum(role);
+    Credit credit = {.kind = kind, .share = LORA_WHOLE * FINE};
 
-    lora_execute(&find, &value, NULL, true);
-    credits->list[credits->n++] = (Credit){.kind = kind,
-                                           .contributor = lora_text(0, 1),
-                                           .contributor_id = lora_int64(0, 2),
-                                           .share = LORA_WHOLE * FINE};
+    stand_for(credits, role, &credit);
+    credits->list[credits->n++] = credit;
 }
 
 /* An adapter without provenance is its owner's alone, which is found in a tenth of the
  * time that the view takes. False for all others. */
 static bool credit_owner(Credits *credits, const LoraAdapterRef *ref, int64 part)
 {
-    static LoraStatement find = {
-        "SELECT coalesce(c.name, pg_catalog.pg_get_userbyid(a.owner)::pg_catalog.text), c.id"
-        " FROM openlora.adapters a LEFT JOIN openlora.contributors c"
-        " ON c.role::pg_catalog.oid OPERATOR(pg_catalog.=) a.owner::pg_catalog.oid"
-        " WHERE a.id OPERATOR(pg_catalog.=) $1"
-        " AND NOT EXISTS (SELECT FROM openlora.adapter_contributors p"
-        "  WHERE p.adapter OPERATOR(pg_catalog.=) $1 OFFSET 0)"
-        " AND NOT EXISTS (SELECT FROM openlora.adapter_datasets p"
-        "  WHERE p.adapter OPERATOR(pg_catalog.=) $1 OFFSET 0)",
-        1,
-        {INT8OID}};
-    Datum id = Int64GetDatum(ref->id);
+    static const LoraFind people = {"adapter_contributors", "adapter_contributors_pkey", 1,
+                                    F_INT8EQ, 1};
+    static const LoraFind datasets = {"adapter_datasets", "adapter_datasets_pkey", 1, F_INT8EQ, 1};
+    static const LoraFind adapter = {"adapters", "adapters_pkey", 1, F_INT8EQ, ADAPTER_OWNER};
+    Datum id = Int64GetDatum(ref->id), values[ADAPTER_OWNER];
+    bool nulls[ADAPTER_OWNER];
     Credit credit = {.adapter = ref->name, .share = LORA_WHOLE * LORA_WHOLE * part};
+    Snapshot snapshot = GetActiveSnapshot();
 
-    if (lora_execute(&find, &id, NULL, true) != 1)
+    if (lora_find(&people, id, snapshot, values, nulls) ||
+        lora_find(&datasets, id, snapshot, values, nulls) ||
+        !lora_find(&adapter, id, snapshot, values, nulls))
         return false;
-    credit.contributor = lora_text(0, 1);
-    credit.contributor_id = lora_int64(0, 2);
+    stand_for(credits, DatumGetObjectId(values[ADAPTER_OWNER - 1]), &credit);
     credits->list = repalloc(credits->list, sizeof(Credit) * (Size)(credits->n + 2));
     credit.kind = "adapter";
     credits->list[credits->n++] = credit;

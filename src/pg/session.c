@@ -329,7 +329,8 @@ static LoraIo lost(void)
     return LORA_IO_LOST;
 }
 
-LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length)
+/* Unless `more` follows at once, the worker is woken. */
+static LoraIo send_frame(uint16 type, uint64 tag, const void *payload, uint32 length, bool more)
 {
     ol_frame frame = {.type = type,
                       .version = OL_WIRE_VERSION,
@@ -345,7 +346,7 @@ LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 le
 
         session.mid_send = true;
 #if PG_VERSION_NUM >= 150000
-        result = shm_mq_sendv(session.out, parts, 2, true, true);
+        result = shm_mq_sendv(session.out, parts, 2, true, !more);
 #else
         result = shm_mq_sendv(session.out, parts, 2, true);
 #endif
@@ -359,11 +360,16 @@ LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 le
     }
 }
 
+LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length)
+{
+    return send_frame(type, tag, payload, length, false);
+}
+
 LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length)
 {
     for (Size at = 0; at < length; at += OL_FRAME_PAYLOAD) {
         Size n = Min(length - at, (Size)OL_FRAME_PAYLOAD);
-        LoraIo io = lora_session_send(OL_FRAME_DATA, tag, (const char *)bytes + at, (uint32)n);
+        LoraIo io = send_frame(OL_FRAME_DATA, tag, (const char *)bytes + at, (uint32)n, true);
 
         if (io != LORA_IO_OK)
             return io;

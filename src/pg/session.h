@@ -51,7 +51,7 @@ typedef enum LoraIo {
 
 /* Sends a frame, waiting for room. */
 extern LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length);
-/* Sends bytes in DATA frames. */
+/* Sends bytes in DATA frames; the frame that uses them is to follow, and wakes the worker. */
 extern LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length);
 /* The next frame, waiting for it if `wait`; the payload lives until the next call. */
 extern LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload, bool wait);
