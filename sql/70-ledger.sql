@@ -30,7 +30,8 @@ CREATE TABLE openlora.receipts (
     weights            float8[] NOT NULL,
     shares             int[] NOT NULL,
     prompt_digest      bytea NOT NULL CHECK (octet_length(prompt_digest) = 32),
-    output_digest      bytea NOT NULL CHECK (octet_length(output_digest) = 32)
+    output_digest      bytea NOT NULL CHECK (octet_length(output_digest) = 32),
+    adapter_ids        bigint[] NOT NULL
 );
 CREATE INDEX receipts_inference_idx ON openlora.receipts (inference);
 COMMENT ON TABLE openlora.receipts IS 'usage as it was metered, also of callers that rolled back; rows are only ever added';
@@ -41,6 +42,7 @@ COMMENT ON COLUMN openlora.receipts.inference IS 'id of the row in openlora.infe
 COMMENT ON COLUMN openlora.receipts.attempt IS 'how often the engine was lost with this request before';
 COMMENT ON COLUMN openlora.receipts.input_tokens IS 'of the prompt, those that were computed or found computed';
 COMMENT ON COLUMN openlora.receipts.adapters IS 'their digests, in the order of the request';
+COMMENT ON COLUMN openlora.receipts.adapter_ids IS 'which adapters these were here; no part of the entry, which has their digests';
 COMMENT ON COLUMN openlora.receipts.shares IS 'measured part of each adapter, parts per million';
 COMMENT ON COLUMN openlora.receipts.prompt_digest IS 'SHA-256 over inferences.salt and the prompt (and completion) in UTF-8';
 COMMENT ON COLUMN openlora.receipts.output_digest IS 'SHA-256 over inferences.salt and the tokens of the output, 4 bytes each, little-endian';

@@ -123,7 +123,7 @@ BEGIN
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
                AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_stat_reset', 'lora_settle', 'lora_correct',
-                   'lora_payout_inferences', 'lora_claims', 'lora_claims_json', 'lora_trace', 'lora_trace_index',
+                   'lora_claims', 'lora_claims_json', 'lora_trace', 'lora_trace_index',
                    'lora_ledger_create_key', 'lora_ledger_export', 'lora_ledger_verify')
                AND (manage OR p.proname = 'lora_adapter_export'
                     OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))

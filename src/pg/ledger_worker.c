@@ -52,6 +52,16 @@ static Datum digests_value(const LoraMeter *meter)
         construct_array(values, meter->n_adapters, BYTEAOID, -1, false, TYPALIGN_INT));
 }
 
+static Datum ids_value(const LoraMeter *meter)
+{
+    Datum values[OL_MAX_REQUEST_ADAPTERS];
+
+    for (int i = 0; i < meter->n_adapters; i++)
+        values[i] = Int64GetDatum(meter->adapter_ids[i]);
+    return PointerGetDatum(
+        construct_array(values, meter->n_adapters, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
 static Datum weights_value(const LoraMeter *meter)
 {
     Datum values[OL_MAX_REQUEST_ADAPTERS];
@@ -113,6 +123,7 @@ enum {
     RE_SHARES,
     RE_PROMPT_DIGEST,
     RE_OUTPUT_DIGEST,
+    RE_ADAPTER_IDS,
     RE_COUNT
 };
 
@@ -130,6 +141,7 @@ static void put_request(Datum *values, const LoraMeter *meter)
     values[RE_IGNORE_EOS] = BoolGetDatum(meter->ignore_eos != 0);
     values[RE_SEED] = Int64GetDatum((int64)meter->seed);
     values[RE_ADAPTERS] = digests_value(meter);
+    values[RE_ADAPTER_IDS] = ids_value(meter);
     values[RE_WEIGHTS] = weights_value(meter);
     values[RE_PROMPT_DIGEST] = digest_value(&meter->prompt);
 }
@@ -141,15 +153,15 @@ static void insert_receipt(LoraReceipt *receipt, int64 leaf)
         " outcome, task, base_model, device, input_tokens, cached_tokens, output_tokens,"
         " temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,"
         " frequency_penalty, max_tokens, ignore_eos, seed, adapters, weights, shares,"
-        " prompt_digest, output_digest)"
+        " prompt_digest, output_digest, adapter_ids)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-        " $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)",
+        " $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)",
         RE_COUNT,
         {INT8OID,       TIMESTAMPTZOID, OIDOID,       NAMEOID,  REGROLEOID, INT8OID,
          INT4OID,       TEXTOID,        TEXTOID,      BYTEAOID, TEXTOID,    INT4OID,
          INT4OID,       INT4OID,        FLOAT4OID,    INT4OID,  FLOAT4OID,  FLOAT4OID,
          FLOAT4OID,     FLOAT4OID,      FLOAT4OID,    INT4OID,  BOOLOID,    INT8OID,
-         BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID, BYTEAOID}};
+         BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID, BYTEAOID,   INT8ARRAYOID}};
     static const char *const outcomes[] = {"done", "failed", "cancelled"};
     LoraMeter *meter = &receipt->meter;
     Datum values[RE_COUNT];
@@ -231,6 +243,18 @@ static int64 next_leaf(void)
     return (int64)lora_tree_size(true);
 }
 
+/* What was committed when the leaves from here on were written: provenance as of then. */
+static void note_snapshot(int64 leaf)
+{
+    static LoraStatement insert = {
+        "INSERT INTO openlora.receipt_snapshots (first_leaf, system, snapshot)"
+        " VALUES ($1, openlora.system_identifier(), pg_catalog.pg_current_snapshot())",
+        1,
+        {INT8OID}};
+
+    lora_execute(&insert, (Datum[]){Int64GetDatum(leaf)}, NULL, false);
+}
+
 static bool has_table(void)
 {
     Oid space = get_namespace_oid("openlora", true);
@@ -241,7 +265,7 @@ static bool has_table(void)
 static void write_all(LoraReceipt *receipts, int n, bool from_file)
 {
     MemoryContext rows, before;
-    int64 leaf = next_leaf();
+    int64 leaf = next_leaf(), first = leaf;
 
     rows = AllocSetContextCreate(CurrentMemoryContext, "openlora receipt", ALLOCSET_SMALL_SIZES);
     before = MemoryContextSwitchTo(rows);
@@ -249,6 +273,8 @@ static void write_all(LoraReceipt *receipts, int n, bool from_file)
         if (receipts[i].announced) {
             insert_announcement(&receipts[i]);
         } else if (!from_file || !is_written(&receipts[i])) {
+            if (leaf == first)
+                note_snapshot(leaf);
             insert_receipt(&receipts[i], leaf);
             integrate(&receipts[i], (uint64)leaf++);
         }

@@ -69,6 +69,7 @@ void lora_meter_fill(LoraMeter *meter, const LoraSpec *spec, const LoraResult *r
     fill_sampling(meter, &spec->sampling);
     meter->n_adapters = spec->n_adapters;
     for (int i = 0; i < spec->n_adapters; i++) {
+        meter->adapter_ids[i] = spec->adapters[i].id;
         meter->weights[i] = spec->adapters[i].weight;
         meter->adapters[i] = spec->adapters[i].digest;
     }

@@ -18,7 +18,7 @@
 #include "port/pg_crc32c.h"
 #include "request.h"
 
-#define LORA_METER_MAGIC 0x4f4c4d31u /* "OLM1": changes with the layout */
+#define LORA_METER_MAGIC 0x4f4c4d32u /* "OLM2": changes with the layout */
 
 typedef struct LoraMeter {
     uint32 magic;
@@ -33,6 +33,7 @@ typedef struct LoraMeter {
     int32 top_k, max_tokens, ignore_eos;
     int32 n_adapters;
     uint64 seed;
+    int64 adapter_ids[OL_MAX_REQUEST_ADAPTERS];
     float8 weights[OL_MAX_REQUEST_ADAPTERS];
     ol_digest adapters[OL_MAX_REQUEST_ADAPTERS];
 } LoraMeter;

@@ -57,7 +57,7 @@ SELECT is((SELECT string_agg(party || ' ' || kind || ' ' || amount, ', ' ORDER B
 SELECT is((SELECT sum(amount) FROM books WHERE settlement = :one), 0::numeric, 'the entries sum to zero');
 SELECT is((SELECT sum(p.amount) FROM openlora.payouts p WHERE settlement = :one), 525::numeric, 'payouts: all but what is nobody''s');
 SELECT is((SELECT string_agg(concat_ws(' ', i.inference = :first, i.kind, i.adapter, i.dataset, i.amount), ', ')
-           FROM openlora.payouts p, lora_payout_inferences(p.id) i WHERE p.settlement = :one AND p.party = 'bob'),
+           FROM openlora.payouts p, lora_payout_receipts(p.id) i WHERE p.settlement = :one AND p.party = 'bob'),
           't dataset x d 21.15', 'what justifies a payout');
 
 -- retries and order

@@ -109,8 +109,9 @@ my %fields = (
 	temperature => '0.5', top_k => '1', top_p => '0.5', min_p => '0.5', repetition_penalty => '2', presence_penalty => '1', frequency_penalty => '1',
 	max_tokens => '2', ignore_eos => 'NOT ignore_eos', seed => 'seed + 1', adapters => q{ARRAY[sha256('x')], weights = '{1}', shares = '{1000000}'},
 	prompt_digest => q{sha256('x')}, output_digest => q{sha256('x')});
-# role_id is for row-level security here, an oid that another server has otherwise: no part of an entry
-is(join(',', sort keys %fields, 'leaf', 'role_id', 'shares', 'weights'),
+# role_id is for row-level security here, an oid that another server has otherwise, and adapter_ids tell adapters with the same bytes apart:
+# no part of an entry
+is(join(',', sort keys %fields, 'adapter_ids', 'leaf', 'role_id', 'shares', 'weights'),
 	sql(q{SELECT string_agg(attname, ',' ORDER BY attname COLLATE "C") FROM pg_attribute WHERE attrelid = 'openlora.receipts'::regclass AND attnum > 0}), 'every column');
 for my $field (sort keys %fields)
 {
