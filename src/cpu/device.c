@@ -35,6 +35,7 @@ static void cpu_close(ol_device *device)
     for (int i = 0; i < CPU_ROPES; i++)
         cpu_scratch_free(&device->memory, &device->ropes[i].table);
     cpu_pool_destroy(device->pool);
+    cpu_memory_end(&device->memory);
     free(device->row_pos);
     free(device->row_seq);
     free(device);
@@ -53,7 +54,7 @@ static ol_code cpu_open(const ol_device_options *options, ol_device **out, ol_er
         return ol_fail_nomem(err, sizeof(*device), "the CPU device");
     device->options = *options;
     device->options.isa = NULL; /* the caller's string */
-    device->memory.limit = options->memory_limit;
+    cpu_memory_init(&device->memory, options->memory_limit);
     device->row_pos = malloc(rows);
     device->row_seq = malloc(rows);
     if (!device->row_pos || !device->row_seq)

@@ -63,6 +63,23 @@ static size_t gram_bytes(int rank)
     return cpu_align((size_t)rank * (size_t)rank * sizeof(float));
 }
 
+static size_t padded(size_t rank)
+{
+    return (rank + PANEL - 1) / PANEL * PANEL;
+}
+
+/* Rows of B that are taken at once: they stay in the nearest cache. */
+static size_t gram_rows(size_t rank)
+{
+    return rank < 512 ? 4096 / padded(rank) : 8;
+}
+
+/* Floats that make_gram needs: some rows, and sums. */
+static size_t gram_values(size_t rank)
+{
+    return padded(rank) * (gram_rows(rank) + padded(rank));
+}
+
 /* Shapes of a group's matrices; returns the bytes that they need. */
 static size_t shape_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
 {
@@ -80,7 +97,7 @@ static size_t shape_group(making *mk, cpu_lora_group *group, const ol_lora_modul
                  gram_bytes(m->rank);
         group->rank += m->rank;
         group->a.cols = m->a.shape[1];
-        most = rank * (PANEL + 1) > most ? rank * (PANEL + 1) : most;
+        most = gram_values(rank) > most ? gram_values(rank) : most;
     }
     if (!group->rank)
         return 0;
@@ -134,29 +151,30 @@ static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module 
 
 /* -- packing, by all threads -------------------------------------------------------------- */
 
-/* gram = B'B: |B h|^2 = h' gram h, so that measuring a row costs rank^2. A panel of B
- * is 16 rows of it: the sum of their outer products with themselves. */
-static void make_gram(const cpu_kernels *kernels, const cpu_lora_part *part, float *values)
+/* gram = B'B: |B h|^2 = h' gram h, so that measuring a row costs rank^2. */
+static void make_gram(const cpu_kernels *kernels, const task *t, float *values)
 {
-    static const ol_dtype dtypes[] = {OL_F32, OL_F16, OL_BF16};
-    size_t rank = (size_t)part->rank, n = rank * PANEL;
-    float *row = values + n;
+    const cpu_lora_part *part = t->part;
+    size_t rank = (size_t)part->rank, ld = padded(rank), most = gram_rows(rank);
+    size_t rows = (size_t)part->b.rows;
+    float *sums = values + most * ld;
 
-    for (int64_t panel = 0; panel < cpu_panels(&part->b); panel++) {
-        const void *src = part->b.data + (size_t)panel * part->b.panel_bytes;
+    memset(values, 0, gram_values(rank) * sizeof(float));
+    for (size_t row = 0; row < rows; row += most) {
+        size_t n = rows - row < most ? rows - row : most;
+        const uint8_t *src = t->source.data + row * t->source.row_bytes;
 
-        if (part->b.kind == PANEL_F32)
-            memcpy(values, src, n * sizeof(float));
+        if (ld == rank)
+            cpu_to_floats(kernels, t->source.dtype, src, values, (int64_t)(n * rank));
         else
-            kernels->from_half(dtypes[part->b.kind], src, values, (int64_t)n);
-        for (size_t lane = 0; lane < PANEL; lane++) {
-            for (size_t i = 0; i < rank; i++)
-                row[i] = values[i * PANEL + lane];
-            for (size_t i = 0; i < rank; i++)
-                for (size_t j = 0; j < rank; j++)
-                    part->gram[i * rank + j] += row[i] * row[j];
-        }
+            for (size_t r = 0; r < n; r++)
+                cpu_to_floats(kernels, t->source.dtype, src + r * t->source.row_bytes,
+                              values + r * ld, (int64_t)rank);
+        kernels->gram(values, (int64_t)n, (int64_t)ld, sums);
     }
+    for (size_t i = 0; i < rank; i++)
+        for (size_t j = 0; j < rank; j++)
+            part->gram[i * rank + j] = i <= j ? sums[i * ld + j] : sums[j * ld + i];
 }
 
 /* On the caller's thread: the pool is the steps'. */
@@ -168,7 +186,7 @@ static void pack_all(making *mk)
         for (int64_t panel = 0; panel < cpu_panels(t->m); panel++)
             cpu_matrix_pack(mk->device->kernels, t->m, &t->source, panel, mk->values);
         if (t->part)
-            make_gram(mk->device->kernels, t->part, mk->values);
+            make_gram(mk->device->kernels, t, mk->values);
     }
 }
 
@@ -221,7 +239,7 @@ static ol_code allocate(making *mk, int n_layers, ol_lora **out, ol_error *err)
     }
     for (int g = 0; g < n_groups; g++)
         bytes += shape_group(mk, &groups[g], mk->modules + 3 * g);
-    lora->groups = cpu_block(&mk->device->memory, bytes, "an adapter", err);
+    lora->groups = cpu_reused(&mk->device->memory, bytes, "an adapter", err);
     if (lora->groups) {
         lora->bytes = bytes;
         lora->n_layers = n_layers;
@@ -276,7 +294,7 @@ void cpu_lora_free(ol_device *device, ol_lora *lora)
 {
     if (!lora)
         return;
-    cpu_block_free(&device->memory, lora->groups, lora->bytes);
+    cpu_reused_free(&device->memory, lora->groups, lora->bytes);
     free(lora);
 }
 

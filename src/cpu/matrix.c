@@ -54,8 +54,8 @@ static ol_dtype row_dtype(const cpu_source *source, int64_t row)
     return source->rows ? source->rows[row].dtype : source->dtype;
 }
 
-static void to_floats(const cpu_kernels *kernels, ol_dtype dtype, const void *data, float *out,
-                      int64_t n)
+void cpu_to_floats(const cpu_kernels *kernels, ol_dtype dtype, const void *data, float *out,
+                   int64_t n)
 {
     if ((dtype == OL_F16 || dtype == OL_BF16) && (uintptr_t)data % 2 == 0)
         kernels->from_half(dtype, data, out, n);
@@ -63,20 +63,37 @@ static void to_floats(const cpu_kernels *kernels, ol_dtype dtype, const void *da
         ol_dequantize(dtype, data, out, (size_t)n);
 }
 
-static void pack_plain(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_source *source,
-                       int64_t row, int lane, uint8_t *out, float *values)
+/* Whether all rows of a panel have the panel's own type. */
+static bool is_as_it_is(const cpu_matrix *m, const cpu_source *source, int64_t row, int64_t end)
 {
-    ol_dtype dtype = row_dtype(source, row);
-    const uint8_t *src = row_data(source, row);
+    static const ol_dtype dtypes[] = {OL_F32, OL_F16, OL_BF16};
 
-    if (m->kind != PANEL_F32) { /* of the row's own type */
-        for (int64_t k = 0; k < m->cols; k++)
-            memcpy(out + (k * PANEL + lane) * 2, src + 2 * k, 2);
+    for (; row < end; row++)
+        if (row_dtype(source, row) != dtypes[m->kind])
+            return false;
+    return true;
+}
+
+/* As a panel of their own type, or of F32. */
+static void pack_plain(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_source *source,
+                       int64_t panel, float *values)
+{
+    uint8_t *out = m->data + (size_t)panel * m->panel_bytes;
+    int64_t first = panel * PANEL, end = first + PANEL < m->rows ? first + PANEL : m->rows;
+    const uint8_t *rows[PANEL] = {NULL};
+
+    if (is_as_it_is(m, source, first, end)) {
+        for (int64_t row = first; row < end; row++)
+            rows[row - first] = row_data(source, row);
+        kernels->interleave(rows, m->kind == PANEL_F32 ? 4 : 2, m->cols, out);
         return;
     }
-    to_floats(kernels, dtype, src, values, m->cols);
-    for (int64_t k = 0; k < m->cols; k++)
-        memcpy(out + (k * PANEL + lane) * 4, values + k, 4);
+    memset(out, 0, m->panel_bytes);
+    for (int64_t row = first; row < end; row++) {
+        cpu_to_floats(kernels, row_dtype(source, row), row_data(source, row), values, m->cols);
+        for (int64_t k = 0; k < m->cols; k++)
+            memcpy(out + (k * PANEL + row - first) * 4, values + k, 4);
+    }
 }
 
 /* -- block panels: a lane of a block ---------------------------------------------------- */
@@ -179,7 +196,7 @@ static void quantize_i4(const float *x, uint8_t *v, uint16_t *scale)
 static void pack_floats(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_source *source,
                         int64_t row, int lane, uint8_t *out, float *values)
 {
-    to_floats(kernels, row_dtype(source, row), row_data(source, row), values, m->cols);
+    cpu_to_floats(kernels, row_dtype(source, row), row_data(source, row), values, m->cols);
     for (int64_t b = 0; b < m->cols / OL_BLOCK; b++) {
         const float *x = values + b * OL_BLOCK;
         uint16_t scale;
@@ -246,13 +263,15 @@ void cpu_matrix_pack(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_
 {
     uint8_t *out = m->data + (size_t)panel * m->panel_bytes;
 
+    if (!cpu_kind_is_block(m->kind)) {
+        pack_plain(kernels, m, source, panel, values);
+        return;
+    }
     for (int lane = 0; lane < PANEL && panel * PANEL + lane < m->rows; lane++) {
         int64_t row = panel * PANEL + lane;
         ol_dtype dtype = row_dtype(source, row);
 
-        if (!cpu_kind_is_block(m->kind))
-            pack_plain(kernels, m, source, row, lane, out, values);
-        else if (dtype == OL_Q8_0 && m->kind == PANEL_I8)
+        if (dtype == OL_Q8_0 && m->kind == PANEL_I8)
             pack_q8_0(m, row_data(source, row), lane, out);
         else if (dtype == OL_Q4_0)
             pack_q4_0(m, row_data(source, row), lane, out);

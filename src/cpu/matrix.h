@@ -25,7 +25,11 @@ typedef struct cpu_source {
     size_t row_bytes;
 } cpu_source;
 
-/* Fills one panel of zeroed memory. `values` is room for a row of floats. */
+/* n values as floats. */
+void cpu_to_floats(const cpu_kernels *kernels, ol_dtype dtype, const void *data, float *out,
+                   int64_t n);
+/* Fills one panel: of anything when it is plain, else of zeroed memory. `values` is room for a row
+ * of floats. */
 void cpu_matrix_pack(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_source *source,
                      int64_t panel, float *values);
 /* Row `row` as floats. */

@@ -1,7 +1,6 @@
 /* memory.c: see memory.h. */
 #include "cpu/memory.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,20 +16,105 @@ struct cpu_region {
     int live;
 };
 
+void cpu_memory_init(cpu_memory *memory, size_t limit)
+{
+    *memory = (cpu_memory){.limit = limit};
+    pthread_mutex_init(&memory->lock, NULL);
+}
+
+/* -- spares ------------------------------------------------------------------------------ */
+
+static void remove_spare(cpu_memory *memory, int i)
+{
+    memory->spare -= memory->spares[i].bytes;
+    memory->n_spares--;
+    memmove(memory->spares + i, memory->spares + i + 1,
+            (size_t)(memory->n_spares - i) * sizeof(cpu_spare));
+}
+
+/* Oldest first, until `spare` bytes at most are left. */
+static void drop_spares(cpu_memory *memory, size_t spare)
+{
+    while (memory->spare > spare) {
+        munmap(memory->spares[0].at, memory->spares[0].bytes);
+        remove_spare(memory, 0);
+    }
+}
+
+/* The beginning of the smallest that is large enough, or NULL. */
+static void *take_spare(cpu_memory *memory, size_t bytes)
+{
+    int best = -1;
+    void *at;
+
+    for (int i = 0; i < memory->n_spares; i++)
+        if (memory->spares[i].bytes >= bytes &&
+            (best < 0 || memory->spares[i].bytes < memory->spares[best].bytes))
+            best = i;
+    if (best < 0)
+        return NULL;
+    at = memory->spares[best].at;
+    memory->spares[best].at += bytes;
+    memory->spares[best].bytes -= bytes;
+    memory->spare -= bytes;
+    if (!memory->spares[best].bytes)
+        remove_spare(memory, best);
+    return at;
+}
+
+/* Keeps it when there is room for it; else it is the caller's to unmap. */
+static bool keep_spare(cpu_memory *memory, void *at, size_t bytes)
+{
+    size_t room = CPU_SPARE;
+
+    if (memory->limit && memory->limit - memory->used < room)
+        room = memory->limit - memory->used;
+    if (bytes > room)
+        return false;
+    drop_spares(memory, room - bytes);
+    if (memory->n_spares == CPU_SPARES)
+        drop_spares(memory, memory->spare - 1);
+    memory->spares[memory->n_spares++] = (cpu_spare){at, bytes};
+    memory->spare += bytes;
+    return true;
+}
+
+void cpu_memory_end(cpu_memory *memory)
+{
+    drop_spares(memory, 0);
+    pthread_mutex_destroy(&memory->lock);
+}
+
+/* -- the limit --------------------------------------------------------------------------- */
+
+/* Counts them, and gives up spares for them. */
 static ol_code reserve(cpu_memory *memory, size_t bytes, const char *what, ol_error *err)
 {
-    size_t used = memory->used;
+    size_t used, limit = memory->limit;
+    bool fits;
 
     if (bytes > SIZE_MAX / 4)
         return ol_fail_nomem(err, bytes, what);
-    do {
-        if (!memory->limit || (bytes <= memory->limit && used <= memory->limit - bytes))
-            continue;
-        ol_fail(err, OL_NOMEM, "the device's memory limit does not admit %s", what);
-        return ol_detail(err, "It needs %zu bytes; %zu of %zu are in use.", bytes, used,
-                         memory->limit);
-    } while (!atomic_compare_exchange_weak(&memory->used, &used, used + bytes));
-    return OL_OK;
+    pthread_mutex_lock(&memory->lock);
+    used = memory->used;
+    fits = !limit || (bytes <= limit && used <= limit - bytes);
+    if (fits) {
+        memory->used = used + bytes;
+        if (limit)
+            drop_spares(memory, limit - used - bytes);
+    }
+    pthread_mutex_unlock(&memory->lock);
+    if (fits)
+        return OL_OK;
+    ol_fail(err, OL_NOMEM, "the device's memory limit does not admit %s", what);
+    return ol_detail(err, "It needs %zu bytes; %zu of %zu are in use.", bytes, used, limit);
+}
+
+static void release(cpu_memory *memory, size_t bytes)
+{
+    pthread_mutex_lock(&memory->lock);
+    memory->used -= bytes;
+    pthread_mutex_unlock(&memory->lock);
 }
 
 /* -- system memory -------------------------------------------------------------------- */
@@ -95,7 +179,7 @@ void *cpu_block(cpu_memory *memory, size_t bytes, const char *what, ol_error *er
         return NULL;
     at = get(bytes);
     if (!at) {
-        memory->used -= bytes;
+        release(memory, bytes);
         ol_fail_nomem(err, bytes, what);
     }
     return at;
@@ -106,7 +190,37 @@ void cpu_block_free(cpu_memory *memory, void *block, size_t bytes)
     if (!block)
         return;
     put(block, bytes);
+    release(memory, bytes);
+}
+
+void *cpu_reused(cpu_memory *memory, size_t bytes, const char *what, ol_error *err)
+{
+    void *at = NULL;
+
+    if (!is_mapped(bytes) || bytes > SIZE_MAX / 4)
+        return cpu_block(memory, bytes, what, err);
+    pthread_mutex_lock(&memory->lock);
+    if (!memory->limit || memory->used + bytes <= memory->limit)
+        at = take_spare(memory, whole_pages(bytes));
+    memory->used += at ? bytes : 0;
+    pthread_mutex_unlock(&memory->lock);
+    return at ? at : cpu_block(memory, bytes, what, err);
+}
+
+void cpu_reused_free(cpu_memory *memory, void *block, size_t bytes)
+{
+    bool kept;
+
+    if (!block || !is_mapped(bytes)) {
+        cpu_block_free(memory, block, bytes);
+        return;
+    }
+    pthread_mutex_lock(&memory->lock);
     memory->used -= bytes;
+    kept = keep_spare(memory, block, whole_pages(bytes));
+    pthread_mutex_unlock(&memory->lock);
+    if (!kept)
+        munmap(block, whole_pages(bytes));
 }
 
 /* -- regions ------------------------------------------------------------------------------ */
@@ -141,7 +255,7 @@ void *cpu_region_take(cpu_memory *memory, size_t bytes, const char *what, cpu_re
     if (!region)
         region = add_region(memory, rounded);
     if (!region) {
-        memory->used -= bytes;
+        release(memory, bytes);
         ol_fail_nomem(err, bytes, what);
         return NULL;
     }
@@ -158,7 +272,7 @@ void cpu_region_give(cpu_memory *memory, cpu_region *home, size_t bytes)
 
     if (!home)
         return;
-    memory->used -= bytes;
+    release(memory, bytes);
     if (--home->live > 0)
         return;
     while (*at != home)

@@ -1,29 +1,53 @@
 /*
- * memory.h: the CPU device's memory, counted against its limit. Three lifetimes:
- * blocks (an adapter, a KV pool, a buffer), weights (packed next to each other in
- * regions of huge pages, since all of them are read at every step), and scratch
- * (grows to the largest need and stays).
+ * memory.h: the CPU device's memory, counted against its limit. Four lifetimes:
+ * blocks (a KV pool, a buffer), weights (packed next to each other in regions of huge
+ * pages, since all of them are read at every step), scratch (grows to the largest need
+ * and stays), and what comes and goes all the time: adapters.
  *
- * Everything is zeroed, aligned to 64 bytes, and readable for 64 bytes past its end,
- * so that a vector may start at any element.
+ * Getting fresh pages from the system and clearing them takes longer than loading an adapter
+ * into them. So a little of what adapters leave is kept for the next ones (CPU_SPARE bytes at
+ * most; less, when the limit wants it).
+ *
+ * Everything is aligned to 64 bytes, and readable for 64 bytes past its end, so that a vector
+ * may start at any element; and everything but reused blocks is zeroed.
  */
 #ifndef OL_CPU_MEMORY_H
 #define OL_CPU_MEMORY_H
 
 #include "base/status.h"
 
+#include <pthread.h>
+
+#define CPU_SPARE ((size_t)128 << 20)
+#define CPU_SPARES 16 /* stretches of it at most */
+
 typedef struct cpu_region cpu_region;
+
+typedef struct cpu_spare {
+    uint8_t *at;
+    size_t bytes; /* whole huge pages */
+} cpu_spare;
 
 /* Blocks may be taken and given by several threads; regions and scratch are the steps'. */
 typedef struct cpu_memory {
-    _Atomic size_t used;
-    size_t limit; /* 0: none */
+    pthread_mutex_t lock;         /* of all but regions */
+    _Atomic size_t used;          /* written under the lock; without spares */
+    size_t limit;                 /* 0: none */
+    cpu_spare spares[CPU_SPARES]; /* oldest first */
+    int n_spares;
+    size_t spare; /* bytes of all of them; used + spare <= limit */
     cpu_region *regions;
 } cpu_memory;
+
+void cpu_memory_init(cpu_memory *memory, size_t limit);
+void cpu_memory_end(cpu_memory *memory);
 
 /* NULL and err when the limit or the system says no. */
 void *cpu_block(cpu_memory *memory, size_t bytes, const char *what, ol_error *err);
 void cpu_block_free(cpu_memory *memory, void *block, size_t bytes); /* NULL is fine */
+/* The same for what comes and goes; its contents are anything. */
+void *cpu_reused(cpu_memory *memory, size_t bytes, const char *what, ol_error *err);
+void cpu_reused_free(cpu_memory *memory, void *block, size_t bytes); /* NULL is fine */
 
 void *cpu_region_take(cpu_memory *memory, size_t bytes, const char *what, cpu_region **home,
                       ol_error *err);

@@ -193,6 +193,12 @@ typedef struct cpu_kernels {
     void (*to_half)(ol_dtype dtype, const float *x, uint16_t *out, int64_t n); /* F16, BF16 */
     void (*from_half)(ol_dtype dtype, const uint16_t *x, float *out, int64_t n);
     void (*attention)(const cpu_attention_tile *tile);
+    /* A plain panel: out[k][lane] = rows[lane][k], n of `size` (2 or 4) bytes each. A NULL row
+     * is zeros. */
+    void (*interleave)(const uint8_t *const *rows, size_t size, int64_t n, uint8_t *out);
+    /* sums[i][j] += the sum over n rows of x[i] x[j], rows ascending, at least for j >= i. Rows
+     * are ld floats, a multiple of 16, as are those of sums. */
+    void (*gram)(const float *x, int64_t n, int64_t ld, float *sums);
 } cpu_kernels;
 
 /* The best set that the processor has, at most `isa` (NULL, "auto": no bound). Fails

@@ -192,6 +192,24 @@ static void attention(const cpu_attention_tile *t)
                    t->first_pos + r);
 }
 
+static void interleave(const uint8_t *const *rows, size_t size, int64_t n, uint8_t *out)
+{
+    for (size_t k = 0; k < (size_t)n; k++)
+        for (size_t lane = 0; lane < PANEL; lane++)
+            if (rows[lane])
+                memcpy(out + (k * PANEL + lane) * size, rows[lane] + k * size, size);
+            else
+                memset(out + (k * PANEL + lane) * size, 0, size);
+}
+
+static void gram(const float *x, int64_t n, int64_t ld, float *sums)
+{
+    for (int64_t k = 0; k < n; k++, x += ld)
+        for (int64_t i = 0; i < ld; i++)
+            for (int64_t j = i; j < ld; j++)
+                sums[i * ld + j] += x[i] * x[j];
+}
+
 const cpu_kernels cpu_kernels_portable = {
     .name = "portable",
     .multiply = {multiply, multiply, multiply, multiply, multiply, multiply},
@@ -204,4 +222,6 @@ const cpu_kernels cpu_kernels_portable = {
     .to_half = to_half,
     .from_half = from_half,
     .attention = attention,
+    .interleave = interleave,
+    .gram = gram,
 };

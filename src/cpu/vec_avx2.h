@@ -31,6 +31,7 @@ typedef struct vb {
 #define PLAIN_PANELS 1
 #define PLAIN_FEW 2
 #define PLAIN_FEW_PANELS 2
+#define GRAM_ROWS 4
 #define BLOCK_ROWS 2
 #define BLOCK_PANELS 1
 #define BLOCK_FEW_PANELS 2

@@ -19,6 +19,7 @@ typedef __m512i vb;
 #define PLAIN_PANELS 3
 #define PLAIN_FEW 2 /* rows up to which more panels are taken at once */
 #define PLAIN_FEW_PANELS 4
+#define GRAM_ROWS 8
 #define BLOCK_ROWS 6
 #define BLOCK_PANELS 2
 #define BLOCK_FEW_PANELS 4 /* for one row */

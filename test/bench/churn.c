@@ -6,10 +6,16 @@
  * ADAPTERS different adapters, requested uniformly (ZIPF 0) or with probability 1/k^ZIPF; a
  * cache of SLOTS of them (0: all); RANKS a list like 8/16/32/64. PARALLEL=8 requests are
  * always in flight, each of PROMPT=128 and GENERATE=32 tokens; REQUESTS=200 are counted
- * after half as many to warm up. What the engine asks for is offered at once, as by a
- * host that has it at hand: so the figures are of hashing, checking, placing and
- * evicting, not of reading rows. One line per case: tokens per second, time to the first
- * token (median, 95th percentile), loads.
+ * after half as many to warm up. Before, what so many requests have used that the cache has
+ * seen four times as many as it holds is put into it; without SLOTS, whatever will be asked
+ * for: so "all fit" means no loads, and what it loses is the price of different adapters in
+ * a batch alone. What the engine asks for is offered at once, as by a host that has it at
+ * hand: so the figures are of hashing, checking, placing and evicting, not of reading rows.
+ *
+ * ROUNDS=1 times, all cases in turns; one line per case and round: tokens per second, processor
+ * time per thousand tokens (which other programs on the machine change less), time to the first
+ * token (median, 95th percentile), loads, processor time of one (when the cache was filled), mean
+ * rank of a request.
  *
  * Adapters of one rank share their weights and differ by lora_alpha, and so by digest: each
  * load does the whole work.
@@ -38,7 +44,8 @@ typedef struct bench {
     const char *model;
     const ol_model_config *base;
     ol_engine *engine;
-    int n_adapters, n_kinds, parallel, prompt, generate, requests;
+    int n_adapters, n_kinds, parallel, prompt, generate, requests, slots;
+    double load_cpu;      /* seconds of one load */
     double zipf, *chance; /* [n_adapters] summed up */
     kind kinds[MAX_RANKS];
     uint64_t noise;
@@ -48,12 +55,17 @@ typedef struct bench {
     int submitted, finished;
 } bench;
 
-static double now(void)
+static double seconds_of(clockid_t clock)
 {
     struct timespec t;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static double now(void)
+{
+    return seconds_of(CLOCK_MONOTONIC);
 }
 
 static void die(const ol_error *err)
@@ -114,6 +126,22 @@ static void name_adapter(const bench *b, int number, ol_buf *config, ol_digest *
     free(text);
 }
 
+/* Into the cache, here and now. */
+static void put_adapter(bench *b, int number)
+{
+    const kind *k = &b->kinds[number % b->n_kinds];
+    ol_buf config = {0};
+    ol_adapter_facts facts;
+    ol_digest digest;
+    ol_error err;
+
+    name_adapter(b, number, &config, &digest);
+    if (ol_engine_adapter_put(b->engine, &digest, k->weights.data, k->weights.len,
+                              (const char *)config.data, config.len, &facts, &err) != OL_OK)
+        die(&err);
+    ol_buf_free(&config);
+}
+
 static void offer_adapter(bench *b, uint64_t tag)
 {
     int number = b->adapter_of[tag];
@@ -162,7 +190,6 @@ static void submit_next(bench *b)
     ol_buf config = {0};
     ol_error err;
 
-    b->adapter_of[tag] = draw(b);
     name_adapter(b, b->adapter_of[tag], &config, &use.digest);
     ol_buf_free(&config);
     for (int i = 0; i < b->prompt; i++)
@@ -220,18 +247,26 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void report(bench *b, const char *name, double seconds, const ol_engine_info *before)
+static double mean_rank(const bench *b)
+{
+    double sum = 0;
+
+    for (int i = 0; i < b->requests; i++)
+        sum += b->kinds[b->adapter_of[b->requests / 2 + i] % b->n_kinds].rank;
+    return sum / b->requests;
+}
+
+static void report(bench *b, const char *name, double seconds, double cpu, uint64_t loads)
 {
     double *waits = b->wait + b->requests / 2;
     int n = b->requests;
-    ol_engine_info info;
+    double tokens = (double)n * (b->prompt + b->generate);
 
-    ol_engine_info_get(b->engine, &info);
     qsort(waits, (size_t)n, sizeof(double), by_value);
-    printf("%-24s %9.1f tokens/s   first token %7.0f ms, 95%% %7.0f ms   %6llu loads\n", name,
-           (double)n * (b->prompt + b->generate) / seconds, waits[n / 2] * 1000,
-           waits[n * 95 / 100] * 1000,
-           (unsigned long long)(info.adapter_loads - before->adapter_loads));
+    printf("%-16s %8.1f tokens/s %8.2f cpu s/1000   first token %6.0f ms, 95%% %6.0f ms"
+           "  %5llu loads of %.1f cpu ms   rank %.1f\n",
+           name, tokens / seconds, 1000 * cpu / tokens, waits[n / 2] * 1000,
+           waits[n * 95 / 100] * 1000, (unsigned long long)loads, b->load_cpu * 1000, mean_rank(b));
     fflush(stdout);
 }
 
@@ -248,6 +283,7 @@ static void open_engine(bench *b, int slots)
     options.threads = setting("THREADS", 0);
     options.max_seqs = b->parallel + 1;
     options.no_prefix_cache = true;
+    b->slots = slots;
     if (slots > 0) {
         size_t bytes = 0;
 
@@ -261,6 +297,7 @@ static void open_engine(bench *b, int slots)
         die(&err);
 }
 
+/* Which request has which adapter is the same in all cases of these adapters. */
 static void prepare(bench *b)
 {
     size_t n = (size_t)(b->requests * 3 / 2 + b->parallel + 1);
@@ -273,15 +310,47 @@ static void prepare(bench *b)
     b->adapter_of = calloc(n, sizeof(int));
     b->begun = calloc(n, sizeof(double));
     b->wait = calloc(n, sizeof(double));
+    for (size_t i = 0; i < n; i++)
+        b->adapter_of[i] = draw(b);
 }
 
-static void run_case(const bench *defaults, char *text)
+/* The cache as it is after a long time, or with everything in it. */
+static void fill_cache(bench *b)
+{
+    double start = seconds_of(CLOCK_THREAD_CPUTIME_ID);
+    ol_engine_info info;
+
+    for (int i = 0; i < 4 * b->slots; i++)
+        put_adapter(b, draw(b));
+    for (int i = 0; b->slots == 0 && i < b->requests * 3 / 2 + b->parallel; i++)
+        put_adapter(b, b->adapter_of[i]);
+    ol_engine_info_get(b->engine, &info);
+    b->load_cpu = (seconds_of(CLOCK_THREAD_CPUTIME_ID) - start) / (double)info.adapter_loads;
+}
+
+static void free_bench(bench *b)
+{
+    ol_engine_close(b->engine);
+    for (int i = 0; i < b->n_kinds; i++) {
+        ol_buf_free(&b->kinds[i].weights);
+        ol_buf_free(&b->kinds[i].config);
+        EVP_MD_CTX_free(b->kinds[i].hashed);
+    }
+    free(b->chance);
+    free(b->tokens);
+    free(b->adapter_of);
+    free(b->begun);
+    free(b->wait);
+}
+
+static void run_case(const bench *defaults, const char *how)
 {
     bench b = *defaults;
+    char *copy = strdup(how), *text = copy;
     char *name = strsep(&text, "="), *adapters = strsep(&text, ":"), *slots = strsep(&text, ":");
     char *ranks = strsep(&text, ":"), *rank;
-    ol_engine_info before;
-    double start;
+    ol_engine_info before, after;
+    double start, cpu;
 
     if (!adapters || !slots || !ranks || !text) {
         fprintf(stderr, "churn: a case is NAME=ADAPTERS:SLOTS:RANKS:ZIPF\n");
@@ -293,22 +362,17 @@ static void run_case(const bench *defaults, char *text)
         make_kind(&b, atoi(rank));
     prepare(&b);
     open_engine(&b, atoi(slots));
+    fill_cache(&b);
     run(&b, b.requests / 2);
     ol_engine_info_get(b.engine, &before);
     start = now();
+    cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
     run(&b, b.requests * 3 / 2);
-    report(&b, name, now() - start, &before);
-    ol_engine_close(b.engine);
-    for (int i = 0; i < b.n_kinds; i++) {
-        ol_buf_free(&b.kinds[i].weights);
-        ol_buf_free(&b.kinds[i].config);
-        EVP_MD_CTX_free(b.kinds[i].hashed);
-    }
-    free(b.chance);
-    free(b.tokens);
-    free(b.adapter_of);
-    free(b.begun);
-    free(b.wait);
+    cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+    ol_engine_info_get(b.engine, &after);
+    report(&b, name, now() - start, cpu, after.adapter_loads - before.adapter_loads);
+    free_bench(&b);
+    free(copy);
 }
 
 int main(int argc, char **argv)
@@ -329,8 +393,9 @@ int main(int argc, char **argv)
     if (ol_model_source_open(b.model, &source, &err) != OL_OK)
         die(&err);
     b.base = ol_model_source_config(source);
-    for (int i = 2; i < argc; i++)
-        run_case(&b, argv[i]);
+    for (int round = 0; round < setting("ROUNDS", 1); round++)
+        for (int i = 2; i < argc; i++)
+            run_case(&b, argv[i]);
     ol_model_source_close(source);
     return 0;
 }
