@@ -4,7 +4,7 @@
 \pset tuples_only on
 \pset pager off
 BEGIN;
-SELECT plan(44);
+SELECT plan(46);
 CREATE FUNCTION pg_temp.answer(at timestamptz, role text, input int, cached int, output int, adapters jsonb) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -124,8 +124,12 @@ SELECT throws_ok(format($$SET CONSTRAINTS ALL IMMEDIATE;
     INSERT INTO openlora.ledger_entries VALUES (%s, 'EUR', 'platform', 'correction', NULL, 'platform', 5)$$, :six), '23514', NULL,
     'nor after a check that was right');
 
--- millions of random splits: SPLITS says how many
-\set splits 30000
+-- millions of random splits: of int64, and of numeric, which must make the same of the same
+CREATE FUNCTION pg_temp.wrong_splits(n bigint, seed bigint, by_numeric boolean) RETURNS bigint AS 'openlora', 'lora_test_splits' LANGUAGE C;
+SELECT is(pg_temp.wrong_splits(2000000, 1, false), 0::bigint, 'two million splits sum to what was split, every part its exact share, rounded down or up');
+SELECT is(pg_temp.wrong_splits(200000, 2, true), 0::bigint, 'as do those of exact decimals, in the same way');
+-- and with weights that no integer holds: SPLITS says how many
+\set splits 5000
 \getenv splits SPLITS
 SELECT setseed(0.5) \g /dev/null
 CREATE TEMP TABLE random_splits AS
