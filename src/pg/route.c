@@ -9,13 +9,14 @@
 #include "route.h"
 
 #include "base/log.h"
-#include "storage/shm_mq.h"
+#include "storage/latch.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "wire/message.h"
 
 #include "ledger.h"
+#include "link.h"
 #include "session.h"
 
 #define MAX_PENDING ((Size)16 << 20)
@@ -23,26 +24,53 @@
 
 typedef struct Pending {
     struct Pending *next;
-    Size length;
-    char bytes[FLEXIBLE_ARRAY_MEMBER];
+    ol_frame frame;
+    uint8 payload[FLEXIBLE_ARRAY_MEMBER];
 } Pending;
 
 typedef struct Session {
     bool open;
     bool ending; /* closed, but the engine has not been told yet */
     uint32 epoch;
+    bool unwoken; /* frames were put since it was woken */
     dsm_segment *segment;
-    shm_mq_handle *from_backend, *to_backend;
-    ol_frame *held;   /* in the queue's memory, or NULL */
+    LoraLink link;
+    Pending *held;    /* from it, waiting for room in the ring to the engine; or NULL */
     uint32 told_lost; /* the last generation that it knows is lost */
     Pending *pending, **pending_end;
     Size pending_bytes;
 } Session;
 
 static Session *sessions; /* by slot */
+static int n_used;        /* slots that ever had a session: the first ones */
 static int first_turn;    /* whose frames go first */
+static int *unwoken;      /* slots */
+static int n_unwoken;
 
 /* -- sessions ----------------------------------------------------------------------------- */
+
+static Size pending_size(const ol_frame *frame)
+{
+    return offsetof(Pending, payload) + frame->length;
+}
+
+static Pending *make_pending(const ol_frame *frame, const void *payload)
+{
+    Pending *p = MemoryContextAlloc(TopMemoryContext, pending_size(frame));
+
+    p->next = NULL;
+    p->frame = *frame;
+    if (frame->length)
+        memcpy(p->payload, payload, frame->length);
+    return p;
+}
+
+static void free_held(Session *s)
+{
+    if (s->held)
+        pfree(s->held);
+    s->held = NULL;
+}
 
 static void free_pending(Session *s)
 {
@@ -61,23 +89,19 @@ static void attach(int slot, const LoraSlot *from)
     Session *s = &sessions[slot];
     dsm_segment *segment = dsm_attach(from->segment);
     MemoryContext before = MemoryContextSwitchTo(TopMemoryContext); /* for the handles */
-    LoraSessionMemory *memory;
 
     if (!segment) { /* the backend has gone meanwhile */
         MemoryContextSwitchTo(before);
         return;
     }
     dsm_pin_mapping(segment);
-    memory = dsm_segment_address(segment);
     memset(s, 0, sizeof(*s));
     s->pending_end = &s->pending;
     s->epoch = from->epoch;
     s->segment = segment;
-    shm_mq_set_receiver(lora_session_request_queue(memory), MyProc);
-    shm_mq_set_sender(lora_session_reply_queue(memory), MyProc);
-    s->from_backend = shm_mq_attach(lora_session_request_queue(memory), segment, NULL);
-    s->to_backend = shm_mq_attach(lora_session_reply_queue(memory), segment, NULL);
+    lora_link_join(&s->link, segment, lora_my_slot());
     s->open = true;
+    n_used = Max(n_used, slot + 1);
     MemoryContextSwitchTo(before);
 }
 
@@ -120,6 +144,7 @@ static void close_session(EngineProcess *engine, int slot)
 {
     Session *s = &sessions[slot];
 
+    free_held(s);
     free_pending(s);
     dsm_detach(s->segment); /* the backend sees its queues detached */
     s->open = false;
@@ -162,6 +187,7 @@ void route_attach_new(EngineProcess *engine)
     if (!sessions) {
         sessions =
             MemoryContextAllocZero(TopMemoryContext, sizeof(Session) * (Size)lora_shared->n_slots);
+        unwoken = MemoryContextAlloc(TopMemoryContext, sizeof(int) * (Size)lora_shared->n_slots);
         CurrentResourceOwner = ResourceOwnerCreate(NULL, "openlora worker");
     }
     if (!is_anybody_opening())
@@ -182,60 +208,60 @@ void route_attach_new(EngineProcess *engine)
 
 /* -- to backends ----------------------------------------------------------------------------- */
 
+/* Whose frames were put is woken once, for all of them. */
+static void wake_backends(void)
+{
+    for (int i = 0; i < n_unwoken; i++) {
+        Session *s = &sessions[unwoken[i]];
+
+        if (s->open)
+            lora_link_wake(&s->link);
+        s->unwoken = false;
+    }
+    n_unwoken = 0;
+}
+
+static bool put(Session *s, const ol_frame *frame, const void *payload)
+{
+    if (!lora_link_put(&s->link, frame, payload))
+        return false;
+    if (!s->unwoken)
+        unwoken[n_unwoken++] = (int)(s - sessions);
+    s->unwoken = true;
+    return true;
+}
+
 /* False when the backend is gone or too far behind. */
 static bool deliver(Session *s, const ol_frame *frame, const void *payload)
 {
-    shm_mq_iovec parts[2] = {{(const char *)frame, sizeof(*frame)}, {payload, frame->length}};
     Pending *p;
 
-    if (!s->pending) {
-#if PG_VERSION_NUM >= 150000
-        shm_mq_result result = shm_mq_sendv(s->to_backend, parts, 2, true, true);
-#else
-        shm_mq_result result = shm_mq_sendv(s->to_backend, parts, 2, true);
-#endif
-
-        if (result != SHM_MQ_WOULD_BLOCK)
-            return result == SHM_MQ_SUCCESS;
-    }
+    if (lora_link_left(&s->link))
+        return false;
+    if (!s->pending && put(s, frame, payload))
+        return true;
     if (s->pending_bytes > MAX_PENDING) {
         ereport(LOG, (errmsg("openlora session is too far behind in reading its answers")));
         return false;
     }
-    p = MemoryContextAlloc(TopMemoryContext,
-                           offsetof(Pending, bytes) + sizeof(*frame) + frame->length);
-    p->next = NULL;
-    p->length = sizeof(*frame) + frame->length;
-    memcpy(p->bytes, frame, sizeof(*frame));
-    if (frame->length)
-        memcpy(p->bytes + sizeof(*frame), payload, frame->length);
+    p = make_pending(frame, payload);
     *s->pending_end = p;
     s->pending_end = &p->next;
-    s->pending_bytes += p->length;
+    s->pending_bytes += pending_size(frame);
     return true;
 }
 
-static bool flush_pending(Session *s)
+static void flush_pending(Session *s)
 {
-    while (s->pending) {
+    while (s->pending && put(s, &s->pending->frame, s->pending->payload)) {
         Pending *p = s->pending;
-#if PG_VERSION_NUM >= 150000
-        shm_mq_result result = shm_mq_send(s->to_backend, p->length, p->bytes, true, true);
-#else
-        shm_mq_result result = shm_mq_send(s->to_backend, p->length, p->bytes, true);
-#endif
 
-        if (result == SHM_MQ_WOULD_BLOCK)
-            return true;
-        if (result != SHM_MQ_SUCCESS)
-            return false;
         s->pending = p->next;
         if (!s->pending)
             s->pending_end = &s->pending;
-        s->pending_bytes -= p->length;
+        s->pending_bytes -= pending_size(&p->frame);
         pfree(p);
     }
-    return true;
 }
 
 /* -- frames for the worker itself ---------------------------------------------------------------
@@ -380,53 +406,52 @@ static bool tell_lost(Session *s, uint32 generation)
     return deliver(s, &frame, "");
 }
 
-/* The next frame of a session into `held`: 1, 0 when there is none, -1 when it is over. */
-static int hold_frame(Session *s)
+static bool forward(EngineProcess *engine, int slot, const ol_frame *frame, const uint8 *payload)
 {
-    Size length;
-    void *data;
-    shm_mq_result result = shm_mq_receive(s->from_backend, &length, &data, true);
+    ol_frame header = *frame;
 
-    if (result != SHM_MQ_SUCCESS)
-        return result == SHM_MQ_WOULD_BLOCK ? 0 : -1;
-    if (length < sizeof(ol_frame) || length > OL_FRAME_MAX ||
-        ((ol_frame *)data)->length != length - sizeof(ol_frame)) {
-        ereport(LOG, (errmsg("openlora session sent a malformed frame")));
-        return -1;
+    header.session = (uint32)slot + 1;
+    header.epoch = sessions[slot].epoch;
+    header.version = OL_WIRE_VERSION;
+    return ol_channel_send(&engine->channel, &header, payload);
+}
+
+/* One frame of a session: 1, 0 when none can be moved now, -1 when it is over. A backend puts
+ * into `session` which engine a frame is meant for. */
+static int move_frame(EngineProcess *engine, int slot, uint32 generation)
+{
+    static uint8 buffer[OL_FRAME_PAYLOAD];
+    Session *s = &sessions[slot];
+    const uint8 *payload = s->held ? s->held->payload : buffer;
+    ol_frame frame;
+    int got = 1;
+
+    if (s->held)
+        frame = s->held->frame;
+    else
+        got = lora_link_get(&s->link, &frame, buffer);
+    if (got <= 0)
+        return got;
+    if (frame.session != generation) {
+        if (!tell_lost(s, frame.session))
+            return -1;
+    } else if (!forward(engine, slot, &frame, payload)) {
+        if (!s->held)
+            s->held = make_pending(&frame, payload);
+        return 0; /* the ring is full: later */
     }
-    s->held = data;
+    free_held(s);
     return 1;
 }
 
-static bool forward(EngineProcess *engine, int slot)
-{
-    Session *s = &sessions[slot];
-    ol_frame header = *s->held;
-
-    header.session = (uint32)slot + 1;
-    header.epoch = s->epoch;
-    header.version = OL_WIRE_VERSION;
-    return ol_channel_send(&engine->channel, &header, s->held + 1);
-}
-
-/* Reads a session's frames into the ring. A backend puts into `session` which engine a frame is
- * meant for. False when the session is over. */
+/* Reads a session's frames into the ring. False when the session is over. */
 static bool from_backend(EngineProcess *engine, int slot, uint32 generation)
 {
-    Session *s = &sessions[slot];
-
     for (int n = 0; n < FRAMES_PER_TURN; n++) {
-        int got = s->held ? 1 : hold_frame(s);
+        int moved = move_frame(engine, slot, generation);
 
-        if (got <= 0)
-            return got == 0;
-        if (s->held->session != generation) {
-            if (!tell_lost(s, s->held->session))
-                return false;
-        } else if (!forward(engine, slot)) {
-            return true; /* the ring is full: later */
-        }
-        s->held = NULL;
+        if (moved <= 0)
+            return moved == 0;
     }
     SetLatch(MyLatch); /* there may be more */
     return true;
@@ -434,13 +459,15 @@ static bool from_backend(EngineProcess *engine, int slot, uint32 generation)
 
 bool route_move(EngineProcess *engine)
 {
-    int n = lora_shared->n_slots;
+    int n = n_used;
     uint32 generation;
+    bool good = from_engine(engine);
 
-    if (!from_engine(engine))
+    wake_backends();
+    if (!good)
         return false;
     generation = ready_generation(engine);
-    first_turn = (first_turn + 1) % n;
+    first_turn = n ? (first_turn + 1) % n : 0;
     for (int i = 0; i < n; i++) {
         int slot = (first_turn + i) % n;
 
@@ -448,9 +475,11 @@ bool route_move(EngineProcess *engine)
             tell_end_again(engine, slot);
         if (!sessions[slot].open)
             continue;
-        if (!flush_pending(&sessions[slot]) || !from_backend(engine, slot, generation))
+        flush_pending(&sessions[slot]);
+        if (!from_backend(engine, slot, generation))
             detach(engine, slot);
     }
+    wake_backends();
     return true;
 }
 
@@ -469,4 +498,5 @@ void route_engine_lost(void)
         if (sessions[i].open)
             (void)tell_lost(&sessions[i], generation);
     }
+    wake_backends();
 }

@@ -2,6 +2,7 @@
 #include "session.h"
 
 #include "access/xact.h"
+#include "link.h"
 #include "shared.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -12,11 +13,6 @@
 
 bool lora_session_outlives;
 
-struct LoraSessionMemory {
-    char request[LORA_QUEUE_BYTES];
-    char reply[LORA_QUEUE_BYTES];
-};
-
 typedef struct LiveTag {
     uint64 tag;
     uint32 generation; /* of the engine that it was sent to */
@@ -25,25 +21,15 @@ typedef struct LiveTag {
 
 static struct {
     dsm_segment *segment;
-    shm_mq_handle *out, *in;
-    bool mid_send; /* a frame is half in the queue: nothing else may be sent */
+    LoraLink link;
     uint32 generation;
     ol_buf buffer;
+    uint8 *payload; /* of the frame that was received last */
 } session;
 
 static LiveTag *live;
 static int n_live, max_live;
 static uint64 last_tag, losses, deaths;
-
-shm_mq *lora_session_request_queue(LoraSessionMemory *memory)
-{
-    return (shm_mq *)memory->request;
-}
-
-shm_mq *lora_session_reply_queue(LoraSessionMemory *memory)
-{
-    return (shm_mq *)memory->reply;
-}
 
 /* -- opening and closing ------------------------------------------------------------------ */
 
@@ -53,7 +39,6 @@ static void close_session(void)
         return;
     dsm_detach(session.segment);
     session.segment = NULL;
-    session.mid_send = false;
     n_live = 0;
     losses++;
     deaths++;
@@ -67,17 +52,6 @@ static void close_at_exit(int code, Datum arg)
     (void)lora_wake_worker();
 }
 
-static void create_queues(LoraSessionMemory *memory)
-{
-    shm_mq *request = shm_mq_create(memory->request, LORA_QUEUE_BYTES);
-    shm_mq *reply = shm_mq_create(memory->reply, LORA_QUEUE_BYTES);
-
-    shm_mq_set_sender(request, MyProc);
-    shm_mq_set_receiver(reply, MyProc);
-    session.out = shm_mq_attach(request, session.segment, NULL);
-    session.in = shm_mq_attach(reply, session.segment, NULL);
-}
-
 static void open_session(void)
 {
     static bool exit_hook;
@@ -88,9 +62,11 @@ static void open_session(void)
         before_shmem_exit(close_at_exit, 0);
         exit_hook = true;
     }
-    session.segment = dsm_create(sizeof(LoraSessionMemory), 0);
+    if (!session.payload)
+        session.payload = palloc(OL_FRAME_PAYLOAD);
+    session.segment = dsm_create(lora_link_bytes(), 0);
     dsm_pin_mapping(session.segment);
-    create_queues(dsm_segment_address(session.segment));
+    lora_link_create(&session.link, session.segment, lora_my_slot());
     MemoryContextSwitchTo(before);
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     slot->epoch++;
@@ -171,20 +147,15 @@ uint64 lora_session_deaths(void)
     return deaths;
 }
 
-/* One try, without waiting. False when the frame could not be sent whole. */
+/* One try, without waiting. */
 static bool send_now(uint16 type, uint64 tag, uint32 generation)
 {
     ol_frame frame = {.type = type, .version = OL_WIRE_VERSION, .session = generation, .tag = tag};
-    shm_mq_result result;
 
-    if (session.mid_send)
+    if (!lora_link_put(&session.link, &frame, NULL))
         return false;
-#if PG_VERSION_NUM >= 150000
-    result = shm_mq_send(session.out, sizeof(frame), &frame, true, true);
-#else
-    result = shm_mq_send(session.out, sizeof(frame), &frame, true);
-#endif
-    return result == SHM_MQ_SUCCESS;
+    lora_link_wake(&session.link);
+    return true;
 }
 
 void lora_session_cancel(uint64 tag)
@@ -207,15 +178,11 @@ static void cancel_begun_in(SubTransactionId id, bool any)
     for (int i = n_live - 1; i >= 0; i--)
         if (i < n_live && (any || live[i].begun_in == id))
             lora_session_cancel(live[i].tag);
-    if (session.mid_send && n_live == 0) { /* an error came in the middle of a frame */
-        close_session();
-        (void)lora_wake_worker();
-    }
 }
 
 static void at_transaction_end(XactEvent event, void *arg)
 {
-    if (lora_session_outlives && !session.mid_send)
+    if (lora_session_outlives)
         return;
     if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PARALLEL_ABORT ||
         event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE)
@@ -337,27 +304,20 @@ static LoraIo send_frame(uint16 type, uint64 tag, const void *payload, uint32 le
                       .session = generation_of(tag),
                       .tag = tag,
                       .length = length};
-    shm_mq_iovec parts[2] = {{(const char *)&frame, sizeof(frame)}, {payload, length}};
 
-    if (!session.segment)
-        return LORA_IO_LOST;
     for (;;) {
-        shm_mq_result result;
-
-        session.mid_send = true;
-#if PG_VERSION_NUM >= 150000
-        result = shm_mq_sendv(session.out, parts, 2, true, !more);
-#else
-        result = shm_mq_sendv(session.out, parts, 2, true);
-#endif
-        if (result == SHM_MQ_SUCCESS) {
-            session.mid_send = false;
-            return LORA_IO_OK;
-        }
-        if (result == SHM_MQ_DETACHED)
+        if (!session.segment)
+            return LORA_IO_LOST;
+        if (lora_link_left(&session.link))
             return lost();
+        if (lora_link_put(&session.link, &frame, payload))
+            break;
+        lora_link_wake(&session.link);
         wait_for_queue();
     }
+    if (!more)
+        lora_link_wake(&session.link);
+    return LORA_IO_OK;
 }
 
 LoraIo lora_session_send(uint16 type, uint64 tag, const void *payload, uint32 length)
@@ -379,34 +339,26 @@ LoraIo lora_session_upload(uint64 tag, const void *bytes, Size length)
 
 LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload, bool wait)
 {
-    for (;;) {
-        Size length;
-        void *data;
-        shm_mq_result result;
+    int got;
 
+    for (;;) {
         if (!session.segment)
             return LORA_IO_LOST;
-        result = shm_mq_receive(session.in, &length, &data, true);
-        if (result == SHM_MQ_DETACHED)
-            return lost();
-        if (result == SHM_MQ_WOULD_BLOCK && !wait)
+        got = lora_link_get(&session.link, frame, session.payload);
+        if (got != 0)
+            break;
+        if (!wait)
             return LORA_IO_NONE;
-        if (result == SHM_MQ_WOULD_BLOCK) {
-            wait_for_queue();
-            continue;
-        }
-        if (length < sizeof(*frame))
-            continue;
-        memcpy(frame, data, sizeof(*frame));
-        *payload = (const uint8 *)data + sizeof(*frame);
-        if (frame->length != length - sizeof(*frame))
-            continue;
-        if (frame->type == OL_FRAME_LOST) {
-            forget_generation((uint32)frame->tag);
-            return LORA_IO_LOST;
-        }
-        return LORA_IO_OK;
+        wait_for_queue();
     }
+    if (got < 0)
+        return lost();
+    if (frame->type == OL_FRAME_LOST) {
+        forget_generation((uint32)frame->tag);
+        return LORA_IO_LOST;
+    }
+    *payload = session.payload;
+    return LORA_IO_OK;
 }
 
 ol_buf *lora_session_buffer(void)

@@ -1,7 +1,7 @@
 /*
  * session.h: a backend's connection to the engine, through the worker.
  *
- * One DSM segment with two queues, made at the first call and kept for the life of the
+ * One DSM segment with two rings (link.h), made at the first call and kept for the life of the
  * backend; made anew when the worker has restarted. Requests in flight are known by
  * tag. When the transaction or a subtransaction aborts, all tags begun in it are
  * cancelled; should that not be possible at once, the session is given up, which the
@@ -12,15 +12,7 @@
 
 #include "lora_pg.h"
 
-#include "storage/shm_mq.h"
 #include "wire/message.h"
-
-#define LORA_QUEUE_BYTES ((Size)256 * 1024)
-
-typedef struct LoraSessionMemory LoraSessionMemory; /* in the segment */
-
-extern shm_mq *lora_session_request_queue(LoraSessionMemory *memory);
-extern shm_mq *lora_session_reply_queue(LoraSessionMemory *memory);
 
 extern void lora_session_install_hooks(void);
 

@@ -48,6 +48,26 @@ is($node->safe_psql('postgres', q{
 	'0', 'the shares of each kind sum to the whole');
 is($node->safe_psql('postgres', 'SELECT running + waiting + kv_pages - kv_pages_free FROM lora_status()'), '0', 'nothing is left behind');
 
+# A reader that is slow: more answers than its ring holds wait for it, in order and whole.
+{
+	my ($streams, $long) = (10, q{NULL, 'Once ' || %d, max_tokens => 900, ignore_eos => true});
+	my $plain = $node->safe_psql('postgres', join ' UNION ALL ', map { "SELECT $_, md5(lora_generate(" . sprintf($long, $_) . '))' } 1 .. $streams);
+	my $slow = $node->background_psql('postgres');
+	$slow->query_safe('BEGIN');
+	for my $i (1 .. $streams)
+	{
+		$slow->query_safe("DECLARE c$i CURSOR FOR SELECT text FROM lora_stream(" . sprintf($long, $i) . ')');
+		$slow->query_safe("FETCH 1 FROM c$i"); # starts it
+		$slow->query_safe("MOVE BACKWARD ALL IN c$i");
+	}
+	$node->poll_query_until('postgres', 'SELECT running = 0 FROM lora_status()') or die 'they do not end';
+	$slow->query_safe(q{CREATE FUNCTION whole(c refcursor) RETURNS text LANGUAGE plpgsql AS $$ DECLARE t text; a text := ''; BEGIN
+		MOVE BACKWARD ALL IN c; LOOP FETCH c INTO t; EXIT WHEN NOT FOUND; a := a || t; END LOOP; RETURN md5(a); END $$});
+	is(join("\n", map { "$_|" . $slow->query_safe("SELECT whole('c$_')") } 1 .. $streams), $plain, 'a slow reader gets all of its answers');
+	$slow->query_safe('COMMIT');
+	$slow->quit;
+}
+
 # Dump and restore: rows, identities and attribution survive, without an engine too.
 my $dump = $node->backup_dir . '/dump.sql';
 mkdir $node->backup_dir;
