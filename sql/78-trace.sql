@@ -53,42 +53,43 @@ BEGIN
 END $$;
 CREATE TRIGGER keep_text BEFORE UPDATE ON openlora.dataset_documents FOR EACH ROW EXECUTE FUNCTION openlora.keep_text();
 
-CREATE FUNCTION openlora.trace_build(dataset bigint, seed bigint) RETURNS bigint
-AS 'MODULE_PATHNAME', 'lora_trace_build' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION openlora.trace_spans(dataset bigint, content text, min_words int, max_places int, OUT first_word int, OUT words int,
     OUT "position" int, OUT span text, OUT occurrences bigint, OUT places bigint[])
 RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_trace_spans' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 10000 ROWS 10;
 
 CREATE FUNCTION lora_trace_index(dataset text) RETURNS bigint
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    whose bigint;
-BEGIN
-    SELECT d.id INTO whose FROM openlora.datasets d WHERE d.name = $1 FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('dataset "%s" does not exist', $1);
-    END IF;
-    DELETE FROM openlora.trace_chunks c WHERE c.dataset = whose;
-    DELETE FROM openlora.trace_documents t WHERE t.dataset = whose;
-    DELETE FROM openlora.trace_indexes i WHERE i.dataset = whose;
-    RETURN openlora.trace_build(whose, ('x' || left(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint);
-END $$;
+AS 'MODULE_PATHNAME', 'lora_trace_index' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 1000000;
 COMMENT ON FUNCTION lora_trace_index(text) IS
-    'reads a dataset''s documents into the index that lora_trace searches; returns how many words there are';
+    'reads the documents of a dataset of one''s own into the index that lora_trace searches; returns how many words there are';
+
+-- As pg_stat_progress_*: of this database, and of those roles that the reader is a member of.
+CREATE FUNCTION openlora.trace_jobs(OUT pid int, OUT role_id oid, OUT dataset_id bigint, OUT phase text, OUT done bigint, OUT total bigint,
+    OUT started timestamptz)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_trace_jobs' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE ROWS 10;
+DO $do$
+DECLARE
+    options text := CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 'WITH (security_invoker = true)' ELSE '' END;
+BEGIN
+    EXECUTE format($$
+CREATE VIEW openlora.stat_progress_trace %s AS
+SELECT j.pid, pg_catalog.pg_get_userbyid(j.role_id) AS role, d.name AS dataset, j.phase, j.done, j.total, j.started
+FROM openlora.trace_jobs() j LEFT JOIN openlora.datasets d ON d.id = j.dataset_id
+$$, options);
+END $do$;
+COMMENT ON VIEW openlora.stat_progress_trace IS
+    'lora_trace_index at work: documents that are read, words to be sorted (done stays 0), chunks that are written';
 
 -- A span is as long as it can be in its dataset. One that occurs more than max_occurrences
 -- times is a common phrase, and left out. Its credit, its words, is split among all who hold
 -- it, each counted once however many copies they registered; `uploader` holds nothing.
-CREATE FUNCTION lora_trace(content text, datasets text[] DEFAULT NULL, min_words int DEFAULT 6, max_occurrences int DEFAULT 10,
-    uploader regrole DEFAULT NULL, OUT rank bigint, OUT span text, OUT "position" int, OUT words int, OUT occurrences bigint,
+CREATE FUNCTION openlora.trace_rows(content text, datasets bigint[], min_words int[], max_occurrences int, uploader regrole,
+    OUT rank bigint, OUT span text, OUT "position" int, OUT words int, OUT occurrences bigint,
     OUT dataset text, OUT document text, OUT document_word bigint, OUT contributor text, OUT credit numeric, OUT basis text)
 RETURNS SETOF record LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 WITH found AS MATERIALIZED (
     SELECT d.id AS dataset, d.name, d.owner, s.*, sum(s.occurrences) OVER (PARTITION BY s.first_word, s.words) AS all_occurrences
-    FROM openlora.trace_indexes i JOIN openlora.datasets d ON d.id = i.dataset,
-    LATERAL openlora.trace_spans(d.id, $1, $3, $4) s
-    WHERE $2 IS NULL OR d.name = ANY ($2)
+    FROM unnest($2, $3) AS w (dataset, least) JOIN openlora.trace_indexes i ON i.dataset = w.dataset JOIN openlora.datasets d ON d.id = i.dataset,
+    LATERAL openlora.trace_spans(d.id, $1, w.least, $4) s
 ), held AS (
     SELECT f.*, o.name AS document, p.place - t.start AS word,
            coalesce(c.name, r.name, pg_get_userbyid(f.owner)::text) AS contributor
@@ -111,25 +112,26 @@ SELECT dense_rank() OVER (ORDER BY h.all_occurrences, h.words DESC, h.first_word
 FROM held h JOIN holders n USING (first_word, words) JOIN copies k USING (first_word, words, contributor)
 ORDER BY 1, h.name, h.document, h.word
 $$;
-COMMENT ON FUNCTION lora_trace(text, text[], int, int, regrole) IS
-    'the longest spans of a text that occur verbatim in registered documents, the rarest first';
+-- Who may compare what: anybody may compare anything with documents that are theirs. With
+-- others' (datasets.traceable) only answers to their own requests, which were kept
+-- (openlora.keep_text = full), and only spans of six words or more: what is found is the
+-- asker's own text, and guessing at another's costs an answer for each guess.
+ALTER TABLE openlora.datasets ADD COLUMN traceable boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN openlora.datasets.traceable IS 'whoever may use openlora may trace kept answers of their own into its documents; else its owner alone';
 
--- Of an answer that was kept (openlora.keep_text = full), for whoever may see it.
+CREATE FUNCTION lora_trace(content text, datasets text[] DEFAULT NULL, min_words int DEFAULT 6, max_occurrences int DEFAULT 10,
+    uploader regrole DEFAULT NULL, OUT rank bigint, OUT span text, OUT "position" int, OUT words int, OUT occurrences bigint,
+    OUT dataset text, OUT document text, OUT document_word bigint, OUT contributor text, OUT credit numeric, OUT basis text)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_trace_text' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000 ROWS 10;
+COMMENT ON FUNCTION lora_trace(text, text[], int, int, regrole) IS
+    'the longest spans of a text that occur verbatim in documents of one''s own datasets, the rarest first';
+
 CREATE FUNCTION lora_trace(inference_id bigint, datasets text[] DEFAULT NULL, min_words int DEFAULT 6, max_occurrences int DEFAULT 10,
     uploader regrole DEFAULT NULL, OUT rank bigint, OUT span text, OUT "position" int, OUT words int, OUT occurrences bigint,
     OUT dataset text, OUT document text, OUT document_word bigint, OUT contributor text, OUT credit numeric, OUT basis text)
-RETURNS SETOF record LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    content text := (SELECT t.output FROM openlora.inference_texts t WHERE t.inference = $1);
-BEGIN
-    IF content IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = format('the answer of inference %s was not kept', $1),
-            HINT = 'openlora.keep_text = full keeps answers.';
-    END IF;
-    RETURN QUERY SELECT * FROM @extschema@.lora_trace(content, $2, $3, $4, $5);
-END $$;
-COMMENT ON FUNCTION lora_trace(bigint, text[], int, int, regrole) IS 'the same for the kept answer of an inference';
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_trace_inference' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100000 ROWS 10;
+COMMENT ON FUNCTION lora_trace(bigint, text[], int, int, regrole) IS
+    'the same for a kept answer that one may see, also in traceable datasets, where spans have six words at least';
 
 -- ---------------------------------------------------------------- rights, dumps
 ALTER TABLE openlora.dataset_documents ENABLE ROW LEVEL SECURITY;
@@ -138,7 +140,7 @@ ALTER TABLE openlora.trace_documents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE openlora.trace_chunks ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON openlora.dataset_documents
     USING (EXISTS (SELECT FROM openlora.datasets d WHERE d.id = dataset AND pg_catalog.pg_has_role(d.owner, 'USAGE')));
-REVOKE ALL ON FUNCTION openlora.keep_text(), openlora.trace_build(bigint, bigint),
-    openlora.trace_spans(bigint, text, int, int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION openlora.keep_text(), openlora.trace_spans(bigint, text, int, int), openlora.trace_jobs(),
+    openlora.trace_rows(text, bigint[], int[], int, regrole) FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('openlora.dataset_documents', '');
 SELECT pg_catalog.pg_extension_config_dump('openlora.dataset_documents_id_seq', '');

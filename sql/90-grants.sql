@@ -97,10 +97,10 @@ BEGIN
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
         ' openlora.role_usage, openlora.receipts, openlora.receipt_status, openlora.announcements, openlora.unmetered, openlora.inference_texts, openlora.checkpoints, openlora.ledger_keys, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
-        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.queue TO %s', grantee);
+        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.stat_progress_trace, openlora.queue TO %s', grantee);
     EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.quota_counters(), openlora.live_requests(), openlora.attribution_tree(bigint),'
         ' openlora.replay_of(bigint), openlora.has_digest(openlora.inferences, jsonb),'
-        ' openlora.live_adapters(), openlora.engine_counters() TO %s', grantee);
+        ' openlora.live_adapters(), openlora.engine_counters(), openlora.trace_jobs() TO %s', grantee);
     EXECUTE format('GRANT SELECT ON openlora.reward_units, openlora.reward_policies, openlora.settlements, openlora.payouts TO %s', grantee);
     IF current_setting('server_version_num')::int >= 150000 THEN
         EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);
@@ -109,10 +109,11 @@ BEGIN
         EXECUTE format('GRANT INSERT, UPDATE, DELETE ON openlora.adapter_datasets, openlora.dataset_contributors,'
             ' openlora.adapter_contributors, openlora.adapter_grants TO %s', grantee);
         EXECUTE format('GRANT UPDATE, DELETE ON openlora.adapters, openlora.datasets, openlora.dataset_documents TO %s', grantee);
+        EXECUTE format('GRANT SELECT ON openlora.dataset_documents TO %s', grantee);
         -- not the ids: history names adapters and contributors by them when they are gone, and
         -- whoever could choose one would inherit what is owed to it
         EXECUTE format('GRANT INSERT (name, weights, config, owner, shared, description) ON openlora.adapters TO %s', grantee);
-        EXECUTE format('GRANT INSERT (name, uri, licence, digest, owner) ON openlora.datasets TO %s', grantee);
+        EXECUTE format('GRANT INSERT (name, uri, licence, digest, owner, traceable) ON openlora.datasets TO %s', grantee);
         EXECUTE format('GRANT INSERT (dataset, name, contributor, text) ON openlora.dataset_documents TO %s', grantee);
         EXECUTE format('GRANT INSERT (name, role, note, account) ON openlora.contributors TO %s', grantee);
         EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint), openlora.contributor_of(regrole),'
@@ -123,10 +124,10 @@ BEGIN
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'
              WHERE e.extname = 'openlora' AND p.proname LIKE 'lora\_%'
                AND p.proname NOT IN ('lora_grant_usage', 'lora_revoke_usage', 'lora_set_quota', 'lora_stat_reset', 'lora_settle', 'lora_correct',
-                   'lora_claims', 'lora_claims_json', 'lora_trace', 'lora_trace_index',
+                   'lora_claims', 'lora_claims_json',
                    'lora_ledger_create_key', 'lora_ledger_export', 'lora_ledger_verify')
                AND (manage OR p.proname = 'lora_adapter_export'
-                    OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke')))
+                    OR NOT (p.proname LIKE 'lora\_adapter\_%' OR p.proname IN ('lora_grant', 'lora_revoke', 'lora_trace_index')))
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, grantee);
     END LOOP;

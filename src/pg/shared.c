@@ -21,7 +21,7 @@
 LoraShared *lora_shared;
 
 /* Before PostgreSQL 15 shared memory is asked for before MaxBackends is computed. */
-static int max_backends(void)
+int lora_shared_slots(void)
 {
 #if PG_VERSION_NUM >= 150000
     return MaxBackends;
@@ -32,7 +32,7 @@ static int max_backends(void)
 
 Size lora_shared_size(void)
 {
-    return add_size(offsetof(LoraShared, slots), mul_size(max_backends(), sizeof(LoraSlot)));
+    return add_size(offsetof(LoraShared, slots), mul_size(lora_shared_slots(), sizeof(LoraSlot)));
 }
 
 void lora_shared_startup(void)
@@ -45,7 +45,7 @@ void lora_shared_startup(void)
     memset(lora_shared, 0, lora_shared_size());
     lora_shared->lock = &GetNamedLWLockTranche("openlora")->lock;
     ConditionVariableInit(&lora_shared->changed);
-    lora_shared->n_slots = max_backends();
+    lora_shared->n_slots = lora_shared_slots();
     lora_shared->worker_procno = -1;
 }
 

@@ -66,6 +66,8 @@ extern LoraShared *lora_shared;
 /* For shmem.c, which holds the lock that making shared memory needs. */
 extern Size lora_shared_size(void);
 extern void lora_shared_startup(void);
+/* As many as there can be backends. */
+extern int lora_shared_slots(void);
 /* Number of this process's slot. */
 extern int lora_my_slot(void);
 extern bool lora_engine_is_ready(void);

@@ -1,5 +1,6 @@
 /*
- * trace_build.c: openlora.trace_build: makes the index of a dataset: see trace.h.
+ * trace_build.c: lora_trace_index: makes the index of a dataset: see trace.h. Whether it is the
+ * caller's is looked at as the caller; the index is the tables' owner's.
  *
  * libdivsufsort sorts the suffixes of bytes: tokens are laid out most significant byte
  * first, and of the sorted suffixes those are kept that begin with a token.
@@ -9,12 +10,16 @@
 #include <divsufsort.h>
 
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "spi.h"
+#include "storage/ipc.h"
+#include "trace_progress.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
-PG_FUNCTION_INFO_V1(lora_trace_build);
+PG_FUNCTION_INFO_V1(lora_trace_index);
 
 typedef struct Build {
     MemoryContext context;
@@ -63,6 +68,17 @@ static void add_document(Build *build, int64 document, const text *content)
     add_token(build, 0);
 }
 
+static int64 count_documents(int64 dataset)
+{
+    static LoraStatement count = {"SELECT pg_catalog.count(*) FROM openlora.dataset_documents"
+                                  " WHERE dataset OPERATOR(pg_catalog.=) $1",
+                                  1,
+                                  {INT8OID}};
+
+    lora_execute(&count, (Datum[]){Int64GetDatum(dataset)}, NULL, true);
+    return lora_int64(0, 1);
+}
+
 /* One document after the other: one at a time is in memory. */
 static int64 read_documents(Build *build)
 {
@@ -74,6 +90,7 @@ static int64 read_documents(Build *build)
     Datum values[2] = {Int64GetDatum(build->dataset), Int64GetDatum(PG_INT64_MIN)};
     int64 n = 0;
 
+    lora_trace_progress_phase(TRACE_READING, count_documents(build->dataset));
     while (lora_execute(&next, values, NULL, true) == 1) {
         int64 id = lora_int64(0, 1);
         bool is_null;
@@ -84,7 +101,7 @@ static int64 read_documents(Build *build)
         add_document(build, id, content);
         SPI_freetuptable(rows);
         values[1] = Int64GetDatum(id);
-        n++;
+        lora_trace_progress_done(++n);
     }
     return n;
 }
@@ -116,6 +133,11 @@ static Datum bytes_datum(const void *data, Size length)
     return PointerGetDatum(value);
 }
 
+static int64 n_chunks(const Build *build)
+{
+    return (build->n + TRACE_CHUNK - 1) / TRACE_CHUNK;
+}
+
 static void write_chunks(const Build *build, TracePart part, const void *numbers)
 {
     static LoraStatement insert = {
@@ -123,15 +145,17 @@ static void write_chunks(const Build *build, TracePart part, const void *numbers
         4,
         {INT8OID, INT2OID, INT4OID, BYTEAOID}};
 
-    for (int64 at = 0; at < build->n; at += TRACE_CHUNK) {
+    for (int64 at = 0, number = 0; at < build->n; at += TRACE_CHUNK, number++) {
         Size count = (Size)Min(TRACE_CHUNK, build->n - at);
         Datum bytes = bytes_datum((const uint32 *)numbers + at, sizeof(uint32) * count);
         Datum values[4] = {Int64GetDatum(build->dataset), Int16GetDatum(part),
-                           Int32GetDatum((int32)(at / TRACE_CHUNK)), bytes};
+                           Int32GetDatum((int32)number), bytes};
 
         CHECK_FOR_INTERRUPTS();
         lora_execute(&insert, values, NULL, false);
         pfree(DatumGetPointer(bytes));
+        if (number % 256 == 0)
+            lora_trace_progress_done(number + (part == TRACE_SUFFIXES ? n_chunks(build) : 0));
     }
 }
 
@@ -142,7 +166,7 @@ static void write_index(const Build *build, const int32 *suffixes)
         "INSERT INTO openlora.trace_indexes (dataset, seed, n, fences) VALUES ($1, $2, $3, $4)",
         4,
         {INT8OID, INT8OID, INT8OID, BYTEAOID}};
-    Size n = (Size)((build->n + TRACE_CHUNK - 1) / TRACE_CHUNK);
+    Size n = (Size)n_chunks(build);
     uint32 *fences = MemoryContextAllocZero(build->context, sizeof(uint32) * TRACE_FENCE * (n + 1));
 
     for (Size chunk = 0; chunk < n; chunk++)
@@ -159,28 +183,104 @@ static void write_index(const Build *build, const int32 *suffixes)
                  NULL, false);
 }
 
-/* openlora.trace_build(dataset bigint, seed bigint) -> words. The caller has removed what
- * was there before. */
-Datum lora_trace_build(PG_FUNCTION_ARGS)
+/* -- the whole ---------------------------------------------------------------------------- */
+
+/* Reads and writes all; returns the number of words. */
+static int64 build_index(Build *build)
 {
-    Build build = {.dataset = PG_GETARG_INT64(0), .seed = PG_GETARG_INT64(1), .room = 1 << 16};
     int64 documents;
     int32 *suffixes;
 
-    build.context =
+    build->context =
         AllocSetContextCreate(CurrentMemoryContext, "openlora documents", ALLOCSET_DEFAULT_SIZES);
-    build.tokens = MemoryContextAllocHuge(build.context, sizeof(uint32) * (Size)build.room);
+    build->tokens = MemoryContextAllocHuge(build->context, sizeof(uint32) * (Size)build->room);
+    documents = read_documents(build);
+    ereport(NOTICE, (errmsg("read " INT64_FORMAT " documents, " INT64_FORMAT " words", documents,
+                            build->n - documents)));
+    lora_trace_progress_phase(TRACE_SORTING, build->n);
+    suffixes = sort_suffixes(build);
+    ereport(NOTICE, (errmsg("sorted, writing")));
+    lora_trace_progress_phase(TRACE_WRITING, 2 * n_chunks(build));
+    write_chunks(build, TRACE_TOKENS, build->tokens);
+    write_chunks(build, TRACE_SUFFIXES, suffixes);
+    write_index(build, suffixes);
+    MemoryContextDelete(build->context);
+    return build->n - documents;
+}
+
+/* The dataset, if the caller may index it. */
+static int64 own_dataset(Datum name)
+{
+    static LoraStatement find = {
+        "SELECT id, $2 OR pg_catalog.pg_has_role(owner::pg_catalog.oid, 'USAGE')"
+        " FROM openlora.datasets WHERE name OPERATOR(pg_catalog.=) $1",
+        2,
+        {TEXTOID, BOOLOID}};
+    Datum values[2] = {name, BoolGetDatum(GetUserId() == lora_tables_owner())};
+    bool is_null;
+
+    if (lora_execute(&find, values, NULL, true) != 1)
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+                        errmsg("dataset \"%s\" does not exist", TextDatumGetCString(name))));
+    if (!DatumGetBool(lora_value(0, 2, &is_null)))
+        ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+                        errmsg("dataset \"%s\" is not yours", TextDatumGetCString(name)),
+                        errdetail("Its documents are indexed by its owner.")));
+    return lora_int64(0, 1);
+}
+
+/* Only one at a time makes a dataset's index: the row is locked. */
+static void remove_old(int64 dataset)
+{
+    static LoraStatement steps[] = {
+        {"SELECT 1 FROM openlora.datasets WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+         1,
+         {INT8OID}},
+        {"DELETE FROM openlora.trace_chunks WHERE dataset OPERATOR(pg_catalog.=) $1", 1, {INT8OID}},
+        {"DELETE FROM openlora.trace_documents WHERE dataset OPERATOR(pg_catalog.=) $1",
+         1,
+         {INT8OID}},
+        {"DELETE FROM openlora.trace_indexes WHERE dataset OPERATOR(pg_catalog.=) $1",
+         1,
+         {INT8OID}},
+    };
+    Datum value = Int64GetDatum(dataset);
+
+    for (int i = 0; i < lengthof(steps); i++)
+        lora_execute(&steps[i], &value, NULL, false);
+}
+
+static int64 make_seed(void)
+{
+    int64 seed;
+
+    if (!pg_strong_random(&seed, sizeof(seed)))
+        ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate a seed")));
+    return seed;
+}
+
+/* lora_trace_index(dataset text) -> words */
+Datum lora_trace_index(PG_FUNCTION_ARGS)
+{
+    Build build = {.seed = make_seed(), .room = 1 << 16};
+    LoraIdentity caller;
+    int64 words = 0;
+
     if (SPI_connect() != SPI_OK_CONNECT)
         elog(ERROR, "SPI_connect failed");
-    documents = read_documents(&build);
-    ereport(NOTICE, (errmsg("read " INT64_FORMAT " documents, " INT64_FORMAT " words", documents,
-                            build.n - documents)));
-    suffixes = sort_suffixes(&build);
-    ereport(NOTICE, (errmsg("sorted, writing")));
-    write_chunks(&build, TRACE_TOKENS, build.tokens);
-    write_chunks(&build, TRACE_SUFFIXES, suffixes);
-    write_index(&build, suffixes);
+    build.dataset = own_dataset(PG_GETARG_DATUM(0));
+    lora_become_owner(&caller);
+    PG_ENSURE_ERROR_CLEANUP(lora_trace_progress_end, (Datum)0);
+    {
+        lora_trace_progress_begin(build.dataset, caller.user);
+        remove_old(build.dataset);
+        PushActiveSnapshot(GetLatestSnapshot());
+        words = build_index(&build);
+        PopActiveSnapshot();
+    }
+    PG_END_ENSURE_ERROR_CLEANUP(lora_trace_progress_end, (Datum)0);
+    lora_trace_progress_end(0, (Datum)0);
+    lora_become_caller(&caller);
     SPI_finish();
-    MemoryContextDelete(build.context);
-    PG_RETURN_INT64(build.n - documents);
+    PG_RETURN_INT64(words);
 }

@@ -5,7 +5,7 @@
 \pset pager off
 SET client_min_messages = warning;
 BEGIN;
-SELECT plan(19);
+SELECT plan(51);
 INSERT INTO openlora.datasets (name) VALUES ('random'), ('books'), ('more'), ('empty');
 INSERT INTO openlora.contributors (name, role) VALUES ('ann', NULL), ('bob', 'pg_monitor'), ('cid', NULL);
 
@@ -92,5 +92,82 @@ SELECT throws_ok($$SELECT lora_trace_index('nowhere')$$, '42704', NULL, 'no such
 SELECT throws_ok($$UPDATE openlora.dataset_documents SET text = 'x'$$, '55000', NULL, 'texts are not changed under an index');
 SELECT is(lora_trace_index('empty'), 0::bigint, 'an index of nothing');
 SELECT is(pg_temp.trace('a b c', '{empty}', 10), NULL, 'finds nothing');
+
+-- who may trace what: a user and another, and somebody with a dataset of his own
+CREATE ROLE trace_user; CREATE ROLE trace_other; CREATE ROLE trace_maker;
+SELECT lora_grant_usage('trace_user'), lora_grant_usage('trace_other'), lora_grant_usage('trace_maker', true) \g /dev/null
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC; -- what pgTAP needs
+REVOKE EXECUTE ON FUNCTION lora_trace_index(text) FROM PUBLIC;
+GRANT ALL ON ALL TABLES IN SCHEMA pg_temp TO PUBLIC;
+GRANT ALL ON ALL SEQUENCES IN SCHEMA pg_temp TO PUBLIC;
+CREATE FUNCTION pg_temp.kept(role text, output text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    made bigint;
+BEGIN
+    INSERT INTO openlora.inferences (role, role_id, function, base_model, prompt_tokens, cached_tokens, completion_tokens,
+        finish_reason, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, ignore_eos,
+        max_tokens, seed, device, queue_ms, prefill_ms, decode_ms)
+    VALUES (role, role::regrole, 'test', '\x00', 1, 0, 1, 'eos', 0, 0, 1, 0, 1, 0, 0, false, 1, 1, 'cpu', 0, 0, 0) RETURNING id INTO made;
+    INSERT INTO openlora.inference_texts (inference, prompt, output) VALUES (made, 'x', output);
+    RETURN made;
+END $$;
+SELECT pg_temp.kept('trace_user', 'And so it was the best of times, for some. It was the worst of times') AS answer \gset
+SELECT set_config('trace.answer', :'answer', true) \g /dev/null
+SET LOCAL ROLE trace_maker;
+INSERT INTO openlora.datasets (name) VALUES ('his');
+INSERT INTO openlora.dataset_documents (dataset, name, text) SELECT id, 'own', 'the worst of times came later' FROM openlora.datasets WHERE name = 'his';
+SELECT is(lora_trace_index('his'), 6::bigint, 'whoever has a dataset indexes it');
+SELECT throws_ok($$SELECT lora_trace_index('books')$$, '42501', NULL, 'and no other');
+SELECT throws_ok($$SELECT lora_trace_index('nowhere')$$, '42704', NULL, 'nor one that is not there');
+SELECT is(pg_temp.trace('It was the worst of times', NULL, 10), '1|the worst of times|8|1|own|0|trace_maker|4', 'it is compared with any text');
+SELECT is(pg_temp.trace('It was the worst of times', '{books,more}', 10), NULL, 'those of others are not');
+SELECT is((SELECT string_agg(name, ',') FROM openlora.dataset_documents), 'own', 'nor are they read');
+SELECT throws_like(format('SELECT * FROM lora_trace(%s::bigint)', current_setting('trace.answer')), '%was not kept', 'nor another''s answer');
+UPDATE openlora.datasets SET traceable = true WHERE name <> 'his';
+SELECT is((SELECT count(*) FROM openlora.datasets WHERE traceable), 0::bigint, 'nor made traceable');
+RESET ROLE;
+UPDATE openlora.datasets SET traceable = true WHERE name = 'books';
+
+SET LOCAL ROLE trace_user;
+SELECT is((SELECT string_agg(concat_ws('|', span, dataset, document, contributor), '; ' ORDER BY rank, document) FROM lora_trace(:answer::bigint)),
+          'And so it was the best of times, for some.|books|three|bob', 'a user traces an answer of its own, where that is allowed');
+SELECT is((SELECT min(words) FROM lora_trace(:answer::bigint, min_words => 1, max_occurrences => 1000000)), 12, 'no short spans: by these texts are guessed');
+SELECT is((SELECT count(*) FROM lora_trace(:answer::bigint, '{his,more,random}', 1, 1000)), 0::bigint, 'nothing of datasets that are not traceable');
+SELECT is((SELECT count(*) FROM lora_trace('And so it was the best of times, for some. It was the worst of times', NULL, 1, 1000)), 0::bigint, 'nothing of what is no answer');
+SELECT is((SELECT count(*) FROM lora_trace(NULL::text)) + (SELECT count(*) FROM lora_trace(NULL::bigint)), 0::bigint, 'nothing of nothing');
+SELECT throws_ok($$SELECT lora_trace_index('books')$$, '42501', NULL, 'it indexes nothing');
+SELECT throws_ok($$SELECT text FROM openlora.dataset_documents$$, '42501', NULL, 'reads no document');
+SELECT throws_ok($$SELECT numbers FROM openlora.trace_chunks$$, '42501', NULL, 'nor the index');
+SELECT throws_ok($$SELECT document FROM openlora.trace_documents$$, '42501', NULL, 'nor where they are');
+SELECT throws_ok($$SELECT seed FROM openlora.trace_indexes$$, '42501', NULL, 'nor the seed');
+SELECT throws_ok($$SELECT openlora.trace_spans(1, 'x', 1, 1)$$, '42501', NULL, 'nor goes around');
+SELECT throws_ok($$SELECT openlora.trace_rows('x', '{1}', '{1}', 1, NULL)$$, '42501', NULL, 'in another way');
+SELECT throws_ok($$INSERT INTO openlora.inference_texts VALUES (1, 'x', NULL, 'a guess')$$, '42501', NULL, 'it makes up no answers');
+SELECT throws_ok($$UPDATE openlora.inference_texts SET output = 'a guess'$$, '42501', NULL, 'nor changes any');
+SELECT throws_ok($$UPDATE openlora.datasets SET traceable = true$$, '42501', NULL, 'nor what is traceable');
+-- names of its own in front of the built-in ones
+CREATE FUNCTION pg_temp.pg_has_role(oid, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+CREATE FUNCTION pg_temp.always(text, text[]) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+SET LOCAL search_path = pg_temp, pg_catalog, public;
+SELECT is((SELECT count(*) FROM lora_trace(:answer::bigint, '{his,more,random}', 1, 1000)), 0::bigint, 'whatever its search path');
+RESET search_path;
+RESET ROLE;
+SET LOCAL ROLE trace_other;
+SELECT throws_like(format('SELECT * FROM lora_trace(%s::bigint)', current_setting('trace.answer')), '%was not kept', 'another''s answer is as if it had not been kept');
+SELECT throws_like('SELECT * FROM lora_trace(9000000000::bigint)', '%was not kept', 'just as one that never was');
+RESET ROLE;
+-- as the owner of a function
+CREATE FUNCTION pg_temp.of_maker(content text) RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM lora_trace($1, NULL, 3, 10)';
+ALTER FUNCTION pg_temp.of_maker(text) OWNER TO trace_maker;
+SET LOCAL ROLE trace_user;
+SELECT is(pg_temp.of_maker('It was the worst of times'), 1::bigint, 'in a SECURITY DEFINER function its owner asks');
+RESET ROLE;
+SELECT is((SELECT count(*) FROM lora_trace('it was the worst of times.', NULL, 3, 10)), 3::bigint, 'a superuser traces all');
+SELECT ok((SELECT min(words) FROM lora_trace(:answer::bigint, '{books}', 1, 1000)) < 6, 'short spans, too');
+SELECT is((SELECT string_agg(DISTINCT dataset, ',') FROM lora_trace(:answer::bigint, NULL, 3)), 'books,his,more', 'answers, too');
+SELECT is((SELECT count(*) FROM openlora.stat_progress_trace), 0::bigint, 'nothing is being built');
+SET LOCAL ROLE trace_user;
+SELECT is((SELECT count(*) FROM openlora.stat_progress_trace), 0::bigint, 'whoever asks');
+RESET ROLE;
 SELECT * FROM finish();
 ROLLBACK;
