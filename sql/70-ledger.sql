@@ -1,6 +1,8 @@
 -- ---------------------------------------------------------------- receipts
 -- One row per request for which anything was computed, written by the database's process
 -- `openlora ledger` in transactions of its own: whether the caller commits changes nothing.
+-- With openlora.receipt_durability = sync another one before, `announced`, of which no token of the
+-- answer has left: after a crash they say what receipts are missing.
 CREATE TABLE openlora.receipts (
     leaf               bigint PRIMARY KEY CHECK (leaf >= 0),
     at                 timestamptz NOT NULL,
@@ -9,7 +11,7 @@ CREATE TABLE openlora.receipts (
     role_id            regrole NOT NULL,
     inference          bigint NOT NULL,
     attempt            int NOT NULL,
-    outcome            text NOT NULL CHECK (outcome IN ('done', 'failed', 'cancelled')),
+    outcome            text NOT NULL CHECK (outcome IN ('done', 'failed', 'cancelled', 'lost', 'announced')),
     task               text NOT NULL CHECK (task IN ('generate', 'score')),
     base_model         bytea NOT NULL CHECK (octet_length(base_model) = 32),
     device             text NOT NULL,
@@ -39,6 +41,7 @@ COMMENT ON COLUMN openlora.receipts.leaf IS 'number without gaps, from 0';
 COMMENT ON COLUMN openlora.receipts.at IS 'when the request ended';
 COMMENT ON COLUMN openlora.receipts.database IS 'oid of the database when the request ran; a restored one has another';
 COMMENT ON COLUMN openlora.receipts.inference IS 'id of the row in openlora.inferences, if the caller committed: see openlora.receipt_status';
+COMMENT ON COLUMN openlora.receipts.outcome IS 'lost: its engine was, and this is the last that it reported; announced: no receipt yet';
 COMMENT ON COLUMN openlora.receipts.attempt IS 'how often the engine was lost with this request before';
 COMMENT ON COLUMN openlora.receipts.input_tokens IS 'of the prompt, those that were computed or found computed';
 COMMENT ON COLUMN openlora.receipts.adapters IS 'their digests, in the order of the request';
@@ -64,56 +67,43 @@ ALTER TABLE openlora.receipts ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON openlora.receipts FOR SELECT USING (pg_catalog.pg_has_role(role_id, 'USAGE')
     OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')));
 
+-- Since when requests are known: NULL on a standby, and -infinity while receipts of before wait
+-- in a file.
+CREATE FUNCTION openlora.receipts_known_since() RETURNS timestamptz
+AS 'MODULE_PATHNAME', 'lora_receipts_known_since' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION openlora.receipts_known_since() FROM PUBLIC;
+
 DO $do$
 DECLARE
     invoker boolean := current_setting('server_version_num')::int >= 150000;
+    options text := CASE WHEN invoker THEN 'security_invoker = true' ELSE 'security_barrier = true' END;
+    visible text := CASE WHEN invoker THEN 'true' ELSE
+        $$(pg_catalog.pg_has_role(r.role_id, 'USAGE') OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')))$$ END;
 BEGIN
     EXECUTE format($$
 CREATE VIEW openlora.receipt_status WITH (%s) AS
 SELECT r.leaf, r.at, r.role, r.inference, r.attempt, r.outcome, r.input_tokens, r.cached_tokens, r.output_tokens,
        EXISTS (SELECT FROM openlora.inferences i WHERE i.id = r.inference) AS committed
 FROM openlora.receipts r
-WHERE %s
-$$, CASE WHEN invoker THEN 'security_invoker = true' ELSE 'security_barrier = true' END,
-    CASE WHEN invoker THEN 'true' ELSE
-    $$pg_catalog.pg_has_role(r.role_id, 'USAGE') OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE'))$$ END);
-END $do$;
-COMMENT ON VIEW openlora.receipt_status IS 'whether the transaction that asked committed (and the row of its inference is still there)';
-
--- What was asked with openlora.receipt_durability = sync, written before a token of the answer
--- left: after a crash it says what receipts are missing.
-CREATE TABLE openlora.announcements (
-    inference     bigint NOT NULL,
-    at            timestamptz NOT NULL,
-    role          name NOT NULL,
-    role_id       regrole NOT NULL,
-    task          text NOT NULL CHECK (task IN ('generate', 'score')),
-    max_tokens    int NOT NULL,
-    prompt_digest bytea NOT NULL CHECK (octet_length(prompt_digest) = 32),
-    PRIMARY KEY (inference, prompt_digest)
-);
-COMMENT ON TABLE openlora.announcements IS 'requests as they were announced; rows are only ever added';
-CREATE TRIGGER unchanging BEFORE UPDATE OR DELETE OR TRUNCATE ON openlora.announcements
-    FOR EACH STATEMENT EXECUTE FUNCTION openlora.keep_receipts();
-ALTER TABLE openlora.announcements ENABLE ALWAYS TRIGGER unchanging;
-ALTER TABLE openlora.announcements ENABLE ROW LEVEL SECURITY;
-CREATE POLICY own ON openlora.announcements FOR SELECT USING (pg_catalog.pg_has_role(role_id, 'USAGE')
-    OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')));
-
-DO $do$
-DECLARE
-    invoker boolean := current_setting('server_version_num')::int >= 150000;
-BEGIN
+WHERE r.outcome <> 'announced' AND %s
+$$, options, visible);
+    EXECUTE format($$
+CREATE VIEW openlora.announcements WITH (%s) AS
+SELECT r.leaf, r.inference, r.at, r.role, r.role_id, r.task, r.max_tokens, r.prompt_digest
+FROM openlora.receipts r
+WHERE r.outcome = 'announced' AND %s
+$$, options, visible);
     EXECUTE format($$
 CREATE VIEW openlora.unmetered WITH (%s) AS
-SELECT n.* FROM openlora.announcements n
-WHERE %s AND NOT EXISTS (SELECT FROM openlora.receipts r WHERE r.inference = n.inference AND r.prompt_digest = n.prompt_digest)
-$$, CASE WHEN invoker THEN 'security_invoker = true' ELSE 'security_barrier = true' END,
-    CASE WHEN invoker THEN 'true' ELSE
-    $$(pg_catalog.pg_has_role(n.role_id, 'USAGE') OR (SELECT pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')))$$ END);
+SELECT r.leaf, r.inference, r.at, r.role, r.role_id, r.task, r.max_tokens, r.prompt_digest,
+       CASE WHEN r.at < since THEN 'lost' WHEN r.at >= since THEN 'running' END AS state
+FROM openlora.receipts r, (SELECT openlora.receipts_known_since() AS since OFFSET 0) known
+WHERE r.outcome = 'announced' AND %s
+  AND NOT EXISTS (SELECT FROM openlora.receipts o WHERE o.inference = r.inference AND o.prompt_digest = r.prompt_digest AND o.outcome <> 'announced')
+$$, options, visible);
 END $do$;
-COMMENT ON VIEW openlora.unmetered IS
-    'announced requests without a receipt: they still run, nothing was computed for them, or a crash has lost the receipt';
+COMMENT ON VIEW openlora.receipt_status IS 'whether the transaction that asked committed (and the row of its inference is still there)';
+COMMENT ON VIEW openlora.announcements IS 'requests as they were announced, with openlora.receipt_durability = sync';
+COMMENT ON VIEW openlora.unmetered IS 'announced requests without a receipt: they run, or a crash has lost the receipt';
 
-SELECT pg_catalog.pg_extension_config_dump('openlora.announcements', '');
 SELECT pg_catalog.pg_extension_config_dump('openlora.receipts', '');

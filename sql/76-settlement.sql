@@ -220,7 +220,7 @@ BEGIN
     SELECT r.leaf, r.inference, made, p.id
     FROM openlora.receipts r
     JOIN openlora.reward_policies p ON p.adapter IS NULL AND p.usage = 'metered' AND tstzrange(p.valid_from, p.valid_to) @> r.at
-    WHERE r.at < $1 AND r.outcome <> 'failed' AND NOT EXISTS (SELECT FROM openlora.inferences i WHERE i.id = r.inference)
+    WHERE r.at < $1 AND r.outcome IN ('done', 'cancelled') AND r.input_tokens > 0 AND NOT EXISTS (SELECT FROM openlora.inferences i WHERE i.id = r.inference)
       AND NOT EXISTS (SELECT FROM openlora.settled_receipts s WHERE s.leaf = r.leaf);
     PERFORM openlora.credit_receipts(made);
     PERFORM openlora.book_settlement(made);

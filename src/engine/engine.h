@@ -117,8 +117,8 @@ typedef struct ol_request {
     int priority;         /* higher goes first, whoever's it is; -OL_MAX_PRIORITY .. */
     uint32_t timeout_ms;  /* from now; then it fails with OL_CANCELLED. 0: none */
     /* Metering: the host's own record, <= OL_MAX_METER_BYTES, copied and not looked into. It
-     * comes back in an OL_EVENT_USAGE when the request ends, however it ends, if anything was
-     * computed for it. Empty: no such event. */
+     * comes back in an OL_EVENT_USAGE when the request ends, however it ends, and now and then
+     * before. Empty: no such event. */
     ol_text meter;
     ol_digest meter_salt; /* goes before the output's tokens into their digest */
 } ol_request;
@@ -141,13 +141,15 @@ typedef enum ol_event_kind {
     OL_EVENT_NEED_ADAPTER,
     OL_EVENT_DONE,   /* last event of its tag */
     OL_EVENT_FAILED, /* last event of its tag */
-    OL_EVENT_USAGE,  /* of a metered request; just before its last event, or after a cancel */
+    OL_EVENT_USAGE,  /* of a metered request; just before its last event, or after a cancel;
+                      * with OL_OUTCOME_SO_FAR at any time before */
 } ol_event_kind;
 
 typedef enum ol_outcome {
     OL_OUTCOME_DONE,
     OL_OUTCOME_FAILED,
     OL_OUTCOME_CANCELLED,
+    OL_OUTCOME_SO_FAR, /* it goes on */
 } ol_outcome;
 
 typedef struct ol_token_logprob {

@@ -37,8 +37,9 @@ typedef struct request {
     ol_task task;
     bool with_scheduler; /* else pending */
     bool ignore_eos, quiet;
-    ol_buf held;  /* quiet: text that was not told yet */
-    ol_buf meter; /* empty: not metered */
+    ol_buf held;                  /* quiet: text that was not told yet */
+    ol_buf meter;                 /* empty: not metered */
+    int told_prompt, tell_output; /* metered: told so far; at how many tokens to tell again */
     ol_digest meter_salt;
     int logprobs;
     int32_t *tokens; /* prompt, then output (GENERATE) or completion (SCORE) */
@@ -134,9 +135,11 @@ void request_leave_pending(ol_engine *engine, request *r);
 /* From the scheduler back to pending, its adapters unpinned; what it has computed is lost,
  * its tokens are not. */
 void request_suspend(ol_engine *engine, request *r);
-/* Each ends the request: queues its last event and frees it. */
-/* A receipt of what was computed, for a request that is metered. */
+/* What was computed, for a request that is metered. */
 void request_tell_usage(ol_engine *engine, const request *r, ol_outcome outcome);
+/* The same of one that goes on, when something new is worth telling. */
+void request_tell_so_far(ol_engine *engine, request *r);
+/* Each ends the request: queues its last event and frees it. */
 void request_done(ol_engine *engine, request *r, ol_finish finish);
 void request_fail(ol_engine *engine, request *r, const ol_error *error);
 /* Frees a request and everything it holds; also one that was never entered. */

@@ -139,6 +139,8 @@ static void take_generated(ol_engine *engine, request *r, const float *logits)
         request_done(engine, r, finish);
     } else if (ended) {
         output_finish(engine, r, finish);
+    } else {
+        request_tell_so_far(engine, r);
     }
 }
 
@@ -178,6 +180,8 @@ static void take_scored(ol_engine *engine, request *r, const float *logits, int 
     }
     if (r->n_output == r->max_output)
         output_finish(engine, r, OL_FINISH_SCORED);
+    else
+        request_tell_so_far(engine, r);
 }
 
 void output_take(ol_engine *engine, request *r, const float *logits, int n)

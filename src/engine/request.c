@@ -211,13 +211,31 @@ void request_tell_usage(ol_engine *engine, const request *r, ol_outcome outcome)
                   .n_shares = r->n_adapters,
                   .shares = shares};
 
-    if (r->meter.len == 0 || prompt == 0)
+    if (r->meter.len == 0)
         return;
     measure_shares(r, shares);
     if (digest_output(r, &e.digest))
         ol_events_push(engine->events, &e);
     else
         ol_events_fail(engine->events); /* sooner no service than service unmetered */
+}
+
+/* Should this process die, its host knows this much. Most requests end before. */
+#define FIRST_TOLD 8
+#define TOLD_EVERY 32
+
+void request_tell_so_far(ol_engine *engine, request *r)
+{
+    int prompt = r->n_output > 0 ? r->told_prompt : used_prompt(r);
+
+    if (r->tell_output == 0)
+        r->tell_output = FIRST_TOLD;
+    if (r->meter.len == 0 || (prompt == r->told_prompt && r->n_output < r->tell_output))
+        return;
+    r->told_prompt = prompt;
+    if (r->n_output >= r->tell_output)
+        r->tell_output = r->n_output + TOLD_EVERY;
+    request_tell_usage(engine, r, OL_OUTCOME_SO_FAR);
 }
 
 void request_done(ol_engine *engine, request *r, ol_finish finish)

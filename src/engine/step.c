@@ -178,8 +178,10 @@ static void deliver(ol_engine *engine, const ol_sched_plan *plan, const float *l
     for (int i = 0; i < plan->n_parts; i++) {
         const ol_sched_part *part = &plan->parts[i];
 
-        if (part->n_logits == 0)
+        if (part->n_logits == 0) {
+            request_tell_so_far(engine, request_of(part->seq));
             continue;
+        }
         output_take(engine, request_of(part->seq), logits, part->n_logits);
         logits += (size_t)part->n_logits * (size_t)engine->config->vocab;
     }

@@ -11,7 +11,8 @@
  *   text  role
  *   i64   inference
  *   u32   attempt
- *   u8    outcome: 0 done, 1 failed, 2 cancelled
+ *   u8    outcome: 0 done, 1 failed, 2 cancelled, 3 lost with its engine,
+ *         4 announced (no receipt yet)
  *   u8    task: 0 generate, 1 score
  *   32    digest of the base model
  *   text  device

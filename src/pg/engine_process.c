@@ -235,6 +235,7 @@ long engine_pause_left(const EngineProcess *engine)
 /* From here on nobody finds it ready. One that could not load its model stays broken. */
 static void gone(EngineProcess *engine, const ol_error *why)
 {
+    engine->last_frames(engine);
     ol_channel_close(&engine->channel);
     engine->pid = 0;
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);

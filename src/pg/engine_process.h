@@ -15,6 +15,7 @@ typedef struct EngineProcess {
     ol_channel channel;
     int failures; /* in a row, for the pause before the next start */
     TimestampTz next_start;
+    void (*last_frames)(struct EngineProcess *engine); /* called before its channel is closed */
     char *settings; /* as the running or broken engine was started with */
 } EngineProcess;
 

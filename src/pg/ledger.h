@@ -30,8 +30,11 @@
 extern Size lora_ledger_shared_size(void);
 extern void lora_ledger_startup_shared(void);
 
-/* -- in the openlora worker ----------------------------------------------------------------- */
+/* -- in whatever process: mostly the openlora worker
+ * ----------------------------------------------------------------- */
 extern void lora_ledger_put(const LoraReceipt *receipt);
+
+/* -- in the openlora worker ----------------------------------------------------------------- */
 /* Looks after files. Returns after how many milliseconds to do so again, unless woken; -1:
  * never. */
 extern long lora_ledger_tend(void);
@@ -50,7 +53,8 @@ typedef struct LoraAnnounced {
 } LoraAnnounced;
 
 /* Waits for room, if need be. */
-extern bool lora_ledger_announce(const LoraMeter *meter, LoraAnnounced *announced, ol_error *error);
+extern bool lora_ledger_announce(const LoraReceipt *receipt, LoraAnnounced *announced,
+                                 ol_error *error);
 /* Until the announcement is on disk. */
 extern void lora_ledger_await(const LoraAnnounced *announced);
 

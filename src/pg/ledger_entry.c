@@ -10,6 +10,9 @@
 
 #define EPOCH_US ((int64)(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
+const char *const lora_outcomes[LORA_OUTCOMES] = {"done", "failed", "cancelled", "lost",
+                                                  "announced"};
+
 static void check_encoded(const ol_buf *out)
 {
     if (out->failed)
@@ -195,13 +198,12 @@ static void numbers_of(uint64 row, ol_entry *e)
 
 bool lora_entry_from_row(uint64 row, ol_buf *out)
 {
-    static const char *const outcomes[] = {"done", "failed", "cancelled"};
     static const char *const tasks[] = {"generate", "score"};
     ol_entry e = {0};
 
     if (!is_whole(row) || (uint64)DatumGetInt64(value_of(row, 3)) > PG_UINT32_MAX ||
         !text_of(value_of(row, 4), &e.role) || !text_of(value_of(row, 10), &e.device) ||
-        !code_of(value_of(row, 7), outcomes, lengthof(outcomes), &e.outcome) ||
+        !code_of(value_of(row, 7), lora_outcomes, LORA_OUTCOMES, &e.outcome) ||
         !code_of(value_of(row, 8), tasks, lengthof(tasks), &e.task) ||
         !digest_of(value_of(row, 9), &e.base_model) || !adapters_of(row, 24, &e) ||
         !digest_of(value_of(row, 27), &e.prompt) || !digest_of(value_of(row, 28), &e.output))

@@ -18,6 +18,9 @@
     " ignore_eos, seed, adapters, weights, shares, prompt_digest, output_digest"
 #define LORA_ENTRY_N_COLUMNS 28
 
+#define LORA_OUTCOMES (LORA_OUTCOME_ANNOUNCED + 1)
+/* As they are called in the table. */
+extern const char *const lora_outcomes[LORA_OUTCOMES];
 /* The engine's device in plain ASCII, as it is stored. */
 extern void lora_plain_device(const LoraReceipt *receipt, char plain[LORA_DEVICE_NAME]);
 /* Appends the entry of a receipt that becomes `leaf`. */

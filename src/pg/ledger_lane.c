@@ -1,6 +1,7 @@
 /* ledger_lane.c: see ledger.h: lanes, and receipts in and out of them. */
 #include "ledger_lane.h"
 
+#include "access/xlog.h"
 #include "database_worker.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
@@ -8,6 +9,8 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(lora_receipts_known_since);
 
 LoraLanes *lora_lanes;
 
@@ -44,6 +47,7 @@ void lora_ledger_startup_shared(void)
     lora_lanes->lock = &GetNamedLWLockTranche("openlora")[3].lock;
     lora_lanes->files_wait = true;
     lora_lanes->turns = 1;
+    lora_lanes->since = GetCurrentTimestamp();
     ConditionVariableInit(&lora_lanes->answered);
     ConditionVariableInit(&lora_lanes->written);
     if (!IsUnderPostmaster)
@@ -136,19 +140,14 @@ static bool try_announce(const LoraReceipt *receipt, LoraAnnounced *announced, o
     return entered;
 }
 
-bool lora_ledger_announce(const LoraMeter *meter, LoraAnnounced *announced, ol_error *error)
+bool lora_ledger_announce(const LoraReceipt *receipt, LoraAnnounced *announced, ol_error *error)
 {
-    LoraReceipt *receipt = palloc0(sizeof(*receipt));
     ol_code code;
 
-    receipt->meter = *meter;
-    receipt->at = GetCurrentTimestamp();
-    receipt->announced = 1;
     ConditionVariablePrepareToSleep(&lora_lanes->written);
     while (!try_announce(receipt, announced, &code, error) && code == OL_OK)
         ConditionVariableSleep(&lora_lanes->written, lora_wait_event());
     ConditionVariableCancelSleep();
-    pfree(receipt);
     return code == OL_OK;
 }
 
@@ -171,6 +170,18 @@ void lora_ledger_await(const LoraAnnounced *announced)
     while (!is_announced(announced))
         ConditionVariableSleep(&lora_lanes->written, lora_wait_event());
     ConditionVariableCancelSleep();
+}
+
+/* -- for SQL ----------------------------------------------------------------------------------- */
+
+/* openlora.receipts_known_since() -> timestamptz */
+Datum lora_receipts_known_since(PG_FUNCTION_ARGS)
+{
+    if (!lora_lanes || RecoveryInProgress())
+        PG_RETURN_NULL();
+    if (lora_file_waits(MyDatabaseId))
+        PG_RETURN_TIMESTAMPTZ(DT_NOBEGIN);
+    PG_RETURN_TIMESTAMPTZ(lora_lanes->since);
 }
 
 /* -- for the openlora worker and the launcher ------------------------------------------------ */

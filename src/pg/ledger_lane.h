@@ -35,6 +35,7 @@ typedef struct LoraLanes {
     uint64 turns;         /* changes when a lane becomes free */
     uint64 looked_at;     /* `turns` when files were looked for */
     bool files_wait;      /* there may be files of databases without a lane */
+    TimestampTz since;    /* what was before is known from files and tables alone */
     TimestampTz unsynced; /* since when a file is not safe from a power failure; 0: all are */
     LoraLane lanes[LORA_LANES];
 } LoraLanes;

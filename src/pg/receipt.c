@@ -4,6 +4,7 @@
 #include "attribution.h"
 #include "catalog/namespace.h"
 #include "commands/sequence.h"
+#include "shared.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
@@ -29,15 +30,18 @@ void lora_make_salt(ol_digest *salt)
         ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate a salt")));
 }
 
-static void digest_prompt(const LoraSpec *spec, const ol_digest *salt, ol_digest *digest)
+/* Of the salt, and what follows it. */
+static void digest(const ol_digest *salt, const LoraSpec *spec, ol_digest *digest)
 {
     ol_sha256 *sha = ol_sha256_begin();
 
     if (!sha)
         ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
     ol_sha256_add(sha, salt->bytes, sizeof(salt->bytes));
-    ol_sha256_add(sha, spec->prompt, spec->prompt_len);
-    ol_sha256_add(sha, spec->completion, spec->completion_len);
+    if (spec) {
+        ol_sha256_add(sha, spec->prompt, spec->prompt_len);
+        ol_sha256_add(sha, spec->completion, spec->completion_len);
+    }
     ol_sha256_end(sha, digest);
 }
 
@@ -64,7 +68,8 @@ void lora_meter_fill(LoraMeter *meter, const LoraSpec *spec, const LoraResult *r
     namestrcpy(&meter->role_name, GetUserNameFromId(meter->role, false));
     meter->attempt = attempt;
     meter->inference = result->inference;
-    digest_prompt(spec, &result->salt, &meter->prompt);
+    digest(&result->salt, spec, &meter->prompt);
+    digest(&result->salt, NULL, &meter->nothing);
     meter->task = spec->task;
     fill_sampling(meter, &spec->sampling);
     meter->n_adapters = spec->n_adapters;
@@ -75,9 +80,9 @@ void lora_meter_fill(LoraMeter *meter, const LoraSpec *spec, const LoraResult *r
     }
 }
 
-/* -- in the worker -------------------------------------------------------------------------- */
+/* -- what is used ---------------------------------------------------------------------------- */
 
-static bool meter_is_sound(const LoraMeter *meter)
+bool lora_meter_is_sound(const LoraMeter *meter)
 {
     return meter->magic == LORA_METER_MAGIC && OidIsValid(meter->database) &&
            meter->inference > 0 && meter->attempt >= 0 && meter->n_adapters >= 0 &&
@@ -88,29 +93,33 @@ static bool meter_is_sound(const LoraMeter *meter)
 /* What the table's constraints and the entry's readers take for granted, too. */
 bool lora_receipt_is_sound(const LoraReceipt *r)
 {
-    return meter_is_sound(&r->meter) && r->outcome >= OL_OUTCOME_DONE &&
-           r->outcome <= OL_OUTCOME_CANCELLED && r->input_tokens >= 0 && r->cached_tokens >= 0 &&
+    return lora_meter_is_sound(&r->meter) && r->outcome >= OL_OUTCOME_DONE &&
+           r->outcome <= LORA_OUTCOME_ANNOUNCED && r->input_tokens >= 0 && r->cached_tokens >= 0 &&
            r->cached_tokens <= r->input_tokens && r->output_tokens >= 0 &&
+           (r->meter.task == OL_TASK_SCORE || r->output_tokens <= r->meter.max_tokens) &&
            memchr(r->device, '\0', sizeof(r->device)) != NULL;
 }
 
-static bool is_meter(const ol_text *bytes, LoraMeter *meter)
+void lora_receipt_begin(const LoraMeter *meter, int outcome, LoraReceipt *receipt)
 {
-    if (bytes->len != sizeof(*meter))
-        return false;
-    memcpy(meter, bytes->data, sizeof(*meter));
-    return meter_is_sound(meter);
+    memset(receipt, 0, sizeof(*receipt));
+    receipt->meter = *meter;
+    receipt->at = GetCurrentTimestamp();
+    receipt->outcome = outcome;
+    receipt->output = meter->nothing;
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    receipt->base_model = lora_shared->info.model_digest;
+    strlcpy(receipt->device, lora_shared->info.device.description, sizeof(receipt->device));
+    LWLockRelease(lora_shared->lock);
 }
 
-bool lora_receipt_take(ol_reader *r, const ol_engine_info *engine, LoraReceipt *receipt)
+bool lora_receipt_report(LoraReceipt *receipt, ol_reader *r)
 {
     ol_wire_event_scratch scratch;
     int64 parts[OL_MAX_REQUEST_ADAPTERS];
     ol_event e;
 
-    memset(receipt, 0, sizeof(*receipt));
-    if (!ol_wire_get_usage(r, &scratch, &e) || !is_meter(&e.text, &receipt->meter) ||
-        e.n_shares != receipt->meter.n_adapters)
+    if (!ol_wire_get_usage(r, &scratch, &e) || e.n_shares != receipt->meter.n_adapters)
         return false;
     receipt->at = GetCurrentTimestamp();
     receipt->outcome = e.outcome;
@@ -118,8 +127,6 @@ bool lora_receipt_take(ol_reader *r, const ol_engine_info *engine, LoraReceipt *
     receipt->cached_tokens = e.cached_tokens;
     receipt->output_tokens = e.completion_tokens;
     receipt->output = e.digest;
-    receipt->base_model = engine->model_digest;
-    strlcpy(receipt->device, engine->device.description, sizeof(receipt->device));
     lora_split_shares(e.n_shares, scratch.shares, parts);
     for (int i = 0; i < e.n_shares; i++)
         receipt->shares[i] = (int32)parts[i];

@@ -24,8 +24,10 @@ struct LoraRequest {
     ol_error error;
     int retries_left, attempts;
     LoraQuotaClaim claim;
+    LoraReceipt *announcement; /* NULL: it is not to be announced */
     LoraAnnounced announced;
-    int seen; /* token events taken; a retry repeats them and they are skipped */
+    bool sent; /* once at least: the worker sees to its receipt */
+    int seen;  /* token events taken; a retry repeats them and they are skipped */
     LoraResult result;
     LoraToken *tokens, **tokens_end, *next;
 };
@@ -70,8 +72,19 @@ static LoraRequest *find_flying(uint64 tag)
 
 /* -- sending --------------------------------------------------------------------------------- */
 
+/* What was announced and never sent has a receipt, too. */
+static void end_announcement(LoraRequest *request)
+{
+    if (request->announced.number == 0 || request->sent)
+        return;
+    request->sent = true;
+    request->announcement->outcome = OL_OUTCOME_CANCELLED;
+    lora_ledger_put(request->announcement);
+}
+
 static void end_request(LoraRequest *request)
 {
+    end_announcement(request);
     request->ended = true;
     n_ended++;
     lora_quota_end(request->claim);
@@ -93,11 +106,11 @@ static void at_end_of_memory(void *arg)
 
     if (!request->ended && lora_session_is_live(request->tag))
         lora_session_cancel(request->tag);
+    end_announcement(request);
     lora_quota_end(request->claim);
     forget_flying(request);
 }
 
-/* A lost connection shows at the next wait. */
 /* What is left of statement_timeout: work that nobody will see need not be done. */
 static uint32 time_left(void)
 {
@@ -135,8 +148,10 @@ static void send_request(LoraRequest *request)
         adapters[i].digest = spec->adapters[i].digest;
         adapters[i].weight = (float)spec->adapters[i].weight;
     }
-    if (request->result.inference)
+    if (request->result.inference) {
         lora_meter_fill(&meter, spec, &request->result, request->attempts++);
+        meter.announced = request->announcement != NULL;
+    }
     request->tag = lora_session_tag();
     request->losses = lora_session_losses();
     if (lora_session_upload(request->tag, spec->prompt, spec->prompt_len) != LORA_IO_OK ||
@@ -146,7 +161,9 @@ static void send_request(LoraRequest *request)
     ol_wire_put_request(buf, &wire);
     if (buf->failed)
         ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-    (void)lora_session_send(OL_FRAME_REQUEST, request->tag, buf->data, (uint32)buf->len);
+    if (lora_session_send(OL_FRAME_REQUEST, request->tag, buf->data, (uint32)buf->len) ==
+        LORA_IO_OK)
+        request->sent = true;
 }
 
 /* Tokens of a text, before it is known. */
@@ -169,7 +186,10 @@ static bool announce(LoraRequest *request, ol_error *error)
     if (lora_receipt_durability != LORA_RECEIPTS_SYNC || !request->result.inference)
         return true;
     lora_meter_fill(&meter, &request->spec, &request->result, 0);
-    return lora_ledger_announce(&meter, &request->announced, error);
+    meter.announced = true;
+    request->announcement = MemoryContextAlloc(request->context, sizeof(LoraReceipt));
+    lora_receipt_begin(&meter, LORA_OUTCOME_ANNOUNCED, request->announcement);
+    return lora_ledger_announce(request->announcement, &request->announced, error);
 }
 
 LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error *error)

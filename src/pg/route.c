@@ -15,11 +15,12 @@
 #include "utils/timestamp.h"
 #include "wire/message.h"
 
-#include "ledger.h"
 #include "link.h"
+#include "metering.h"
 #include "session.h"
 
 #define MAX_PENDING ((Size)16 << 20)
+#define MAX_UNREAD 10000   /* frames: more than a link holds */
 #define FRAMES_PER_TURN 16 /* of one session, before others have theirs */
 
 typedef struct Pending {
@@ -140,11 +141,36 @@ static void tell_end_again(EngineProcess *engine, int slot)
         note_opening(); /* somebody may wait for the slot */
 }
 
+/* The one in hand, or the next of its link: 1, 0 when there is none, -1 when it is over. */
+static int next_frame(Session *s, ol_frame *frame, const uint8 **payload)
+{
+    static uint8 buffer[OL_FRAME_PAYLOAD];
+
+    *payload = s->held ? s->held->payload : buffer;
+    if (!s->held)
+        return lora_link_get(&s->link, frame, buffer);
+    *frame = s->held->frame;
+    return 1;
+}
+
+/* What the backend has sent, and the engine will not have. (One that goes on sending does not
+ * know yet; it is not waited for.) */
+static void refuse_unread(Session *s)
+{
+    const uint8 *payload;
+    ol_frame frame;
+
+    for (int n = 0; n < MAX_UNREAD && next_frame(s, &frame, &payload) > 0; n++) {
+        lora_metering_refuse(&frame, payload);
+        free_held(s);
+    }
+}
+
 static void close_session(EngineProcess *engine, int slot)
 {
     Session *s = &sessions[slot];
 
-    free_held(s);
+    refuse_unread(s);
     free_pending(s);
     dsm_detach(s->segment); /* the backend sees its queues detached */
     s->open = false;
@@ -303,17 +329,6 @@ static void take_log(ol_reader *r)
                              (const char *)r->data + r->pos)));
 }
 
-/* Before its session hears of the end, as the engine has sent it before. */
-static bool take_receipt(ol_reader *r)
-{
-    LoraReceipt receipt;
-
-    if (!lora_receipt_take(r, &lora_shared->info, &receipt)) /* the info is ours alone to write */
-        return false;
-    lora_ledger_put(&receipt);
-    return true;
-}
-
 static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 *payload)
 {
     ol_reader r = ol_reader_over(payload, frame->length);
@@ -346,8 +361,6 @@ static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 
     case OL_FRAME_LOG:
         take_log(&r);
         return true;
-    case OL_FRAME_RECEIPT:
-        return take_receipt(&r);
     default:
         return false;
     }
@@ -373,6 +386,13 @@ static bool from_engine(EngineProcess *engine)
                 return false;
             continue;
         }
+        /* Before its session hears of the end, as the engine has sent it before. */
+        if (frame.type == OL_FRAME_RECEIPT) {
+            if (!lora_metering_report(&frame, payload))
+                return false;
+            continue;
+        }
+        lora_metering_event(&frame, payload);
         /* A reply to a session that has ended meanwhile is dropped. */
         if (sessions[slot].open && sessions[slot].epoch == frame.epoch &&
             !deliver(&sessions[slot], &frame, payload))
@@ -413,26 +433,25 @@ static bool forward(EngineProcess *engine, int slot, const ol_frame *frame, cons
     header.session = (uint32)slot + 1;
     header.epoch = sessions[slot].epoch;
     header.version = OL_WIRE_VERSION;
-    return ol_channel_send(&engine->channel, &header, payload);
+    if (!ol_channel_send(&engine->channel, &header, payload))
+        return false;
+    lora_metering_begin(&header, payload);
+    return true;
 }
 
 /* One frame of a session: 1, 0 when none can be moved now, -1 when it is over. A backend puts
  * into `session` which engine a frame is meant for. */
 static int move_frame(EngineProcess *engine, int slot, uint32 generation)
 {
-    static uint8 buffer[OL_FRAME_PAYLOAD];
     Session *s = &sessions[slot];
-    const uint8 *payload = s->held ? s->held->payload : buffer;
+    const uint8 *payload;
     ol_frame frame;
-    int got = 1;
+    int got = next_frame(s, &frame, &payload);
 
-    if (s->held)
-        frame = s->held->frame;
-    else
-        got = lora_link_get(&s->link, &frame, buffer);
     if (got <= 0)
         return got;
     if (frame.session != generation) {
+        lora_metering_refuse(&frame, payload);
         if (!tell_lost(s, frame.session))
             return -1;
     } else if (!forward(engine, slot, &frame, payload)) {
@@ -481,6 +500,14 @@ bool route_move(EngineProcess *engine)
     }
     wake_backends();
     return true;
+}
+
+/* What the engine wrote before its end is there still. */
+void route_last_frames(EngineProcess *engine)
+{
+    (void)from_engine(engine);
+    wake_backends();
+    lora_metering_lost();
 }
 
 void route_engine_lost(void)

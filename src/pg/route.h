@@ -15,6 +15,8 @@ extern void route_attach_new(EngineProcess *engine);
 /* Moves what can be moved now, both ways. Returns false when the engine wrote what is
  * no frame: it must be ended. */
 extern bool route_move(EngineProcess *engine);
+/* Before its channel is closed, whatever way it goes: takes what it has sent last. */
+extern void route_last_frames(EngineProcess *engine);
 /* The engine is gone: every session hears LOST, frames meant for it are dropped. */
 extern void route_engine_lost(void);
 

@@ -23,7 +23,7 @@
 #include "pgstat.h"
 #endif
 
-static EngineProcess engine;
+static EngineProcess engine = {.last_frames = route_last_frames};
 
 static void child_ended(SIGNAL_ARGS)
 {

@@ -144,6 +144,7 @@ static void get_sampling(ol_reader *r, ol_arena *arena, ol_sampling *s)
 
 void ol_wire_put_request(ol_buf *buf, const ol_request *q)
 {
+    ol_buf_put_blob(buf, q->meter.data, q->meter.len);
     ol_buf_put_u8(buf, (uint8_t)q->task);
     ol_buf_put_u8(buf, q->parse_special);
     ol_buf_put_u8(buf, q->quiet);
@@ -160,17 +161,25 @@ void ol_wire_put_request(ol_buf *buf, const ol_request *q)
     ol_buf_put_u32(buf, (uint32_t)q->priority);
     ol_buf_put_u32(buf, q->timeout_ms);
     put_digest(buf, &q->meter_salt);
-    ol_buf_put_blob(buf, q->meter.data, q->meter.len);
+}
+
+bool ol_wire_get_meter(ol_reader *r, ol_text *meter)
+{
+    meter->data = (const char *)ol_get_blob(r, &meter->len);
+    return !r->bad && meter->len <= OL_MAX_METER_BYTES;
 }
 
 bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *upload,
                          size_t upload_len, ol_request *q)
 {
-    uint8_t task = ol_get_u8(r);
     ol_adapter_use *adapters;
     uint64_t prompt_len, completion_len;
+    uint8_t task;
 
     memset(q, 0, sizeof(*q));
+    if (!ol_wire_get_meter(r, &q->meter))
+        return false;
+    task = ol_get_u8(r);
     q->task = (ol_task)task;
     q->parse_special = get_bool(r);
     q->quiet = get_bool(r);
@@ -197,7 +206,6 @@ bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *up
     q->priority = (int32_t)ol_get_u32(r);
     q->timeout_ms = ol_get_u32(r);
     get_digest(r, &q->meter_salt);
-    q->meter.data = (const char *)ol_get_blob(r, &q->meter.len);
     return finished(r);
 }
 
@@ -405,7 +413,7 @@ bool ol_wire_get_usage(ol_reader *r, ol_wire_event_scratch *scratch, ol_event *e
 
     memset(e, 0, sizeof(*e));
     e->kind = OL_EVENT_USAGE;
-    r->bad |= outcome > OL_OUTCOME_CANCELLED;
+    r->bad |= outcome > OL_OUTCOME_SO_FAR;
     e->outcome = (ol_outcome)outcome;
     e->prompt_tokens = get_count(r, INT32_MAX);
     e->completion_tokens = get_count(r, INT32_MAX);

@@ -3,8 +3,8 @@
  *
  * Every frame has a header (ring.h) and a payload in little-endian, length-prefixed
  * fields. Between backend and worker the same frames are messages of a shm_mq; the
- * worker routes by the header alone and never parses a payload, but for the
- * frames addressed to itself (session 0).
+ * worker routes by the header alone and parses no payload but of frames addressed to
+ * itself (session 0, and RECEIPT), a REQUEST's meter, and the kind of an EVENT.
  *
  * Long things (prompts, adapters, texts) are uploaded in DATA frames that append to
  * the tag's upload buffer in the engine; the frame that follows consumes it:
@@ -30,7 +30,9 @@
  *                           and on STATUS
  *     BROKEN                loading failed: an ol_error; the engine then exits
  *     LOG                   level u8, text
- *     RECEIPT               the OL_EVENT_USAGE of a metered request, before its last event
+ *   engine -> worker (with the address of a request)
+ *     RECEIPT               the OL_EVENT_USAGE of a metered request, before its last event, and
+ *                           now and then before that; its meter, which the worker has, is empty
  *   worker -> backend
  *     LOST                  an engine went away, and with it every tag that was sent to it;
  *                           the header's tag is its generation. (From a backend the
@@ -46,7 +48,7 @@
 #include "engine/engine.h"
 #include "wire/ring.h"
 
-#define OL_WIRE_VERSION 1u
+#define OL_WIRE_VERSION 2u
 
 /* Uploads at most: the host passes the limit of adapters by option, prompts are
  * bounded here. */
@@ -85,6 +87,8 @@ void ol_wire_put_request(ol_buf *buf, const ol_request *request);
 /* Arrays come out of `arena`; prompt and completion point into `upload`, whose
  * length must be exactly theirs. The tag is the frame's. */
 struct ol_arena;
+/* The meter alone, which comes first. */
+bool ol_wire_get_meter(ol_reader *r, ol_text *meter);
 bool ol_wire_get_request(ol_reader *r, struct ol_arena *arena, const uint8_t *upload,
                          size_t upload_len, ol_request *request);
 

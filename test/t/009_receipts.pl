@@ -59,15 +59,17 @@ for my $how ('pg_cancel_backend', 'pg_terminate_backend')
 }
 whole('after ends of all kinds');
 
-# -- an engine that dies: the request is executed again, and metered once
+# -- an engine that dies: what it has reported is metered, and the request executed again
 my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q{SELECT inference_id FROM lora_complete(NULL, 'Lost', max_tokens => 900, ignore_eos => true)} ],
 	'>', \my $lost, '2>', \my $errors, IPC::Run::timeout(60));
-$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
+$node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM openlora.stat_activity WHERE output_tokens > 60}) or die 'nothing runs';
 kill 'KILL', sql('SELECT engine_pid FROM lora_status()');
 $run->finish;
 chomp $lost;
 until_true("SELECT count(*) = 1 FROM openlora.receipts WHERE inference = $lost AND outcome = 'done'", 'one receipt after a lost engine');
-is(sql("SELECT count(*) FROM openlora.receipts WHERE inference = $lost"), '1', 'and no other');
+is(sql("SELECT attempt, count(*), bool_and(output_tokens >= 40 AND input_tokens > 0 AND r.output_digest <> d.output_digest) FROM openlora.receipts r,
+	LATERAL (SELECT output_digest FROM openlora.receipts WHERE inference = $lost AND outcome = 'done') d WHERE inference = $lost AND outcome = 'lost' GROUP BY 1"), '0|1|t', 'one of what was lost, and no other');
+is(sql("SELECT attempt FROM openlora.receipts WHERE inference = $lost AND outcome = 'done'"), '1', 'of the second attempt');
 
 # -- who sees what, and that nothing is changed
 is(sql('SET ROLE asker; SELECT count(*) > 0 AND bool_and(committed) FROM openlora.receipt_status'), 't', 'a role sees its own');
@@ -178,10 +180,36 @@ sub start_again
 	is(sql('SELECT count(*) FROM openlora.announcements'), '301', 'so it is');
 	is(sql("$sync; SELECT count(*) FROM lora_stream(NULL, 'Once', max_tokens => 3, ignore_eos => true) WHERE token IS NOT NULL"), '3', 'a stream');
 	until_true('SELECT count(*) = 0 FROM openlora.unmetered', 'all metered');
-	for my $change ('UPDATE openlora.announcements SET max_tokens = 0', 'DELETE FROM openlora.announcements', 'TRUNCATE openlora.announcements')
+	for my $change ('UPDATE openlora.announcements SET max_tokens = 0', 'DELETE FROM openlora.announcements')
 	{
 		my ($code, $out, $err) = $node->psql('postgres', "SET session_replication_role = replica; $change");
-		like($err, qr/of table "announcements" is not possible/, $change);
+		like($err, qr/of table "receipts" is not possible/, $change);
+	}
+	whole('with announcements, which are leaves');
+	is(sql('SELECT checked > 0 AND bad IS NULL FROM lora_ledger_verify()'), 't', 'and verified');
+	# what is announced has a receipt in the end, even if nothing was computed
+	($code, $out, $err) = $node->psql('postgres', "$sync; SELECT lora_generate(NULL, repeat('too long ', 5000))");
+	like($err, qr/context/, 'a request that is refused');
+	is(sql('SELECT count(*) FROM openlora.announcements'), '303', 'was announced');
+	until_true(q{SELECT outcome = 'failed' AND input_tokens = 0 FROM openlora.receipts ORDER BY leaf DESC LIMIT 1}, 'and has a receipt of nothing');
+	{
+		my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=endless', '-c', $sync, '-c', $endless ],
+			'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+		until_true(q{SELECT count(*) > 0 AND bool_and(state = 'running') FROM openlora.unmetered}, 'what runs is told from what is lost');
+		sql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'endless'});
+		$run->finish;
+		until_true('SELECT count(*) = 0 FROM openlora.unmetered', 'a backend that ends leaves nothing unmetered');
+	}
+	{
+		my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sync, '-c', $endless ],
+			'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+		$node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM openlora.stat_activity WHERE output_tokens > 0}) or die 'nothing runs';
+		my $leaf = sql('SELECT max(leaf) FROM openlora.receipts');
+		$node->stop('fast');
+		$run->finish;
+		$node->start;
+		until_true('SELECT count(*) = 0 FROM openlora.unmetered', 'a stop leaves nothing unmetered');
+		ready();
 	}
 	($code, $out, $err) = $node->psql('postgres', "SET ROLE asker; $sync");
 	like($err, qr/permission denied/, 'not for everybody to set');
@@ -202,11 +230,13 @@ sub start_again
 
 	# announced, and the receipt is lost
 	$run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sync, '-c', $endless ], '>', \$told, '2>', \$err2, IPC::Run::timeout(60));
-	$node->poll_query_until('postgres', 'SELECT count(*) > 302 FROM openlora.announcements') or die 'nothing is announced';
+	my $announced = sql('SELECT count(*) FROM openlora.announcements');
+	$node->poll_query_until('postgres', "SELECT count(*) > $announced FROM openlora.announcements") or die 'nothing is announced';
 	$node->kill9;
 	$run->finish;
 	start_again();
-	cmp_ok(sql('SELECT count(*) FROM openlora.unmetered'), '>', 0, 'what a crash has lost of receipts shows');
+	cmp_ok(sql(q{SELECT count(*) FROM openlora.unmetered WHERE state = 'lost'}), '>', 0, 'what a crash has lost of receipts shows');
+	is(sql(q{SELECT count(*) FROM openlora.unmetered WHERE state = 'running'}), '0', 'and does not seem to run');
 }
 
 # -- a dump carries them
@@ -216,7 +246,7 @@ is($node->safe_psql('restored', 'SELECT count(*) FROM openlora.announcements'), 
 my $sum = q{SELECT count(*), md5(string_agg(r::text, '' ORDER BY leaf)) FROM openlora.receipts r};
 is($node->safe_psql('restored', $sum), sql($sum), 'the same receipts');
 $node->safe_psql('restored', $ask);
-ok($node->poll_query_until('restored', 'SELECT count(*) = max(leaf) + 1 AND bool_or(committed AND leaf = (SELECT max(leaf) FROM openlora.receipts)) FROM openlora.receipt_status'),
+ok($node->poll_query_until('restored', 'SELECT (SELECT count(*) = max(leaf) + 1 FROM openlora.receipts) AND bool_or(committed AND leaf = (SELECT max(leaf) FROM openlora.receipts)) FROM openlora.receipt_status'),
 	'and the restored database goes on');
 ok($node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'openlora ledger'}), 'an idle ledger ends');
 $node->safe_psql('postgres', 'DROP DATABASE restored');

@@ -64,7 +64,7 @@ like($error, qr/cannot PREPARE/, 'a prepared transaction cannot submit');
 	pass('also in the engine');
 	is(sql("SELECT lora_cancel($run)"), 'f', 'one that has ended cannot');
 	my $told = sql("LISTEN openlora_queue; SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min');");
-	like($told, qr/done\nAsynchronous notification "openlora_queue" with payload "\d+: done"/, 'those who LISTEN are told');
+	like($told, qr/Asynchronous notification "openlora_queue" with payload "\d+: done"/, 'those who LISTEN are told');
 
 	# two that cancel, one of which changes its mind
 	my ($one, $two) = map { $node->background_psql('postgres') } 1 .. 2;

@@ -753,6 +753,9 @@ static void test_usage_of_cancelled(void **state)
     q.meter = (ol_text){"whose", 5};
     util_submit(engine, &q);
     ol_engine_cancel(engine, 1); /* before its first step: nothing was used */
+    assert_true(ol_engine_poll(engine, &e));
+    assert_int_equal(e.outcome, OL_OUTCOME_CANCELLED);
+    assert_int_equal(e.prompt_tokens + e.completion_tokens, 0);
     assert_false(ol_engine_poll(engine, &e));
     util_submit(engine, &q);
     for (int i = 0; i < 5; i++)
@@ -773,6 +776,18 @@ static void test_usage_of_cancelled(void **state)
     assert_int_equal(e.kind, OL_EVENT_USAGE);
     assert_int_equal(e.outcome, OL_OUTCOME_DONE);
     assert_false(ol_engine_poll(engine, &e));
+    q.meter.len = 5;
+    q.sampling.max_tokens = 50; /* told before it ends: at 8 tokens, and every 32 */
+    util_submit(engine, &q);
+    while (ol_engine_busy(engine))
+        must(ol_engine_step(engine, &err), &err);
+    for (int i = 0; i < 3; i++) {
+        assert_true(take_usage(&e));
+        assert_int_equal(e.outcome, i < 2 ? OL_OUTCOME_SO_FAR : OL_OUTCOME_DONE);
+        assert_int_equal(e.completion_tokens, i == 0 ? 8 : i == 1 ? 40 : 50);
+        assert_int_equal(e.prompt_tokens, N_PROMPT);
+    }
+    assert_false(take_usage(&e));
     q.meter.len = OL_MAX_METER_BYTES + 1;
     must_fail(ol_engine_submit(engine, &q, &err), OL_LIMIT, "meter", &err);
     util_expect_idle(engine);

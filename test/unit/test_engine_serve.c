@@ -466,11 +466,12 @@ static void test_malformed(void **state)
     send_data(&p, 1, 7, "Hell", 4);
     send_frame(&p, 1, 7, OL_FRAME_REQUEST, &payload);
     assert_int_equal(expect_event(&p, 1, 7).kind, OL_EVENT_FAILED);
-    /* An upload without end: refused once, then swallowed with the frame that ends it. */
+    /* An upload without end: refused, then swallowed up to the frame that ends it. */
     for (int i = 0; i < 300; i++)
         send_data(&p, 1, 8, piece, sizeof(piece));
     assert_int_equal(expect_error(&p, OL_FRAME_FAILED).code, OL_LIMIT);
     send_frame(&p, 1, 8, OL_FRAME_REQUEST, &payload);
+    assert_int_equal(expect_event(&p, 1, 8).kind, OL_EVENT_FAILED); /* whoever meters knows */
     send_request(&p, 1, 9, &q);
     e = run_to_end(&p, 1, 9, &text);
     assert_int_equal(e.kind, OL_EVENT_DONE);

@@ -223,7 +223,7 @@ def read_entry(b):
     e = dict(zip(("leaf", "at", "database"), r.get("QqI")))
     e["role"] = r.text()
     e.update(zip(("inference", "attempt", "outcome", "task"), r.get("qIBB")))
-    need(e["outcome"] < 3 and e["task"] < 2, "an entry with an outcome or task that is not known")
+    need(e["outcome"] < 5 and e["task"] < 2, "an entry with an outcome or task that is not known")
     e["base_model"] = r.take(32).hex()
     e["device"] = r.text()
     e.update(zip(("input", "cached", "output", "temperature", "top_k", "top_p", "min_p", "repetition",

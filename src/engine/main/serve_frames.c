@@ -47,12 +47,19 @@ static void remove_or_bury(server *s, tag_entry *e)
     e->dead = true;
 }
 
+/* What was used of it is told while its address is known. */
+static void cancel(server *s, const tag_entry *e)
+{
+    ol_engine_cancel(s->engine, e->number);
+    serve_events(s);
+}
+
 /* Ends a request that is alive in the engine, on our own account. */
 static void fail_request(server *s, tag_entry *e, const ol_error *err)
 {
     ol_frame to = address_of(e);
 
-    ol_engine_cancel(s->engine, e->number);
+    cancel(s, e);
     send_failure(s, &to, true, err);
     remove_or_bury(s, e);
 }
@@ -60,7 +67,7 @@ static void fail_request(server *s, tag_entry *e, const ol_error *err)
 static void drop(server *s, tag_entry *e)
 {
     if (e->live)
-        ol_engine_cancel(s->engine, e->number);
+        cancel(s, e);
     tag_remove(s->tags, e);
 }
 
@@ -89,7 +96,7 @@ static void fail_upload(server *s, tag_entry *e, const ol_error *err)
     bool request = e->live;
 
     if (e->live)
-        ol_engine_cancel(s->engine, e->number);
+        cancel(s, e);
     e->live = false;
     e->dead = true;
     tag_drop_upload(s->tags, e);
@@ -389,6 +396,10 @@ static void take_consumer(server *s, const ol_frame *frame, const uint8_t *paylo
         ol_fail_nomem(&err, sizeof(*e), "a request");
         send_failure(s, frame, frame->type == OL_FRAME_REQUEST, &err);
     } else if (e->dead && (frame->type != OL_FRAME_ADAPTER || --e->needs <= 0)) {
+        if (frame->type == OL_FRAME_REQUEST) { /* for the worker: the session knows */
+            ol_fail(&err, OL_INVALID, "the request's upload failed");
+            send_failure(s, frame, true, &err);
+        }
         tag_remove(s->tags, e);
     } else if (e->dead) {
         return; /* more of what was asked for is on its way */
@@ -442,13 +453,12 @@ void serve_frame(server *s, const ol_frame *frame, const uint8_t *payload)
  * -----------------------------------------------------------------------------------------------
  */
 
-/* To the worker, before the session hears of the end. */
-static void send_receipt(server *s, const ol_event *usage)
+/* For the worker, before the session hears of the end. */
+static void send_receipt(server *s, const ol_frame *request, ol_event usage)
 {
-    static const ol_frame worker;
-
-    ol_wire_put_usage(&s->out.payload, usage);
-    outbox_send(&s->out, &worker, OL_FRAME_RECEIPT);
+    usage.text.len = 0;
+    ol_wire_put_usage(&s->out.payload, &usage);
+    outbox_send(&s->out, request, OL_FRAME_RECEIPT);
 }
 
 void serve_events(server *s)
@@ -459,11 +469,13 @@ void serve_events(server *s)
         tag_entry *e = tag_of_number(s->tags, event.tag);
         ol_frame to;
 
-        if (event.kind == OL_EVENT_USAGE)
-            send_receipt(s, &event);
-        if (!e || event.kind == OL_EVENT_USAGE)
+        if (!e)
             continue;
         to = address_of(e);
+        if (event.kind == OL_EVENT_USAGE) {
+            send_receipt(s, &to, event);
+            continue;
+        }
         ol_wire_put_event(&s->out.payload, &event);
         outbox_send(&s->out, &to, OL_FRAME_EVENT);
         if (event.kind == OL_EVENT_NEED_ADAPTER)
