@@ -33,7 +33,8 @@ CREATE TABLE openlora.receipts (
     shares             int[] NOT NULL,
     prompt_digest      bytea NOT NULL CHECK (octet_length(prompt_digest) = 32),
     output_digest      bytea NOT NULL CHECK (octet_length(output_digest) = 32),
-    adapter_ids        bigint[] NOT NULL
+    adapter_ids        bigint[] NOT NULL,
+    role_salt          bytea NOT NULL CHECK (octet_length(role_salt) = 32)
 );
 CREATE INDEX receipts_inference_idx ON openlora.receipts (inference);
 COMMENT ON TABLE openlora.receipts IS 'usage as it was metered, also of callers that rolled back; rows are only ever added';
@@ -45,7 +46,8 @@ COMMENT ON COLUMN openlora.receipts.outcome IS 'lost: its engine was, and this i
 COMMENT ON COLUMN openlora.receipts.attempt IS 'how often the engine was lost with this request before';
 COMMENT ON COLUMN openlora.receipts.input_tokens IS 'of the prompt, those that were computed or found computed';
 COMMENT ON COLUMN openlora.receipts.adapters IS 'their digests, in the order of the request';
-COMMENT ON COLUMN openlora.receipts.adapter_ids IS 'which adapters these were here; no part of the entry, which has their digests';
+COMMENT ON COLUMN openlora.receipts.adapter_ids IS 'which adapters these were here';
+COMMENT ON COLUMN openlora.receipts.role_salt IS 'the entry has SHA-256 over it and the role''s name: the log names nobody';
 COMMENT ON COLUMN openlora.receipts.shares IS 'measured part of each adapter, parts per million';
 COMMENT ON COLUMN openlora.receipts.prompt_digest IS 'SHA-256 over inferences.salt and the prompt (and completion) in UTF-8';
 COMMENT ON COLUMN openlora.receipts.output_digest IS 'SHA-256 over inferences.salt and the tokens of the output, 4 bytes each, little-endian';

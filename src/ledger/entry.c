@@ -1,7 +1,19 @@
 /* entry.c: see entry.h. */
 #include "ledger/entry.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+void ol_entry_role(const ol_digest *salt, const char *name, ol_digest *role)
+{
+    ol_sha256 *sha = ol_sha256_begin();
+
+    if (!sha)
+        abort(); /* a few bytes: nothing sensible is left to do */
+    ol_sha256_add(sha, salt->bytes, sizeof(salt->bytes));
+    ol_sha256_add(sha, name, strlen(name));
+    ol_sha256_end(sha, role);
+}
 
 static void put_text(ol_buf *out, const char *text)
 {
@@ -37,6 +49,7 @@ static void put_adapters(ol_buf *out, const ol_entry *e)
     ol_buf_put_u16(out, (uint16_t)e->n_adapters);
     for (int i = 0; i < e->n_adapters; i++) {
         put_digest(out, &e->adapters[i].digest);
+        ol_buf_put_u64(out, (uint64_t)e->adapters[i].id);
         ol_buf_put_f64(out, e->adapters[i].weight);
         ol_buf_put_u32(out, e->adapters[i].share);
     }
@@ -48,7 +61,7 @@ void ol_entry_encode(const ol_entry *e, ol_buf *out)
     ol_buf_put_u64(out, e->leaf);
     ol_buf_put_u64(out, (uint64_t)e->at_us);
     ol_buf_put_u32(out, e->database);
-    put_text(out, e->role);
+    put_digest(out, &e->role);
     ol_buf_put_u64(out, (uint64_t)e->inference);
     ol_buf_put_u32(out, e->attempt);
     ol_buf_put_u8(out, e->outcome);

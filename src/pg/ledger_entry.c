@@ -49,7 +49,6 @@ void lora_entry_from_receipt(const LoraReceipt *receipt, uint64 leaf, ol_buf *ou
     ol_entry e = {.leaf = leaf,
                   .at_us = receipt->at + EPOCH_US,
                   .database = meter->database,
-                  .role = NameStr(meter->role_name),
                   .inference = meter->inference,
                   .attempt = (uint32)meter->attempt,
                   .outcome = (uint8)receipt->outcome,
@@ -64,11 +63,12 @@ void lora_entry_from_receipt(const LoraReceipt *receipt, uint64 leaf, ol_buf *ou
                   .prompt = meter->prompt,
                   .output = receipt->output};
 
+    ol_entry_role(&receipt->role_salt, NameStr(meter->role_name), &e.role);
     lora_plain_device(receipt, device);
     take_sampling(meter, &e);
     for (int i = 0; i < meter->n_adapters; i++)
-        adapters[i] =
-            (ol_entry_adapter){meter->adapters[i], meter->weights[i], (uint32)receipt->shares[i]};
+        adapters[i] = (ol_entry_adapter){meter->adapters[i], meter->adapter_ids[i],
+                                         meter->weights[i], (uint32)receipt->shares[i]};
     ol_entry_encode(&e, out);
     check_encoded(out);
 }
@@ -78,10 +78,11 @@ void lora_entry_from_receipt(const LoraReceipt *receipt, uint64 leaf, ol_buf *ou
  * must not have one entry: what no receipt looks like has none. */
 
 static const Oid types[LORA_ENTRY_N_COLUMNS] = {
-    INT8OID, TIMESTAMPTZOID, INT8OID,       TEXTOID,        INT8OID,      INT4OID,   TEXTOID,
-    TEXTOID, BYTEAOID,       TEXTOID,       INT4OID,        INT4OID,      INT4OID,   FLOAT4OID,
-    INT4OID, FLOAT4OID,      FLOAT4OID,     FLOAT4OID,      FLOAT4OID,    FLOAT4OID, INT4OID,
-    BOOLOID, INT8OID,        BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID,  BYTEAOID};
+    INT8OID,        TIMESTAMPTZOID, INT8OID,  TEXTOID,   INT8OID,   INT4OID,
+    TEXTOID,        TEXTOID,        BYTEAOID, TEXTOID,   INT4OID,   INT4OID,
+    INT4OID,        FLOAT4OID,      INT4OID,  FLOAT4OID, FLOAT4OID, FLOAT4OID,
+    FLOAT4OID,      FLOAT4OID,      INT4OID,  BOOLOID,   INT8OID,   BYTEAARRAYOID,
+    FLOAT8ARRAYOID, INT4ARRAYOID,   BYTEAOID, BYTEAOID,  BYTEAOID,  INT8ARRAYOID};
 
 static bool is_whole(uint64 row)
 {
@@ -146,21 +147,35 @@ static bool list_of(Datum value, Oid type, Datum **items, int *n)
     return true;
 }
 
-static bool adapters_of(uint64 row, int column, ol_entry *e)
+static bool role_of(Datum name, Datum salt, ol_digest *role)
 {
-    Datum *digests, *weights, *shares;
+    char *plain = TextDatumGetCString(name);
+    ol_digest bytes;
+
+    if (!digest_of(salt, &bytes))
+        return false;
+    ol_entry_role(&bytes, plain, role);
+    return true;
+}
+
+/* From three columns that follow each other, and that of ids. */
+static bool adapters_of(uint64 row, int column, int id_column, ol_entry *e)
+{
+    Datum *digests, *weights, *shares, *ids;
     ol_entry_adapter *adapters;
-    int n, n_weights, n_shares;
+    int n, n_weights, n_shares, n_ids;
 
     if (!list_of(value_of(row, column), BYTEAOID, &digests, &n) ||
         !list_of(value_of(row, column + 1), FLOAT8OID, &weights, &n_weights) ||
-        !list_of(value_of(row, column + 2), INT4OID, &shares, &n_shares) || n != n_weights ||
-        n != n_shares || n > UINT16_MAX)
+        !list_of(value_of(row, column + 2), INT4OID, &shares, &n_shares) ||
+        !list_of(value_of(row, id_column), INT8OID, &ids, &n_ids) || n != n_weights ||
+        n != n_shares || n != n_ids || n > UINT16_MAX)
         return false;
     adapters = palloc(sizeof(*adapters) * (Size)(n + 1));
     for (int i = 0; i < n; i++) {
         if (!digest_of(digests[i], &adapters[i].digest))
             return false;
+        adapters[i].id = DatumGetInt64(ids[i]);
         adapters[i].weight = DatumGetFloat8(weights[i]);
         adapters[i].share = (uint32)DatumGetInt32(shares[i]);
     }
@@ -202,10 +217,11 @@ bool lora_entry_from_row(uint64 row, ol_buf *out)
     ol_entry e = {0};
 
     if (!is_whole(row) || (uint64)DatumGetInt64(value_of(row, 3)) > PG_UINT32_MAX ||
-        !text_of(value_of(row, 4), &e.role) || !text_of(value_of(row, 10), &e.device) ||
+        !role_of(value_of(row, 4), value_of(row, 29), &e.role) ||
+        !text_of(value_of(row, 10), &e.device) ||
         !code_of(value_of(row, 7), lora_outcomes, LORA_OUTCOMES, &e.outcome) ||
         !code_of(value_of(row, 8), tasks, lengthof(tasks), &e.task) ||
-        !digest_of(value_of(row, 9), &e.base_model) || !adapters_of(row, 24, &e) ||
+        !digest_of(value_of(row, 9), &e.base_model) || !adapters_of(row, 24, 30, &e) ||
         !digest_of(value_of(row, 27), &e.prompt) || !digest_of(value_of(row, 28), &e.output))
         return false;
     numbers_of(row, &e);

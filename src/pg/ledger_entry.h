@@ -15,8 +15,9 @@
     "leaf, at, database::pg_catalog.int8, role::pg_catalog.text, inference, attempt, outcome,"     \
     " task, base_model, device, input_tokens, cached_tokens, output_tokens, temperature, top_k,"   \
     " top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, max_tokens,"          \
-    " ignore_eos, seed, adapters, weights, shares, prompt_digest, output_digest"
-#define LORA_ENTRY_N_COLUMNS 28
+    " ignore_eos, seed, adapters, weights, shares, prompt_digest, output_digest, role_salt,"       \
+    " adapter_ids"
+#define LORA_ENTRY_N_COLUMNS 30
 
 #define LORA_OUTCOMES (LORA_OUTCOME_ANNOUNCED + 1)
 /* As they are called in the table. */

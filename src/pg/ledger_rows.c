@@ -102,6 +102,7 @@ enum {
     RE_PROMPT_DIGEST,
     RE_OUTPUT_DIGEST,
     RE_ADAPTER_IDS,
+    RE_ROLE_SALT,
     RE_COUNT
 };
 
@@ -131,15 +132,16 @@ static void insert(LoraReceipt *receipt, int64 leaf)
         " outcome, task, base_model, device, input_tokens, cached_tokens, output_tokens,"
         " temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,"
         " frequency_penalty, max_tokens, ignore_eos, seed, adapters, weights, shares,"
-        " prompt_digest, output_digest, adapter_ids)"
+        " prompt_digest, output_digest, adapter_ids, role_salt)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-        " $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)",
+        " $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)",
         RE_COUNT,
         {INT8OID,       TIMESTAMPTZOID, OIDOID,       NAMEOID,  REGROLEOID, INT8OID,
          INT4OID,       TEXTOID,        TEXTOID,      BYTEAOID, TEXTOID,    INT4OID,
          INT4OID,       INT4OID,        FLOAT4OID,    INT4OID,  FLOAT4OID,  FLOAT4OID,
          FLOAT4OID,     FLOAT4OID,      FLOAT4OID,    INT4OID,  BOOLOID,    INT8OID,
-         BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID, BYTEAOID,   INT8ARRAYOID}};
+         BYTEAARRAYOID, FLOAT8ARRAYOID, INT4ARRAYOID, BYTEAOID, BYTEAOID,   INT8ARRAYOID,
+         BYTEAOID}};
     LoraMeter *meter = &receipt->meter;
     Datum values[RE_COUNT];
 
@@ -159,6 +161,7 @@ static void insert(LoraReceipt *receipt, int64 leaf)
     put_request(values, meter);
     values[RE_SHARES] = shares_value(receipt);
     values[RE_OUTPUT_DIGEST] = digest_value(&receipt->output);
+    values[RE_ROLE_SALT] = digest_value(&receipt->role_salt);
     lora_execute(&statement, values, NULL, false);
 }
 
@@ -176,6 +179,7 @@ static void integrate(const LoraReceipt *receipt, uint64 leaf)
 
 void lora_receipt_write(LoraReceipt *receipt, int64 leaf)
 {
+    lora_make_salt(&receipt->role_salt);
     insert(receipt, leaf);
     integrate(receipt, (uint64)leaf);
 }

@@ -202,6 +202,9 @@ static void settle_settings(void)
     SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#if PG_VERSION_NUM >= 170000
+    SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#endif
     SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
     if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF) /* somebody may wait for what is announced */

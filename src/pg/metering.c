@@ -111,12 +111,13 @@ void lora_metering_event(const ol_frame *frame, const uint8 *payload)
 {
     Flight *flight;
 
-    if (frame->type != OL_FRAME_EVENT || frame->length == 0 || payload[0] != OL_EVENT_FAILED)
+    if (frame->type != OL_FRAME_EVENT || frame->length == 0 ||
+        (payload[0] != OL_EVENT_FAILED && payload[0] != OL_EVENT_DONE))
         return;
     flight = find(frame);
-    if (!flight)
+    if (!flight) /* as it should be after an end that was reported */
         return;
-    flight->receipt.outcome = OL_OUTCOME_FAILED;
+    flight->receipt.outcome = payload[0] == OL_EVENT_DONE ? OL_OUTCOME_DONE : OL_OUTCOME_FAILED;
     end(flight);
 }
 

@@ -7,7 +7,7 @@
  * Each request has one receipt in the end, if anything was computed for it or it was announced:
  *
  *   the engine tells its end (RECEIPT), also of one that was cancelled
- *   the engine refuses it: it fails (EVENT) without a RECEIPT
+ *   the engine refuses it: it ends (EVENT) without a RECEIPT
  *   the engine is lost: what was reported so far, as LOST
  *   it is read from its session, and not handed on: as LOST, of nothing
  */

@@ -53,7 +53,8 @@ typedef struct LoraReceipt {
     TimestampTz at; /* when the worker heard of it */
     int32 outcome;
     int32 input_tokens, cached_tokens, output_tokens;
-    ol_digest output; /* see OL_EVENT_USAGE */
+    ol_digest role_salt; /* made when it is written */
+    ol_digest output;    /* see OL_EVENT_USAGE */
     ol_digest base_model;
     int32 shares[OL_MAX_REQUEST_ADAPTERS]; /* measured, parts per million */
     char device[LORA_DEVICE_NAME];

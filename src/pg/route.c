@@ -44,6 +44,7 @@ typedef struct Session {
 
 static Session *sessions; /* by slot */
 static int n_used;        /* slots that ever had a session: the first ones */
+static bool is_broken;    /* the engine, since it has started */
 static int first_turn;    /* whose frames go first */
 static int *unwoken;      /* slots */
 static int n_unwoken;
@@ -369,7 +370,7 @@ static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 
 /* -- moving
  * ---------------------------------------------------------------------------------------- */
 
-static bool from_engine(EngineProcess *engine)
+static bool take_frames(EngineProcess *engine)
 {
     static uint8 payload[OL_FRAME_PAYLOAD];
     ol_frame frame;
@@ -400,6 +401,13 @@ static bool from_engine(EngineProcess *engine)
         CHECK_FOR_INTERRUPTS();
     }
     return true;
+}
+
+/* Of one that broke the protocol nothing more is taken. */
+static bool from_engine(EngineProcess *engine)
+{
+    is_broken = is_broken || !take_frames(engine);
+    return !is_broken;
 }
 
 /* Of the engine that takes frames now; 0 when there is none. */
@@ -506,6 +514,7 @@ bool route_move(EngineProcess *engine)
 void route_last_frames(EngineProcess *engine)
 {
     (void)from_engine(engine);
+    is_broken = false;
     wake_backends();
     lora_metering_lost();
 }

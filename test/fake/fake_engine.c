@@ -70,6 +70,14 @@ static void send_done(fake *f, const ol_frame *to, const char *text)
     send_buf(f, to, OL_FRAME_EVENT);
 }
 
+static void send_usage(fake *f, const ol_frame *to, int tokens)
+{
+    ol_event e = {.kind = OL_EVENT_USAGE, .prompt_tokens = 1, .completion_tokens = tokens};
+
+    ol_wire_put_usage(&f->buf, &e);
+    send_buf(f, to, OL_FRAME_RECEIPT);
+}
+
 /* Reports as a good engine would. */
 static bool reported(fake *f, const ol_frame *frame)
 {
@@ -150,6 +158,37 @@ static void send_broken_text(fake *f, const ol_frame *frame)
         send_done(f, frame, "\xC3(");
 }
 
+/* More tokens than were asked for. */
+static void report_too_much(fake *f, const ol_frame *frame)
+{
+    if (reported(f, frame) || frame->type != OL_FRAME_REQUEST)
+        return;
+    send_usage(f, frame, 1000000);
+    send_done(f, frame, "dear");
+}
+
+/* Of a request that nobody made. */
+static void report_for_strangers(fake *f, const ol_frame *frame)
+{
+    ol_frame other = *frame;
+
+    if (reported(f, frame) || frame->type != OL_FRAME_REQUEST)
+        return;
+    other.tag++;
+    send_usage(f, &other, 1);
+    send_done(f, frame, "somebody else's");
+}
+
+/* What was used twice. */
+static void report_twice(fake *f, const ol_frame *frame)
+{
+    if (reported(f, frame) || frame->type != OL_FRAME_REQUEST)
+        return;
+    send_usage(f, frame, 1);
+    send_usage(f, frame, 1);
+    send_done(f, frame, "twice");
+}
+
 /* A digest that nobody named, and more shares than there are adapters. */
 static void send_foreign_facts(fake *f, const ol_frame *frame)
 {
@@ -217,6 +256,9 @@ static const struct {
     {"strangers", send_to_strangers},
     {"malformed-event", send_malformed_event},
     {"broken-text", send_broken_text},
+    {"too-much", report_too_much},
+    {"not-asked", report_for_strangers},
+    {"twice", report_twice},
     {"foreign-facts", send_foreign_facts},
     {"wrong-frames", answer_with_wrong_frames},
     {"corrupt-rings", corrupt_rings},

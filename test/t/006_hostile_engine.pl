@@ -52,6 +52,20 @@ meets('leave', qr/ERROR:  the openlora engine was lost/);
 meets('silent', qr/ERROR:  canceling statement due to statement timeout/, q{SET statement_timeout = '300ms'; });
 meets('no-info', qr/ERROR:  /, q{SET openlora.engine_timeout = '500ms'; });
 
+# -- what it says that was used
+is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.receipts'), '0', 'what is not reported is not metered');
+meets('too-much', qr/ERROR:  the openlora engine was lost/);
+meets('not-asked', qr/ERROR:  the openlora engine was lost/);
+is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.receipts'), '0', 'what cannot be is not metered');
+meets('twice', qr/ERROR:  the openlora engine was lost/);
+$node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM openlora.receipts') or die 'no receipts';
+is($node->safe_psql('postgres', 'SELECT count(DISTINCT attempt) FROM openlora.receipts'), '2', 'each attempt once');
+behave('leave');
+$node->psql('postgres', "SET openlora.receipt_durability = sync; $ask");
+is($node->safe_psql('postgres', q{SELECT string_agg(outcome, ',' ORDER BY leaf) FROM openlora.receipts WHERE leaf > 1}), 'announced,lost,lost', 'announced, and lost twice')
+	if $node->poll_query_until('postgres', 'SELECT count(*) = 5 FROM openlora.receipts');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.unmetered'), '0', 'so that nothing is unmetered');
+
 behave('strangers');
 is($node->safe_psql('postgres', $ask), 'mine', 'what is meant for others is dropped');
 

@@ -67,13 +67,19 @@ fails('SELECT lora_consistency_proof(1, 803)', qr/only 802 receipts/, 'nor betwe
 my $export = "$temp/export";
 SKIP:
 {
-	skip 'python3 is not there', 8 unless $python;
+	skip 'python3 is not there', 11 unless $python;
 	my $data = $ENV{OPENLORA_TEST_DATA} // '';
 	my @proofs = (0, 255, 256, 511, 512, 601, 801);
 	is(join('', map { verify('proof', file('p', sql("SELECT lora_receipt_proof($_)")), '--key', $key, '--entry', sql("SELECT encode(lora_receipt_entry($_), 'hex')")) } @proofs),
 		join('', map { "good: receipt $_ is in the ledger of 802 of example.com/receipts\n" } @proofs), 'proofs');
 	like(verify('proof', file('p', sql('SET ROLE asker; SELECT lora_receipt_proof(601)')), '--key', $key, '--entry', sql(q{SELECT encode(lora_receipt_entry(600), 'hex')})),
 		qr/^BAD/, 'of another entry');
+	my @whose = ('proof', file('p', sql('SET ROLE asker; SELECT lora_receipt_proof(601)')), '--key', $key, '--entry', sql(q{SELECT encode(lora_receipt_entry(601), 'hex')}),
+		'--role-salt', sql(q{SELECT encode(role_salt, 'hex') FROM openlora.receipts WHERE leaf = 601}));
+	is(verify(@whose, '--role', 'asker'), "good: receipt 601 of asker is in the ledger of 802 of example.com/receipts\n", 'whose it is, for who is told');
+	file('p', sql('SELECT lora_receipt_proof(601)') . "\n\n");
+	is(verify(@whose), "good: receipt 601 is in the ledger of 802 of example.com/receipts\n", 'as psql writes it');
+	like(verify(@whose, '--role', 'other'), qr/^BAD: the receipt is of another role/, 'and that it is not somebody else\'s');
 	like(verify('consistency', file('a', $one), file('b', $two), file('c', sql('SELECT lora_consistency_proof(602, 802)')), '--key', $key),
 		qr/^good: 802 receipts begin with the 602/, 'consistency');
 	like(verify('consistency', file('a', $one), file('b', $two), file('c', sql('SELECT lora_consistency_proof(601, 802)')), '--key', $key),
@@ -107,10 +113,9 @@ my %fields = (
 	at => q{at + '1 us'}, database => '1', role => q{'other'}, inference => '1000000', attempt => '1', outcome => q{'failed'}, task => q{'score'},
 	base_model => q{sha256('x')}, device => q{'abacus'}, input_tokens => 'input_tokens + 1', cached_tokens => '1', output_tokens => 'output_tokens + 1',
 	temperature => '0.5', top_k => '1', top_p => '0.5', min_p => '0.5', repetition_penalty => '2', presence_penalty => '1', frequency_penalty => '1',
-	max_tokens => '2', ignore_eos => 'NOT ignore_eos', seed => 'seed + 1', adapters => q{ARRAY[sha256('x')], weights = '{1}', shares = '{1000000}'},
+	max_tokens => '2', ignore_eos => 'NOT ignore_eos', seed => 'seed + 1', adapters => q{ARRAY[sha256('x')], weights = '{1}', shares = '{1000000}', adapter_ids = '{5}'}, role_salt => q{sha256('x')},
 	prompt_digest => q{sha256('x')}, output_digest => q{sha256('x')});
-# role_id is for row-level security here, an oid that another server has otherwise, and adapter_ids tell adapters with the same bytes apart:
-# no part of an entry
+# role_id is for row-level security here, an oid that another server has otherwise: no part of an entry
 is(join(',', sort keys %fields, 'adapter_ids', 'leaf', 'role_id', 'shares', 'weights'),
 	sql(q{SELECT string_agg(attname, ',' ORDER BY attname COLLATE "C") FROM pg_attribute WHERE attrelid = 'openlora.receipts'::regclass AND attnum > 0}), 'every column');
 for my $field (sort keys %fields)
@@ -118,9 +123,12 @@ for my $field (sort keys %fields)
 	my $out = sql("$free UPDATE openlora.receipts SET $field = $fields{$field} WHERE leaf = 300; SELECT bad FROM lora_ledger_verify(); ROLLBACK");
 	is($out =~ s/.*\n//sr, '300', "$field is changed");
 }
+my @entries = split /\n/, sql(join('; ', $free, (map { "UPDATE openlora.receipts SET adapters = ARRAY[sha256('x')], weights = '{1}', shares = '{1000000}', adapter_ids = '{$_}' WHERE leaf = 300; SELECT encode(sha256(lora_receipt_entry(300)), 'hex')" } 5, 6), 'ROLLBACK'));
+ok(@entries == 2 && $entries[0] ne $entries[1], 'an adapter with the same bytes is another one');
 # What is no receipt any more is not read as the one that it was.
 my %forms = (
 	'more weights' => q{UPDATE openlora.receipts SET weights = weights || 7.0::float8 WHERE leaf = 300},
+	'an id without an adapter' => q{UPDATE openlora.receipts SET adapter_ids = '{5}' WHERE leaf = 300},
 	'more shares' => q{UPDATE openlora.receipts SET shares = shares || 7 WHERE leaf = 300},
 	'more adapters' => q{UPDATE openlora.receipts SET adapters = adapters || sha256('x') WHERE leaf = 300},
 	'a NULL in a list' => q{UPDATE openlora.receipts SET weights = ARRAY[NULL]::float8[] WHERE leaf = 300},

@@ -34,7 +34,6 @@ static ol_entry sample(const ol_entry_adapter adapters[2])
     return (ol_entry){.leaf = 7,
                       .at_us = 1700000000123456,
                       .database = 16384,
-                      .role = "asker",
                       .inference = 42,
                       .attempt = 1,
                       .outcome = 2,
@@ -64,21 +63,22 @@ static ol_entry sample(const ol_entry_adapter adapters[2])
  * description in entry.h. */
 static void test_entry(void **state)
 {
-    const ol_entry_adapter adapters[2] = {{filled(0x22), 0.5, 250000},
-                                          {filled(0x33), -2.0, 750000}};
+    const ol_entry_adapter adapters[2] = {{filled(0x22), 5, 0.5, 250000},
+                                          {filled(0x33), -6, -2.0, 750000}};
     ol_entry e = sample(adapters);
     char hex[OL_DIGEST_HEX];
-    ol_digest digest;
+    ol_digest digest, salt = filled(0x66);
     ol_buf out = {0};
 
     (void)state;
+    ol_entry_role(&salt, "asker", &e.role);
     ol_entry_encode(&e, &out);
     assert_false(out.failed);
-    assert_int_equal(out.len, 295);
+    assert_int_equal(out.len, 336);
     assert_int_equal(out.data[0], 1);
     ol_leaf_hash(out.data, out.len, &digest);
     ol_digest_hex(&digest, hex);
-    assert_string_equal(hex, "84ff61dbf420b0b71917adbac7dbd1ae123a67e60772f234081936157be80f32");
+    assert_string_equal(hex, "2a716d296c439f2768343ca27389e98d2d6d3b31e0a81cadacfdcfd56d6b77dc");
     ol_buf_free(&out);
 }
 
@@ -91,7 +91,7 @@ static void test_entry_too_long(void **state)
     (void)state;
     memset(name, 'x', 69999);
     e.n_adapters = 0;
-    e.role = name;
+    e.device = name;
     ol_entry_encode(&e, &out);
     assert_true(out.failed);
     ol_buf_free(&out);

@@ -2,7 +2,8 @@
 """Check what an openlora ledger publishes, without a database.
 
     verify.py ledger DIR --key KEY          an exported folder (C2SP tlog-tiles)
-    verify.py proof FILE --key KEY --entry HEX    a proof of one receipt (C2SP tlog-proof)
+    verify.py proof FILE --key KEY --entry HEX [--role NAME --role-salt HEX]
+                                            a proof of one receipt (C2SP tlog-proof)
     verify.py consistency OLD NEW PROOF --key KEY  two checkpoints and the proof between them
     verify.py vectors DIR                   RFC 6962 vectors of transparency-dev/merkle
 
@@ -221,7 +222,7 @@ def read_entry(b):
     r = Reader(b)
     need(r.get("B") == 1, "an entry of a version that is not known")
     e = dict(zip(("leaf", "at", "database"), r.get("QqI")))
-    e["role"] = r.text()
+    e["role_digest"] = r.take(32).hex()
     e.update(zip(("inference", "attempt", "outcome", "task"), r.get("qIBB")))
     need(e["outcome"] < 5 and e["task"] < 2, "an entry with an outcome or task that is not known")
     e["base_model"] = r.take(32).hex()
@@ -232,8 +233,8 @@ def read_entry(b):
     e["adapters"] = []
     for _ in range(r.get("H")):
         digest = r.take(32).hex()
-        e["adapters"].append((digest,) + r.get("dI"))
-    need(sum(a[2] for a in e["adapters"]) in (0, 1000000), "an entry whose shares are no whole")
+        e["adapters"].append((digest,) + r.get("qdI"))
+    need(sum(a[3] for a in e["adapters"]) in (0, 1000000), "an entry whose shares are no whole")
     e["prompt_digest"], e["output_digest"] = r.take(32).hex(), r.take(32).hex()
     need(r.at == len(b), "an entry is too long")
     return e
@@ -300,7 +301,7 @@ def check_ledger(folder, key):
 
 # -- commands ------------------------------------------------------------------------------
 
-def check_proof(text, key, entry):
+def check_proof(text, key, entry, role=None, salt=b""):
     head, empty, checkpoint = text.partition("\n\n")
     lines = head.split("\n")
     need(empty and lines.pop(0) == "c2sp.org/tlog-proof@v1", "this is no proof of C2SP's format")
@@ -310,8 +311,11 @@ def check_proof(text, key, entry):
     index = whole(lines.pop(0)[6:])
     size, root = open_checkpoint(checkpoint, key)
     check_inclusion(index, size, leaf_hash(entry), [unbase64(x, 32) for x in lines], root)
-    need(read_entry(entry)["leaf"] == index, "the entry is of another receipt")
-    return f"receipt {index} is in the ledger of {size} of {key.name}"
+    e = read_entry(entry)
+    need(e["leaf"] == index, "the entry is of another receipt")
+    if role is not None:
+        need(hashlib.sha256(salt + role.encode()).hexdigest() == e["role_digest"], "the receipt is of another role")
+    return f"receipt {index}{'' if role is None else ' of ' + role} is in the ledger of {size} of {key.name}"
 
 
 def check_vectors(folder):
@@ -342,14 +346,17 @@ def main():
     a.add_argument("paths", nargs="+", type=Path)
     a.add_argument("--key")
     a.add_argument("--entry", help="the receipt's bytes, in hex")
+    a.add_argument("--role", help="whose receipt it is said to be")
+    a.add_argument("--role-salt", default="", help="openlora.receipts.role_salt, in hex")
     args = a.parse_args()
-    read = lambda i: args.paths[i].read_text(encoding="utf-8")
+    # psql -At ends what it prints with a line of its own
+    read = lambda i: args.paths[i].read_text(encoding="utf-8").rstrip("\n") + "\n"
     try:
         key = Key(args.key or "") if args.what != "vectors" else None
         if args.what == "ledger":
             print("good:", check_ledger(args.paths[0], key))
         elif args.what == "proof":
-            print("good:", check_proof(read(0), key, bytes.fromhex(args.entry or "")))
+            print("good:", check_proof(read(0), key, bytes.fromhex(args.entry or ""), args.role, bytes.fromhex(args.role_salt)))
         elif args.what == "consistency":
             old, new = open_checkpoint(read(0), key), open_checkpoint(read(1), key)
             check_consistency(old[0], new[0], old[1], new[1], [unbase64(x, 32) for x in read(2).split()])
