@@ -16,7 +16,7 @@ AS 'MODULE_PATHNAME', 'lora_stat_engine' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 CREATE FUNCTION lora_stat_reset() RETURNS void
 AS 'MODULE_PATHNAME', 'lora_stat_reset' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION lora_stat_reset() IS 'openlora.stat_engine counts from now on';
+COMMENT ON FUNCTION lora_stat_reset() IS 'openlora.stat_engine and stat_adapters count from now on';
 
 -- Names of adapters are those that the reader may see.
 DO $do$
@@ -49,5 +49,5 @@ FROM lora_status() s, openlora.engine_counters() c
 $$, options);
 END $do$;
 COMMENT ON VIEW openlora.stat_activity IS 'requests in the engine; what another role asks is hidden from all but pg_read_all_stats';
-COMMENT ON VIEW openlora.stat_adapters IS 'adapters that the engine holds or that requests name: where they are, and how they were used while it knew them';
+COMMENT ON VIEW openlora.stat_adapters IS 'adapters that the engine holds, that requests name, or (tier none) that it dropped of late: how they were used since its start or lora_stat_reset()';
 COMMENT ON VIEW openlora.stat_engine IS 'counters of the engine since its start or lora_stat_reset(); tokens_per_second: computed rows in busy time';

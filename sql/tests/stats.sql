@@ -6,7 +6,7 @@ SELECT lora_grant_usage('lora_monitor');
 GRANT pg_read_all_stats TO lora_monitor;
 \getenv demo OPENLORA_DEMO
 SELECT lora_adapter_import('watched', pg_read_binary_file(:'demo' || '/adapters/grimm/adapter_model.safetensors'),
-  pg_read_file(:'demo' || '/adapters/grimm/adapter_config.json')::jsonb, shared => true) IS NOT NULL AS imported;
+  pg_read_file(:'demo' || '/adapters/grimm/adapter_config.json')::jsonb || '{"lora_alpha": 17}', shared => true) IS NOT NULL AS imported;
 SELECT lora_stat_reset();
 SELECT requests, generated_tokens, steps, batch_size FROM openlora.stat_engine;
 BEGIN;
@@ -35,6 +35,8 @@ SELECT lora_generate('{watched}', repeat('Once upon a time. ', 20), max_tokens =
 SELECT requests, cached_tokens > 16 AND cached_tokens < prompt_tokens AS cached FROM openlora.stat_engine;
 SELECT cached_tokens > 16 AS on_record FROM openlora.inferences ORDER BY id DESC LIMIT 1;
 SELECT hits > 0 AS hits FROM openlora.stat_adapters WHERE name = 'watched';
+SELECT lora_stat_reset();
+SELECT hits, misses, loads FROM openlora.stat_adapters WHERE name = 'watched';
 SET ROLE lora_watcher;
 SELECT lora_stat_reset();
 RESET ROLE;

@@ -9,11 +9,17 @@
 
 #define BUCKETS 4096 /* a power of two */
 
+typedef struct adapter_list {
+    ol_adapter *oldest, *newest;
+    int n;
+} adapter_list;
+
 struct ol_adapters {
     ol_adapters_options how;
     ol_adapters_counts counts;
     ol_adapter *buckets[BUCKETS];
-    ol_adapter *oldest, *newest; /* resident and not pinned */
+    adapter_list idle;       /* resident and not pinned */
+    adapter_list remembered; /* neither resident nor referenced */
 };
 
 /* -- life -------------------------------------------------------------------------- */
@@ -63,63 +69,76 @@ static ol_adapter *find_or_make(ol_adapters *store, const ol_digest *digest)
     return a;
 }
 
-/* Frees a record that nothing holds any more. */
-static void forget_unless_held(ol_adapters *store, ol_adapter *a)
+/* -- lists by age --------------------------------------------------------------------- */
+
+static void list_remove(adapter_list *list, ol_adapter *a)
+{
+    if (a->lru_prev)
+        a->lru_prev->lru_next = a->lru_next;
+    else
+        list->oldest = a->lru_next;
+    if (a->lru_next)
+        a->lru_next->lru_prev = a->lru_prev;
+    else
+        list->newest = a->lru_prev;
+    a->lru_prev = a->lru_next = NULL;
+    list->n--;
+}
+
+static void list_append(adapter_list *list, ol_adapter *a)
+{
+    a->lru_prev = list->newest;
+    a->lru_next = NULL;
+    if (list->newest)
+        list->newest->lru_next = a;
+    else
+        list->oldest = a;
+    list->newest = a;
+    list->n++;
+}
+
+static void forget(ol_adapters *store, ol_adapter *a)
 {
     ol_adapter **at = bucket_of(store, &a->digest);
 
-    if (a->refs > 0 || a->lora)
-        return;
+    list_remove(&store->remembered, a);
     while (*at != a)
         at = &(*at)->chain;
     *at = a->chain;
     free(a);
 }
 
-/* -- the list of those that may go ---------------------------------------------------- */
-
-static void lru_remove(ol_adapters *store, ol_adapter *a)
+/* Nothing holds it any more: but who looks may want to know how it was used. */
+static void remember_unless_held(ol_adapters *store, ol_adapter *a)
 {
-    if (a->lru_prev)
-        a->lru_prev->lru_next = a->lru_next;
-    else
-        store->oldest = a->lru_next;
-    if (a->lru_next)
-        a->lru_next->lru_prev = a->lru_prev;
-    else
-        store->newest = a->lru_prev;
-    a->lru_prev = a->lru_next = NULL;
-}
-
-static void lru_append(ol_adapters *store, ol_adapter *a)
-{
-    a->lru_prev = store->newest;
-    a->lru_next = NULL;
-    if (store->newest)
-        store->newest->lru_next = a;
-    else
-        store->oldest = a;
-    store->newest = a;
+    if (a->refs > 0 || a->lora)
+        return;
+    a->asked = false;
+    a->denied_at = 0;
+    a->remembered = true;
+    list_append(&store->remembered, a);
+    if (store->remembered.n > OL_ADAPTERS_REMEMBERED)
+        forget(store, store->remembered.oldest);
 }
 
 static void evict(ol_adapters *store, ol_adapter *a)
 {
     assert(a->pins == 0 && a->lora);
-    lru_remove(store, a);
+    list_remove(&store->idle, a);
     store->how.table->lora_free(store->how.device, a->lora);
     a->lora = NULL;
     store->counts.bytes -= a->bytes;
     store->counts.resident--;
     store->counts.evictions++;
-    forget_unless_held(store, a);
+    remember_unless_held(store, a);
 }
 
 bool ol_adapters_drop_idle(ol_adapters *store)
 {
-    bool any = store->oldest != NULL;
+    bool any = store->idle.oldest != NULL;
 
-    while (store->oldest)
-        evict(store, store->oldest);
+    while (store->idle.oldest)
+        evict(store, store->idle.oldest);
     return any;
 }
 
@@ -128,6 +147,8 @@ void ol_adapters_free(ol_adapters *store)
     if (!store)
         return;
     (void)ol_adapters_drop_idle(store);
+    while (store->remembered.n)
+        forget(store, store->remembered.oldest);
     assert(store->counts.resident == 0 && store->counts.bytes == 0);
     for (int i = 0; i < BUCKETS; i++)
         assert(!store->buckets[i]);
@@ -140,8 +161,12 @@ ol_adapter *ol_adapters_ref(ol_adapters *store, const ol_digest *digest)
 {
     ol_adapter *a = find_or_make(store, digest);
 
-    if (a)
-        a->refs++;
+    if (!a)
+        return NULL;
+    if (a->remembered)
+        list_remove(&store->remembered, a);
+    a->remembered = false;
+    a->refs++;
     return a;
 }
 
@@ -149,7 +174,7 @@ void ol_adapters_unref(ol_adapters *store, ol_adapter *a)
 {
     assert(a->refs > 0);
     a->refs--;
-    forget_unless_held(store, a);
+    remember_unless_held(store, a);
 }
 
 const ol_adapter *ol_adapters_find(const ol_adapters *store, const ol_digest *digest)
@@ -163,7 +188,7 @@ void ol_adapters_pin(ol_adapters *store, ol_adapter *a)
 {
     assert(a->lora);
     if (a->pins++ == 0) {
-        lru_remove(store, a);
+        list_remove(&store->idle, a);
         store->counts.pinned_bytes += a->bytes;
     }
 }
@@ -172,7 +197,7 @@ void ol_adapters_unpin(ol_adapters *store, ol_adapter *a)
 {
     assert(a->pins > 0);
     if (--a->pins == 0) {
-        lru_append(store, a);
+        list_append(&store->idle, a);
         store->counts.pinned_bytes -= a->bytes;
         store->counts.releases++;
     }
@@ -203,6 +228,15 @@ static void count_one(const ol_adapter *a, void *context)
     ++*(int *)context;
 }
 
+void ol_adapters_reset(ol_adapters *store)
+{
+    while (store->remembered.n)
+        forget(store, store->remembered.oldest);
+    for (int i = 0; i < BUCKETS; i++)
+        for (ol_adapter *a = store->buckets[i]; a; a = a->chain)
+            a->hits = a->misses = a->loads = a->load_us = 0;
+}
+
 int ol_adapters_records(const ol_adapters *store)
 {
     int n = 0;
@@ -222,7 +256,7 @@ static bool make_room(ol_adapters *store, size_t bytes)
         bytes > c->budget - c->pinned_bytes - c->reserved)
         return false;
     while (bytes > c->budget - c->bytes - c->reserved)
-        evict(store, store->oldest);
+        evict(store, store->idle.oldest);
     return true;
 }
 
@@ -263,11 +297,11 @@ static ol_code place(ol_adapters *store, const ol_adapter_file *file, ol_lora **
         if (code == OL_OK)
             return OL_OK;
         *lora = NULL;
-        if (code != OL_NOMEM || (!store->oldest && store->counts.resident == 0))
+        if (code != OL_NOMEM || (!store->idle.oldest && store->counts.resident == 0))
             return code;
-        if (!store->oldest)
+        if (!store->idle.oldest)
             return OL_OK;
-        evict(store, store->oldest);
+        evict(store, store->idle.oldest);
     }
 }
 
@@ -285,7 +319,7 @@ static void make_resident(ol_adapters *store, ol_adapter *a, ol_lora *lora, size
 {
     a->lora = lora;
     a->bytes = bytes;
-    lru_append(store, a);
+    list_append(&store->idle, a);
     store->counts.bytes += bytes;
     store->counts.resident++;
     store->counts.loads++;

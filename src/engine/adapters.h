@@ -1,16 +1,17 @@
 /*
  * adapters.h: the adapters that requests name and that the device holds, by digest.
  *
- * A record exists as long as the adapter is resident or some request names it. What is
- * resident stays within a budget of bytes; room is made by dropping, least recently
- * used first, what nobody pins. Requests pin what they run with: see admission.c for
- * when, and for why that cannot lock up.
+ * A record exists as long as the adapter is resident or some request names it; and of those
+ * that are neither the last OL_ADAPTERS_REMEMBERED are kept, for what they were used for and
+ * how large they are. What is resident stays within a budget of bytes; room is made by
+ * dropping, least recently used first, what nobody pins. Requests pin what they run with: see
+ * admission.c for when, and for why that cannot lock up.
  *
  * Invariants
  *  1. resident and reserved bytes <= budget; the resident bytes of pinned adapters <= resident
  * bytes.
  *  2. Pinned adapters are resident. Resident and not pinned: in the LRU list.
- *  3. A record that is not resident has references.
+ *  3. A record that is neither resident nor referenced is in the list of those remembered.
  */
 #ifndef OL_ENGINE_ADAPTERS_H
 #define OL_ENGINE_ADAPTERS_H
@@ -20,6 +21,8 @@
 #include "engine/formats/model_config.h"
 
 typedef struct ol_adapters ol_adapters;
+
+#define OL_ADAPTERS_REMEMBERED 4096
 
 typedef struct ol_adapter {
     ol_digest digest;
@@ -35,8 +38,9 @@ typedef struct ol_adapter {
     uint64_t asked_tag, asked_us;
     uint64_t denied_at; /* `releases` when there was no room for it, plus 1; or 0 */
     /* The store's. */
+    bool remembered;                        /* in that list */
     struct ol_adapter *chain;               /* same bucket */
-    struct ol_adapter *lru_prev, *lru_next; /* towards less, more recently used */
+    struct ol_adapter *lru_prev, *lru_next; /* towards less, more recently used, or remembered */
 } ol_adapter;
 
 typedef struct ol_adapters_counts {
@@ -69,6 +73,8 @@ void ol_adapters_unpin(ol_adapters *store, ol_adapter *adapter);
 void ol_adapters_named(ol_adapters *store, ol_adapter *adapter);
 /* For those who look. */
 int ol_adapters_records(const ol_adapters *store);
+/* Counts of all adapters begin again; those remembered are forgotten. */
+void ol_adapters_reset(ol_adapters *store);
 void ol_adapters_each(const ol_adapters *store, void (*each)(const ol_adapter *, void *),
                       void *context);
 

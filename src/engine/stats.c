@@ -80,3 +80,8 @@ int ol_engine_adapter_stats(const ol_engine *engine, ol_adapter_stat **out)
     ol_adapters_each(engine->adapters, add_adapter, &l);
     return l.n;
 }
+
+void ol_engine_adapter_stats_reset(ol_engine *engine)
+{
+    ol_adapters_reset(engine->adapters);
+}

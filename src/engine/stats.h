@@ -42,7 +42,10 @@ typedef struct ol_adapter_stat {
 /* All live requests; *stats is malloc'ed, the caller's. Returns how many, -1 when out of
  * memory. In no order. */
 int ol_engine_request_stats(const ol_engine *engine, ol_request_stat **stats);
-/* All adapters that are resident, or that a live request names. */
+/* All adapters that are resident, that a live request names, or that are remembered of late:
+ * adapters.h. */
 int ol_engine_adapter_stats(const ol_engine *engine, ol_adapter_stat **stats);
+/* Adapters' counts begin again. */
+void ol_engine_adapter_stats_reset(ol_engine *engine);
 
 #endif

@@ -39,6 +39,7 @@ const LoraWorkerTraits lora_worker_traits[LORA_WORKER_KINDS] = {
 #define RETRY_MS 1000
 
 static LoraWorkerEntry *mine;
+static TimestampTz appointment;
 
 /* Takes the place that was made for it, unless another worker has it. */
 static bool attach(int i, Oid database)
@@ -82,7 +83,8 @@ static bool take_leave(void)
     LWLockAcquire(lora_workers->lock, LW_EXCLUSIVE);
     leaves = !mine->work;
     if (leaves) {
-        mine->state = LORA_ENTRY_FREE;
+        mine->state = appointment ? LORA_ENTRY_LATER : LORA_ENTRY_FREE;
+        mine->not_before = appointment;
         mine->pid = 0;
     }
     LWLockRelease(lora_workers->lock);
@@ -91,6 +93,11 @@ static bool take_leave(void)
         (void)lora_wake_worker(); /* another may have waited for the place */
     }
     return leaves;
+}
+
+void lora_database_worker_appoint(TimestampTz when)
+{
+    appointment = when;
 }
 
 void lora_database_worker_when_ready(void)

@@ -15,6 +15,7 @@
 
 #include "lora_pg.h"
 
+#include "datatype/timestamp.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 
@@ -42,6 +43,8 @@ extern bool lora_database_worker_wait(bool idle, long timeout_ms);
 extern bool lora_database_worker_asked(void);
 /* Something was done: failures of before do not count. */
 extern void lora_database_worker_well(void);
+/* When it ends for having nothing to do: there will be something at `when` (0: not known). */
+extern void lora_database_worker_appoint(TimestampTz when);
 /* There is work, but not now: have it started again when the engine is ready. */
 extern void lora_database_worker_when_ready(void);
 

@@ -172,18 +172,44 @@ static long tend(int i)
     return start(i, &e) ? -1 : NO_SLOT_MS;
 }
 
+/* Milliseconds until an appointment; when it has come, the entry is wanted. */
+static long await_appointment(int i)
+{
+    LoraWorkerEntry *e = &lora_workers->entries[i];
+    long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), e->not_before);
+
+    if (left > 0)
+        return left;
+    LWLockAcquire(lora_workers->lock, LW_EXCLUSIVE);
+    if (e->state == LORA_ENTRY_LATER)
+        e->state = LORA_ENTRY_WANTED;
+    LWLockRelease(lora_workers->lock);
+    return 0;
+}
+
+/* What is kept for less long now may be due. */
+static void look_at_settings(void)
+{
+    static int retention = PG_INT32_MIN;
+
+    if (retention != PG_INT32_MIN && retention != lora_queue_retention)
+        lora_worker_appointments_now();
+    retention = lora_queue_retention;
+}
+
 long lora_database_workers_tend(void)
 {
     long next = -1;
 
+    look_at_settings();
     for (int i = 0; i < lora_workers->n_entries; i++) {
         LoraEntryState state = lora_workers->entries[i].state;
         long left;
 
         /* most often nothing is wanted, and this is called for every frame */
-        if (state != LORA_ENTRY_WANTED && state != LORA_ENTRY_STARTING)
+        if (state == LORA_ENTRY_FREE || state == LORA_ENTRY_RUNNING)
             continue;
-        left = tend(i);
+        left = state == LORA_ENTRY_LATER ? await_appointment(i) : tend(i);
         if (left >= 0 && (next < 0 || left < next))
             next = left;
     }

@@ -50,13 +50,22 @@ static LoraWorkerEntry *find_entry(LoraWorkerKind kind, Oid database)
     return NULL;
 }
 
-/* NULL when the table is full. */
-static LoraWorkerEntry *make_entry(LoraWorkerKind kind, Oid database)
+static int first_in(LoraEntryState state)
 {
     int i = 0;
 
-    while (i < lora_workers->n_entries && lora_workers->entries[i].state != LORA_ENTRY_FREE)
+    while (i < lora_workers->n_entries && lora_workers->entries[i].state != state)
         i++;
+    return i;
+}
+
+/* NULL when the table is full. Work goes before appointments. */
+static LoraWorkerEntry *make_entry(LoraWorkerKind kind, Oid database)
+{
+    int i = first_in(LORA_ENTRY_FREE);
+
+    if (i == LORA_MAX_WORKER_ENTRIES)
+        i = first_in(LORA_ENTRY_LATER);
     if (i == LORA_MAX_WORKER_ENTRIES)
         return NULL;
     if (i == lora_workers->n_entries)
@@ -77,6 +86,10 @@ void lora_database_worker_ensure(LoraWorkerKind kind, Oid database)
     if (!e) {
         e = make_entry(kind, database);
         start = e != NULL;
+    } else if (e->state == LORA_ENTRY_LATER) {
+        e->state = LORA_ENTRY_WANTED;
+        e->not_before = 0;
+        start = true;
     } else if (e->state == LORA_ENTRY_RUNNING) {
         latch = &ProcGlobal->allProcs[e->procno].procLatch;
     }
@@ -109,6 +122,15 @@ void lora_worker_failed(LoraWorkerEntry *e)
         TimestampTzPlusMilliseconds(GetCurrentTimestamp(), Min(pause, LONGEST_PAUSE_MS));
 }
 
+void lora_worker_appointments_now(void)
+{
+    LWLockAcquire(lora_workers->lock, LW_EXCLUSIVE);
+    for (int i = 0; i < lora_workers->n_entries; i++)
+        if (lora_workers->entries[i].state == LORA_ENTRY_LATER)
+            lora_workers->entries[i].not_before = 0;
+    LWLockRelease(lora_workers->lock);
+}
+
 List *lora_worker_wanted_databases(void)
 {
     Oid *databases = palloc(sizeof(Oid) * LORA_MAX_WORKER_ENTRIES);
@@ -117,7 +139,8 @@ List *lora_worker_wanted_databases(void)
 
     LWLockAcquire(lora_workers->lock, LW_SHARED);
     for (int i = 0; i < lora_workers->n_entries; i++)
-        if (lora_workers->entries[i].state == LORA_ENTRY_WANTED)
+        if (lora_workers->entries[i].state == LORA_ENTRY_WANTED ||
+            lora_workers->entries[i].state == LORA_ENTRY_LATER)
             databases[n++] = lora_workers->entries[i].database;
     LWLockRelease(lora_workers->lock);
     while (n > 0)
@@ -129,7 +152,8 @@ void lora_worker_forget(Oid database)
 {
     LWLockAcquire(lora_workers->lock, LW_EXCLUSIVE);
     for (int i = 0; i < lora_workers->n_entries; i++)
-        if (lora_workers->entries[i].state == LORA_ENTRY_WANTED &&
+        if ((lora_workers->entries[i].state == LORA_ENTRY_WANTED ||
+             lora_workers->entries[i].state == LORA_ENTRY_LATER) &&
             lora_workers->entries[i].database == database)
             lora_workers->entries[i].state = LORA_ENTRY_FREE;
     LWLockRelease(lora_workers->lock);

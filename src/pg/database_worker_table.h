@@ -2,7 +2,8 @@
  * database_worker_table.h: what is known of workers of one database; for database_worker*.c.
  *
  * An entry goes FREE -> WANTED (somebody has asked for it) -> STARTING (registered with the
- * postmaster) -> RUNNING -> FREE, or, when it failed, WANTED again after a pause.
+ * postmaster) -> RUNNING -> FREE, or, when it failed, WANTED again after a pause. LATER is FREE
+ * but for an appointment: at not_before it is WANTED, should nobody ask for it sooner.
  */
 #ifndef LORA_DATABASE_WORKER_TABLE_H
 #define LORA_DATABASE_WORKER_TABLE_H
@@ -28,6 +29,7 @@ extern const LoraWorkerTraits lora_worker_traits[LORA_WORKER_KINDS];
 
 typedef enum LoraEntryState {
     LORA_ENTRY_FREE,
+    LORA_ENTRY_LATER,
     LORA_ENTRY_WANTED,
     LORA_ENTRY_STARTING,
     LORA_ENTRY_RUNNING,
@@ -41,7 +43,7 @@ typedef struct LoraWorkerEntry {
     bool leave; /* others wait for its place: end when idle */
     int pid, procno;
     int failures;           /* in a row */
-    TimestampTz not_before; /* WANTED: when it may be tried */
+    TimestampTz not_before; /* WANTED: when it may be tried; LATER: when it is wanted */
 } LoraWorkerEntry;
 
 typedef struct LoraWorkers {
@@ -55,6 +57,8 @@ extern LoraWorkers *lora_workers;
 
 /* Under the lock: one that is not running has failed once more. */
 extern void lora_worker_failed(LoraWorkerEntry *entry);
+/* Appointments are now: what they were made by has changed. */
+extern void lora_worker_appointments_now(void);
 /* The databases of entries that nobody has started; freed with the context. */
 extern List *lora_worker_wanted_databases(void);
 /* The database is no more: nobody is to be started in it. */

@@ -277,3 +277,20 @@ void lora_queue_expire(void)
     if (lora_queue_retention >= 0)
         (void)as_owner(&expire, &value, NULL);
 }
+
+TimestampTz lora_queue_expires_next(void)
+{
+    static LoraStatement next = {
+        "SELECT min(ended_at) + make_interval(secs => $1) FROM openlora.queue"
+        " WHERE state IN ('done', 'failed', 'cancelled')",
+        1,
+        {FLOAT8OID}};
+    Datum value = Float8GetDatum(lora_queue_retention), when;
+    bool is_null;
+
+    if (lora_queue_retention < 0)
+        return 0;
+    (void)as_owner(&next, &value, NULL);
+    when = lora_value(0, 1, &is_null);
+    return is_null ? 0 : DatumGetTimestampTz(when);
+}

@@ -55,6 +55,8 @@ extern void lora_queue_write_end(LoraQueueItem *item, int64 inference);
 /* Of rows that run; palloc'ed in TopMemoryContext. */
 extern int lora_queue_find_cancelled(int64 **ids);
 extern void lora_queue_expire(void);
+/* When there will be something to expire; 0: never. */
+extern TimestampTz lora_queue_expires_next(void);
 extern Oid lora_queue_relation(void);
 
 #endif

@@ -333,6 +333,20 @@ static void expire(void)
     expired_at = GetCurrentTimestamp();
 }
 
+/* Nobody need wake a worker for old rows: it comes again for them, but not for each. */
+static void expire_later(void)
+{
+    TimestampTz next, soon;
+
+    expire();
+    begin();
+    next = lora_queue_expires_next();
+    commit();
+    soon = TimestampTzPlusMilliseconds(
+        expired_at, Min(EXPIRE_MS, Max(lora_queue_retention, 1) * INT64CONST(1000)));
+    lora_database_worker_appoint(next && next < soon ? soon : next);
+}
+
 void lora_queue_worker(void)
 {
     bool idle = false;
@@ -365,7 +379,7 @@ void lora_queue_worker(void)
         if (n_items == 0 && !idle)
             again = true; /* somebody holds the rows that wait */
         if (idle)
-            expire();
+            expire_later();
         if (!lora_database_worker_wait(idle, again ? RETRY_MS : -1))
             return;
     }

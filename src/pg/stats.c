@@ -1,9 +1,9 @@
 /*
  * stats.c: what goes on in the engine, for the views openlora.stat_*.
  *
- * Requests and adapters are asked of the engine; its counters come with its report. A reset
- * is a memory of the counters in shared memory: the views subtract it, as long as it is
- * of the engine that runs.
+ * Requests and adapters are asked of the engine; its counters come with its report. A reset of
+ * these is a memory of them in shared memory: the views subtract it, as long as it is of the
+ * engine that runs. Adapters' counts the engine itself begins again.
  */
 #include "lora_pg.h"
 
@@ -229,6 +229,7 @@ Datum lora_stat_engine(PG_FUNCTION_ARGS)
 Datum lora_stat_reset(PG_FUNCTION_ARGS)
 {
     need_preload();
+    (void)ask(OL_STATS_RESET);
     lora_refresh_status();
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->reset_info = lora_shared->info;

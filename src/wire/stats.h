@@ -11,6 +11,7 @@
 typedef enum ol_wire_stats {
     OL_STATS_REQUESTS,
     OL_STATS_ADAPTERS,
+    OL_STATS_RESET, /* no rows: adapters' counts begin again */
 } ol_wire_stats;
 
 void ol_wire_put_request_stat(ol_buf *buf, const ol_request_stat *stat);

@@ -115,10 +115,10 @@ is(sql(q{SELECT count(*), count(DISTINCT inference) FROM openlora.queue WHERE pr
 
 # -- the engine dies --------------------------------------------------------------------------------
 sub kill_engine { kill 'KILL', sql('SELECT engine_pid FROM lora_status()') }
-sql(q{SELECT lora_submit(NULL, 'Twice upon ' || i, max_tokens => 300, ignore_eos => true) FROM generate_series(1, 8) i});
+sql(q{SELECT lora_submit(NULL, 'Twice upon ' || i, max_tokens => 300, ignore_eos => true) FROM generate_series(1, 64) i});
 $node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die;
 kill_engine();
-$node->poll_query_until('postgres', q{SELECT count(*) = 8 FROM openlora.queue WHERE prompt LIKE 'Twice upon %' AND state = 'done'}) or die;
+$node->poll_query_until('postgres', q{SELECT count(*) = 64 FROM openlora.queue WHERE prompt LIKE 'Twice upon %' AND state = 'done'}) or die;
 pass('no submitted request is lost with the engine');
 
 # a request that kills it whenever it runs
@@ -163,6 +163,19 @@ sql('DROP DATABASE d');
 pass('its idle worker keeps neither a copy nor DROP DATABASE from happening');
 
 # -- old rows ----------------------------------------------------------------------------------------
+# nobody wakes a worker for them: it has gone when they are old enough, and comes again by itself
+sub gone { $node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'openlora queue worker'}) or die }
+setting('openlora.worker_idle_time = 1');
+is(sql(q{SELECT count(*) > 0 FROM openlora.queue}), 't', 'there are ended rows');
+gone();
+setting('openlora.queue_retention = 1');
+$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;
+pass('a shorter retention holds for rows that are there');
+setting('openlora.queue_retention = 3');
+$node->safe_psql('postgres', qq{SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min')});
+gone();
+$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;
+pass('a worker that has gone comes again for old rows');
 setting('openlora.queue_retention = 0');
 sql(q{SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
 $node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;

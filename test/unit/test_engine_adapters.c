@@ -4,8 +4,11 @@
 
 #include "engine/engine_internal.h"
 #include "engine/formats/adapter_file.h"
+#include "engine/stats.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define MODEL "llama"
@@ -344,6 +347,73 @@ static void test_least_recently_used_goes(void **state)
     ol_engine_close(e);
 }
 
+/* -- what is known of those that are gone ------------------------------------------------------ */
+
+static int stat_of(ol_engine *e, int i, ol_adapter_stat *stat)
+{
+    ol_adapter_stat *all;
+    int n = ol_engine_adapter_stats(e, &all);
+
+    memset(stat, 0, sizeof(*stat));
+    for (int k = 0; k < n; k++)
+        if (ol_digest_equal(&all[k].digest, &store[i].digest))
+            *stat = all[k];
+    free(all);
+    return n;
+}
+
+static void test_remembers_the_evicted(void **state)
+{
+    ol_engine *e = open_with(2 * one_bytes, 0);
+    ol_adapter_stat first;
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        ol_adapter_use uses[1];
+        ol_request q = adapted(1, 1, uses, i);
+        util_result r[2] = {{0}};
+
+        util_submit(e, &q);
+        must_put(e, i);
+        util_run(e, r, 2);
+        assert_true(r[1].done);
+    }
+    assert_int_equal(stat_of(e, 0, &first), 3);
+    assert_false(first.resident);
+    assert_int_equal(first.misses, 1);
+    assert_int_equal(first.requests, 0);
+    assert_int_equal(first.bytes, one_bytes);
+    must_put(e, 0); /* it goes on counting where it was */
+    assert_int_equal(stat_of(e, 0, &first), 3);
+    assert_true(first.resident);
+    assert_int_equal(first.misses, 1);
+    ol_engine_adapter_stats_reset(e);
+    assert_int_equal(stat_of(e, 0, &first), 2);
+    assert_int_equal(first.misses, 0);
+    ol_engine_close(e);
+}
+
+static void test_remembers_so_many(void **state)
+{
+    ol_engine *e = open_with(0, 0);
+    ol_adapter_stat stat;
+    ol_event event;
+
+    (void)state;
+    for (int i = 0; i < OL_ADAPTERS_REMEMBERED + 100; i++) {
+        ol_adapter_use uses[1];
+        ol_request q = adapted(1, 1, uses, 0);
+
+        memcpy(uses[0].digest.bytes, &i, sizeof(i));
+        util_submit(e, &q);
+        ol_engine_cancel(e, 1);
+        while (ol_engine_poll(e, &event))
+            ;
+    }
+    assert_int_equal(stat_of(e, 0, &stat), OL_ADAPTERS_REMEMBERED);
+    ol_engine_close(e);
+}
+
 static void test_too_large_alone(void **state)
 {
     ol_engine *e = open_with(one_bytes - 1, 0);
@@ -643,6 +713,8 @@ int main(void)
         cmocka_unit_test(test_of_another_model),
         cmocka_unit_test(test_max_tokens_zero_waits_too),
         cmocka_unit_test(test_least_recently_used_goes),
+        cmocka_unit_test(test_remembers_the_evicted),
+        cmocka_unit_test(test_remembers_so_many),
         cmocka_unit_test(test_too_large_alone),
         cmocka_unit_test(test_too_large_together),
         cmocka_unit_test(test_pinned_stay),

@@ -348,10 +348,12 @@ static ol_code tell_stats(server *s, ol_reader *r, const ol_frame *frame, ol_err
     uint8_t which = ol_get_u8(r);
     ol_code code = OL_OK;
 
-    if (r->bad || which > OL_STATS_ADAPTERS)
+    if (r->bad || which > OL_STATS_RESET)
         return malformed(frame, err);
     if (which == OL_STATS_REQUESTS)
         tell_requests(s, &rows);
+    else if (which == OL_STATS_RESET)
+        ol_engine_adapter_stats_reset(s->engine);
     else
         tell_adapters(s, &rows);
     if (rows.failed)
