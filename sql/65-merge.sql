@@ -1,8 +1,8 @@
 -- ---------------------------------------------------------------- merging
 CREATE FUNCTION openlora.run_merge(names text[], adapters bytea[], configs jsonb[], factors float8[], method text, density float8,
-    majority_sign_method text, rank int, seed bigint, OUT weights bytea, OUT config jsonb)
+    majority_sign_method text, rank int, seed bigint, svd_clamp float8, OUT weights bytea, OUT config jsonb, OUT parts float8[])
 AS 'MODULE_PATHNAME', 'lora_run_merge' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-REVOKE ALL ON FUNCTION openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint, float8) FROM PUBLIC;
 
 -- The contributor who stands for a role; one is made when there is none, which a role cannot
 -- do for another by itself. It gives nobody anything but the name.
@@ -30,13 +30,15 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT r.what, (r.share + CASE WHEN r.place <= r.left_over THEN 1 ELSE 0 END)::int FROM r
 $$;
 
--- What an adapter that was merged owes to whom: its parents' shares, by weight. What a parent
--- leaves to its owner goes to the contributor who stands for that owner.
-CREATE FUNCTION openlora.inherit_provenance(made bigint, parents bigint[], factors float8[]) RETURNS void
+-- What an adapter that was merged owes to whom: its parents' shares, by weight. A weight is worth
+-- what its parent changes: it counts times the norm of the parent's matrices, so that neither an
+-- empty parent with a large weight nor one that was scaled up takes what is another's. What a
+-- parent leaves to its owner goes to the contributor who stands for that owner.
+CREATE FUNCTION openlora.inherit_provenance(made bigint, parents bigint[], parts float8[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    total   float8 := (SELECT sum(abs(f)) FROM unnest($3) f);
+    total   float8 := (SELECT sum(f) FROM unnest($3) f);
     mine    regrole := (SELECT a.owner FROM openlora.adapters a WHERE a.id = $1);
     authors bigint[];
     author_parts numeric[];
@@ -45,7 +47,7 @@ DECLARE
     p       record;
     texts   bigint;
 BEGIN
-    FOR p IN SELECT a.id, a.name, a.owner, (CASE WHEN total > 0 THEN abs(u.f) / total ELSE 1.0 / cardinality($2) END)::numeric AS part,
+    FOR p IN SELECT a.id, a.name, a.owner, (CASE WHEN total > 0 THEN u.f / total ELSE 1.0 / cardinality($2) END)::numeric AS part,
                  ARRAY(SELECT s.contributor FROM openlora.adapter_contributors s WHERE s.adapter = a.id ORDER BY 1) AS authors,
                  ARRAY(SELECT s.share::numeric FROM openlora.adapter_contributors s WHERE s.adapter = a.id ORDER BY s.contributor) AS author_shares,
                  ARRAY(SELECT s.dataset FROM openlora.adapter_datasets s WHERE s.adapter = a.id ORDER BY 1) AS sets,
@@ -76,7 +78,7 @@ REVOKE ALL ON FUNCTION openlora.contributor_of(regrole), openlora.inherit_proven
 
 CREATE FUNCTION lora_adapter_merge(new_id text, adapter_ids text[], weights float8[] DEFAULT NULL, method text DEFAULT 'svd',
     density float8 DEFAULT NULL, majority_sign_method text DEFAULT 'total', svd_rank int DEFAULT NULL, seed bigint DEFAULT 0,
-    description text DEFAULT NULL)
+    description text DEFAULT NULL, svd_clamp float8 DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -87,6 +89,7 @@ DECLARE
     parents bigint[];
     one     record;
     made    bigint;
+    size    bigint := 0;
 BEGIN
     IF n = 0 OR array_position($2, NULL) IS NOT NULL OR cardinality(factors) <> n OR array_position(factors, NULL) IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'adapters, and a weight for each, are needed';
@@ -99,6 +102,12 @@ BEGIN
         IF one.config IS NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'feature_not_supported', MESSAGE = format('adapter "%s" is a GGUF adapter', $2[i]),
                 HINT = 'Only adapters in PEFT''s form are merged.';
+        END IF;
+        size := size + octet_length(one.weights);
+        IF size > 1000000000 THEN
+            RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded', MESSAGE = 'the adapters are too large to merge',
+                DETAIL = format('"%s" and those before it have %s bytes; at most 1000000000 can be merged at once.', $2[i], size),
+                HINT = 'Merge some of them first.';
         END IF;
         bytes := bytes || one.weights;
         configs := configs || one.config;
@@ -113,11 +122,11 @@ BEGIN
             DETAIL = format('"%s" was validated against another one than "%s".', one.name, one.other),
             HINT = 'lora_adapter_check validates an adapter against the model that is served.';
     END IF;
-    SELECT * INTO one FROM openlora.run_merge($2, bytes, configs, factors, $4, $5, $6, $7, $8);
+    SELECT * INTO one FROM openlora.run_merge($2, bytes, configs, factors, $4, $5, $6, $7, $8, $10);
     made := @extschema@.lora_adapter_import($1, one.weights, one.config,
         description => coalesce($9, format('%s of %s by %s', $4, $2::text, factors::text)));
-    PERFORM openlora.inherit_provenance(made, parents, factors);
+    PERFORM openlora.inherit_provenance(made, parents, one.parts);
     RETURN made;
 END $$;
-COMMENT ON FUNCTION lora_adapter_merge(text, text[], float8[], text, float8, text, int, bigint, text) IS
+COMMENT ON FUNCTION lora_adapter_merge(text, text[], float8[], text, float8, text, int, bigint, text, float8) IS
     'makes a new adapter of several, as PEFT''s add_weighted_adapter does: linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune, and the last four with _svd';

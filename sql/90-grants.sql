@@ -118,7 +118,7 @@ BEGIN
         EXECUTE format('GRANT INSERT (name, role, note, account) ON openlora.contributors TO %s', grantee);
         EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.read_shares(jsonb), openlora.forget_quota(regrole, bigint), openlora.contributor_of(regrole),'
             ' openlora.inherit_provenance(bigint, bigint[], float8[]), openlora.whole_shares(bigint[], numeric[]),'
-            ' openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint) TO %s', grantee);
+            ' openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint, float8) TO %s', grantee);
     END IF;
     FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
              JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e'

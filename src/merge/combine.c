@@ -7,35 +7,62 @@
 
 /* -- pruning -------------------------------------------------------------------------- */
 
-static int descending(const void *a, const void *b)
+/* Floats that are not negative have the order of their bits. */
+static uint32_t size_of(float v)
 {
-    float x = *(const float *)a, y = *(const float *)b;
+    uint32_t bits;
 
-    return x < y ? 1 : x > y ? -1 : 0;
+    v = fabsf(v);
+    memcpy(&bits, &v, sizeof(bits));
+    return bits;
+}
+
+#define HALF ((size_t)1 << 16)
+
+/* Going down from the largest of counts, where the sum reaches *keep, which becomes what is
+ * left of it there. */
+static uint32_t descend(const size_t *counts, size_t *keep)
+{
+    uint32_t at = HALF - 1;
+
+    while (counts[at] < *keep)
+        *keep -= counts[at--];
+    return at;
+}
+
+/* The size of the keep-th largest, by counting upper halves, then lower ones of those. *keep
+ * becomes how many of that size are among the largest. */
+static ol_code find_limit(const float *in, size_t count, size_t *keep, uint32_t *limit,
+                          ol_error *err)
+{
+    size_t *counts = calloc(2 * HALF, sizeof(*counts));
+    uint32_t upper;
+
+    if (!counts)
+        return ol_fail_nomem(err, 2 * HALF * sizeof(*counts), "values to prune");
+    for (size_t i = 0; i < count; i++)
+        counts[size_of(in[i]) >> 16]++;
+    upper = descend(counts, keep);
+    for (size_t i = 0; i < count; i++)
+        if (size_of(in[i]) >> 16 == upper)
+            counts[HALF + (size_of(in[i]) & (HALF - 1))]++;
+    *limit = upper << 16 | descend(counts + HALF, keep);
+    free(counts);
+    return OL_OK;
 }
 
 /* Keeps the largest part by magnitude: as many as PEFT's topk, the first of equals. */
 static ol_code prune_small(const float *in, size_t count, double density, float *out, ol_error *err)
 {
-    size_t keep = (size_t)(density * (double)count), above = 0;
-    float *sorted, limit;
+    size_t keep = (size_t)(density * (double)count);
+    uint32_t limit = 0;
 
     memset(out, 0, count * sizeof(*out));
     if (keep == 0)
         return OL_OK;
-    sorted = malloc(count * sizeof(*sorted));
-    if (!sorted)
-        return ol_fail_nomem(err, count * sizeof(*sorted), "values to prune");
-    for (size_t i = 0; i < count; i++)
-        sorted[i] = fabsf(in[i]);
-    qsort(sorted, count, sizeof(*sorted), descending);
-    limit = sorted[keep - 1];
-    while (above < keep && sorted[above] > limit)
-        above++;
-    free(sorted);
-    keep -= above; /* of those that equal the limit */
+    OL_TRY(find_limit(in, count, &keep, &limit, err));
     for (size_t i = 0; i < count; i++) {
-        float size = fabsf(in[i]);
+        uint32_t size = size_of(in[i]);
 
         if (size > limit || (size == limit && keep > 0 && keep--))
             out[i] = in[i];

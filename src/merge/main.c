@@ -3,7 +3,7 @@
  * database session nor the engine computes it, waits for it, or can be harmed by it.
  *
  * Each ADAPTER is a folder as PEFT saves it. Progress goes to standard error, a line
- * "PROGRESS done total" each.
+ * "PROGRESS done total" each; in the end "PART number size" of each ADAPTER, from 0.
  */
 #include "base/arena.h"
 #include "merge/merge.h"
@@ -23,10 +23,11 @@ static const char usage[] =
     "  --density  part of the values that pruning keeps, 0 to 1\n"
     "  --sign     total or frequency: how ties elects a sign (total)\n"
     "  --rank     of svd's result (the largest of the adapters)\n"
+    "  --clamp    the quantile of svd's values that they are clamped to, above 0 to 1 (none)\n"
     "  --seed     of what dare drops (0)\n"
     "  --name     what errors call an adapter, once for each, in order (its folder)\n"
     "  --type     F32, F16 or BF16 (that of the first adapter)\n"
-    "  --progress tell how far it is\n";
+    "  --progress tell how far it is, and what part each adapter has\n";
 
 typedef struct command {
     ol_merge_options options;
@@ -113,6 +114,11 @@ static ol_code read_option(command *c, int option, const char *value, ol_error *
             return ol_fail(err, OL_INVALID, "a rank is from 1 to %d, not %s", OL_MAX_RANK, value);
         c->options.rank = (int)number;
         return OL_OK;
+    case 'c':
+        OL_TRY(read_number("svd_clamp", value, &c->options.clamp, err));
+        if (!(c->options.clamp > 0))
+            c->options.clamp = -1; /* is refused by its name */
+        return OL_OK;
     case 'S':
         return read_seed(value, &c->options.seed, err);
     case 'n':
@@ -145,11 +151,11 @@ static ol_code read_parent(command *c, char *text, ol_error *err)
 
 static ol_code read_command(int argc, char **argv, command *c, ol_error *err)
 {
-    static const struct option options[] = {{"method", 1, NULL, 'm'}, {"density", 1, NULL, 'd'},
-                                            {"sign", 1, NULL, 's'},   {"rank", 1, NULL, 'r'},
-                                            {"seed", 1, NULL, 'S'},   {"type", 1, NULL, 't'},
-                                            {"out", 1, NULL, 'o'},    {"progress", 0, NULL, 'p'},
-                                            {"name", 1, NULL, 'n'},   {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"method", 1, NULL, 'm'}, {"density", 1, NULL, 'd'},  {"sign", 1, NULL, 's'},
+        {"rank", 1, NULL, 'r'},   {"seed", 1, NULL, 'S'},     {"type", 1, NULL, 't'},
+        {"out", 1, NULL, 'o'},    {"progress", 0, NULL, 'p'}, {"name", 1, NULL, 'n'},
+        {"clamp", 1, NULL, 'c'},  {NULL, 0, NULL, 0}};
     int option;
 
     c->options.density = NAN;
@@ -189,6 +195,16 @@ static void tell(void *context, size_t done, size_t total)
     fprintf(stderr, "PROGRESS %zu %zu\n", done, total);
 }
 
+static ol_code tell_parts(const ol_merge_parent *parents, int n, ol_error *err)
+{
+    double parts[OL_MERGE_MAX_PARENTS];
+
+    OL_TRY(ol_merge_parts(parents, n, parts, err));
+    for (int i = 0; i < n; i++)
+        fprintf(stderr, "PART %d %.17g\n", i, parts[i]);
+    return OL_OK;
+}
+
 static ol_code run(command *c, input *inputs, ol_arena *arena, ol_error *err)
 {
     ol_merge_parent parents[OL_MERGE_MAX_PARENTS];
@@ -208,6 +224,8 @@ static ol_code run(command *c, input *inputs, ol_arena *arena, ol_error *err)
         c->options.dtype = inputs[0].file.modules[0].a.dtype;
     code = ol_merge(&c->options, parents, c->n, c->progress ? tell : NULL, NULL, &weights, &config,
                     err);
+    if (code == OL_OK && c->progress)
+        code = tell_parts(parents, c->n, err);
     if (code == OL_OK && mkdir(c->out, 0700) != 0 && errno != EEXIST)
         code = ol_fail_errno(err, "could not create folder", c->out);
     if (code == OL_OK)

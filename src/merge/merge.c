@@ -239,15 +239,15 @@ static ol_code merge_products(const ol_merge_options *o, const parts *p, uint64_
                               merged *m, ol_error *err)
 {
     int64_t limit = m->in < m->out ? m->in : m->out;
+    bool thin = !o->method->ties && (o->method->prune == OL_PRUNE_NONE || o->density >= 1) &&
+                sum_of_ranks(p) < limit;
 
     m->rank = o->rank ? o->rank : most;
     OL_TRY(check_rank(m, err));
     if (m->rank > limit)
         m->rank = (int)limit;
-    if (o->method->prune == OL_PRUNE_NONE || o->density >= 1)
-        if (!o->method->ties && sum_of_ranks(p) < limit)
-            return merge_sum(p, m, err);
-    return merge_dense(o, p, key, m, err);
+    OL_TRY(thin ? merge_sum(p, m, err) : merge_dense(o, p, key, m, err));
+    return o->clamp > 0 ? merge_clamp(m, o->clamp, err) : OL_OK;
 }
 
 static ol_code merge_module(const ol_merge_options *o, parts *p, int most, merged *m, ol_error *err)
@@ -283,6 +283,8 @@ static ol_code check(const ol_merge_options *o, const ol_merge_parent *parents, 
         ol_fail(err, OL_INVALID, "%s needs a density from 0 to 1", o->method->name);
         return ol_hint(err, "It is the part of the values that is kept.");
     }
+    if (!(o->clamp >= 0 && o->clamp <= 1))
+        return ol_fail(err, OL_INVALID, "svd_clamp is a quantile, above 0 and at most 1");
     if (o->rank < 0 || o->rank > OL_MAX_RANK)
         return ol_fail(err, OL_INVALID, "a rank is from 1 to %d", OL_MAX_RANK);
     return OL_OK;

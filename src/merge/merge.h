@@ -38,6 +38,7 @@ typedef struct ol_merge_options {
     double density;     /* part that pruning keeps, 0 to 1 */
     bool sign_by_count; /* majority_sign_method = frequency; else total */
     int rank;           /* of products; 0: the largest rank of a parent's */
+    double clamp;       /* of products: a quantile of the factors' values, 0 to 1; 0: none */
     uint64_t seed;      /* of what is pruned at random */
     ol_dtype dtype;     /* of the result: F32, F16 or BF16 */
 } ol_merge_options;
@@ -47,6 +48,11 @@ typedef struct ol_merge_parent {
     const ol_adapter_file *file;
     double weight; /* finite; may be negative */
 } ol_merge_parent;
+
+/* What each parent has a part in what is merged: |weight| times the Frobenius norm of all its
+ * scaled products B A. Of parents of a size that is their weights; of one that changes nothing
+ * it is nothing, whatever its weight. OL_NOMEM. */
+ol_code ol_merge_parts(const ol_merge_parent *parents, int n, double *parts, ol_error *err);
 
 /* The bytes of adapter_model.safetensors and the text of adapter_config.json. Errors:
  * OL_MISMATCH (shapes, ranks), OL_INVALID (options), OL_LIMIT (rank), OL_NOMEM. */

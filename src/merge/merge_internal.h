@@ -31,6 +31,10 @@ ol_code merge_combine(const combination *c, float *out, ol_error *err);
 ol_code merge_decompose(const float *dense, merged *m, ol_error *err);
 ol_code merge_decompose_product(const float *b, const float *a, int k, merged *m, ol_error *err);
 
+/* Clamps the values of both factors to their common quantile, and its negative, as PEFT does.
+ * product.c */
+ol_code merge_clamp(merged *m, double quantile, ol_error *err);
+
 /* output.c */
 ol_code merge_write(const merged *list, int n, ol_dtype dtype, ol_buf *weights, ol_buf *config,
                     ol_error *err);

@@ -197,3 +197,90 @@ ol_code merge_decompose_product(const float *b, const float *a, int k, merged *m
     free_thin(&t);
     return code;
 }
+
+/* -- clamping ---------------------------------------------------------------------------- */
+
+static int ascending(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static void clamp_all(float *values, size_t n, float limit)
+{
+    for (size_t i = 0; i < n; i++)
+        values[i] = fminf(fmaxf(values[i], -limit), limit);
+}
+
+/* torch.quantile: between two values linearly. */
+ol_code merge_clamp(merged *m, double quantile, ol_error *err)
+{
+    size_t na = (size_t)m->rank * (size_t)m->in, nb = (size_t)m->rank * (size_t)m->out;
+    size_t n = na + nb, below;
+    float *all = malloc(n * sizeof(*all));
+    double at = quantile * (double)(n - 1), limit;
+
+    if (!all)
+        return ol_fail_nomem(err, n * sizeof(*all), "values to clamp");
+    memcpy(all, m->b, nb * sizeof(*all));
+    memcpy(all + nb, m->a, na * sizeof(*all));
+    qsort(all, n, sizeof(*all), ascending);
+    below = (size_t)at;
+    limit = all[below];
+    if (below + 1 < n)
+        limit += (at - (double)below) * ((double)all[below + 1] - limit);
+    free(all);
+    clamp_all(m->a, na, (float)limit);
+    clamp_all(m->b, nb, (float)limit);
+    return OL_OK;
+}
+
+/* -- how large a product is ------------------------------------------------------------------ */
+
+/* |B A|^2 is the sum over the entries of (B'B) and (A A'), both k x k. */
+static ol_code square_of(const ol_lora_module *l, double *square, ol_error *err)
+{
+    int k = l->rank, in = (int)l->a.shape[1], out = (int)l->b.shape[0];
+    size_t na = (size_t)k * (size_t)in, nb = (size_t)k * (size_t)out, kk = (size_t)k * (size_t)k;
+    double *grams = calloc(2 * kk, sizeof(double));
+    float *wide = malloc((na > nb ? na : nb) * sizeof(float));
+    double *d = malloc((na > nb ? na : nb) * sizeof(double));
+    bool good = grams && wide && d;
+
+    if (good) {
+        ol_dequantize(l->a.dtype, l->a.data, wide, na);
+        for (size_t i = 0; i < na; i++)
+            d[i] = wide[i];
+        cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, k, in, 1, d, in, 0, grams, k);
+        ol_dequantize(l->b.dtype, l->b.data, wide, nb);
+        for (size_t i = 0; i < nb; i++)
+            d[i] = wide[i];
+        cblas_dsyrk(CblasRowMajor, CblasLower, CblasTrans, k, out, 1, d, k, 0, grams + kk, k);
+        *square = 0;
+        for (int i = 0; i < k; i++)
+            for (int j = 0; j <= i; j++)
+                *square += (i == j ? 1 : 2) * grams[i * k + j] * grams[kk + (size_t)(i * k + j)];
+    }
+    free(grams);
+    free(wide);
+    free(d);
+    return good ? OL_OK : ol_fail_nomem(err, na * sizeof(double), "an adapter's module");
+}
+
+ol_code ol_merge_parts(const ol_merge_parent *parents, int n, double *parts, ol_error *err)
+{
+    for (int i = 0; i < n; i++) {
+        const ol_adapter_file *file = parents[i].file;
+        double sum = 0;
+
+        for (int k = 0; k < file->n_modules; k++) {
+            double square = 0, scale = (double)file->modules[k].scale;
+
+            OL_TRY(square_of(&file->modules[k], &square, err));
+            sum += scale * scale * square;
+        }
+        parts[i] = fabs(parents[i].weight) * sqrt(fmax(sum, 0));
+    }
+    return OL_OK;
+}

@@ -18,6 +18,7 @@ int lora_threads = 0;
 int lora_kv_cache_size = 0;
 int lora_adapter_cache_size = 0;
 int lora_memory_limit = 0;
+int lora_merge_memory = 4096;
 int lora_context_length = 0;
 int lora_max_sequences = 64;
 int lora_step_tokens = 512;
@@ -96,6 +97,9 @@ static void define_engine_numbers(void)
                MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
     define_int("openlora.adapter_cache_size", "Memory for loaded adapters.", "0: 1 GB.",
                &lora_adapter_cache_size, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int("openlora.merge_memory", "Memory that a merge of adapters may take.",
+               "0: no limit. It is computed in a process of its own.", &lora_merge_memory, 0,
+               MAX_KILOBYTES / 1024, PGC_SUSET, GUC_UNIT_MB);
     define_int("openlora.memory_limit", "Memory of the device for everything.", "0: no limit.",
                &lora_memory_limit, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
     define_int("openlora.context_length", "Tokens of a request at most, prompt and answer.",

@@ -10,6 +10,7 @@
 
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -124,12 +125,29 @@ static void add_option(Merge *merge, const char *name, char *value)
     add(merge, value);
 }
 
+/* Between fork and exec, as the rest. What runs out of memory is the merge, and nothing else: its
+ * own, by the limit, or the machine's, as the first to go. */
+static void bound_memory(void)
+{
+    struct rlimit limit = {(rlim_t)lora_merge_memory << 20, (rlim_t)lora_merge_memory << 20};
+    int score = open("/proc/self/oom_score_adj", O_WRONLY);
+
+    if (lora_merge_memory > 0)
+        (void)setrlimit(RLIMIT_AS, &limit);
+    if (score < 0)
+        return;
+    if (write(score, "800", 3) < 0)
+        (void)0;
+    close(score);
+}
+
 /* Between fork and exec: only calls that are safe there. */
 static void become_program(char **args, int errors, pid_t parent)
 {
     sigset_t none;
     int null = open("/dev/null", O_RDWR);
 
+    bound_memory();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent)
         _exit(1);
@@ -168,6 +186,27 @@ static void start(Merge *merge)
 }
 
 /* The last "PROGRESS done total" that was said. */
+/* What the parents have a part in, as it was said: "PART number size", from 0. */
+static Datum parts_said(const Merge *merge, int n)
+{
+    Datum *parts = palloc(sizeof(Datum) * (Size)n);
+    const char *p = merge->said.data;
+
+    for (int i = 0; i < n; i++) {
+        int number;
+        double part;
+
+        p = p ? strstr(p, "PART ") : NULL;
+        if (!p || sscanf(p, "PART %d %lf", &number, &part) != 2 || number != i || !(part >= 0))
+            ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+                            errmsg("openlora-merge did not say what it had merged")));
+        parts[i] = Float8GetDatum(part);
+        p++;
+    }
+    return PointerGetDatum(
+        construct_array(parts, n, FLOAT8OID, sizeof(float8), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
 static void tell_progress(const Merge *merge)
 {
     const char *last = NULL;
@@ -235,6 +274,9 @@ static void raise_said(const Merge *merge)
     ol_fail(&error, (ol_code)code, "%s", lines[0]);
     ol_detail(&error, "%s", lines[1]);
     ol_hint(&error, "%s", lines[2]);
+    if (error.code == OL_NOMEM && lora_merge_memory > 0)
+        ol_hint(&error, "A merge has openlora.merge_memory, now %d MB, at most.",
+                lora_merge_memory);
     lora_raise(&error);
 }
 
@@ -266,7 +308,8 @@ enum {
     ARG_DENSITY,
     ARG_SIGN,
     ARG_RANK,
-    ARG_SEED
+    ARG_SEED,
+    ARG_CLAMP
 };
 
 /* The function cannot be strict: no density and no rank have a meaning. */
@@ -296,6 +339,8 @@ static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors,
     add_option(merge, "sign", text_to_cstring(PG_GETARG_TEXT_PP(ARG_SIGN)));
     if (!PG_ARGISNULL(ARG_RANK))
         add_option(merge, "rank", psprintf("%d", PG_GETARG_INT32(ARG_RANK)));
+    if (!PG_ARGISNULL(ARG_CLAMP))
+        add_option(merge, "clamp", psprintf("%.17g", PG_GETARG_FLOAT8(ARG_CLAMP)));
     add_option(merge, "seed", psprintf(UINT64_FORMAT, (uint64)PG_GETARG_INT64(ARG_SEED)));
     for (int i = 0; i < n; i++)
         add_option(merge, "name", TextDatumGetCString(names[i]));
@@ -336,16 +381,17 @@ static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
         jsonb_in,
         CStringGetDatum(pg_any_to_server(pnstrdup(VARDATA(config), VARSIZE(config) - VARHDRSZ),
                                          (int)(VARSIZE(config) - VARHDRSZ), PG_UTF8)));
+    values[2] = parts_said(merge, n);
 }
 
 /* openlora.run_merge(names, weights bytea[], configs jsonb[], factors float8[], method,
- * density, sign, rank, seed) -> (weights, config) */
+ *  density, sign, rank, seed, clamp) -> (weights, config, parts) */
 Datum lora_run_merge(PG_FUNCTION_ARGS)
 {
     Merge *merge = palloc0(sizeof(*merge));
     TupleDesc desc;
-    Datum values[2];
-    bool nulls[2] = {false};
+    Datum values[3];
+    bool nulls[3] = {false};
 
     if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
         elog(ERROR, "run_merge must return a row");

@@ -5,7 +5,7 @@
 \pset pager off
 SET client_min_messages = warning;
 BEGIN;
-SELECT plan(37);
+SELECT plan(41);
 \getenv demo OPENLORA_DEMO
 CREATE ROLE merge_maker; CREATE ROLE merge_other;
 SELECT lora_grant_usage('merge_maker', manage => true), lora_grant_usage('merge_other', manage => true) \g /dev/null
@@ -43,9 +43,13 @@ SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', method 
 SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', majority_sign_method => NULL)$$, '22004', 'majority_sign_method of a merge must not be null', 'no sign');
 SELECT throws_ok($$SELECT lora_adapter_merge('x', '{shakespeare,grimm}', seed => NULL)$$, '22004', 'seed of a merge must not be null', 'no seed');
 SELECT throws_ok($$SELECT lora_adapter_merge(NULL, '{shakespeare,grimm}')$$, '23502', NULL, 'no name');
+SELECT throws_like($$SELECT lora_adapter_merge('x', '{grimm}', method => 'svd', svd_clamp => 0)$$, '%svd_clamp%', 'a quantile of nothing');
+SELECT lives_ok($$SELECT lora_adapter_merge('clamped', '{grimm,shakespeare}', svd_clamp => 0.99)$$, 'svd_clamp');
+SELECT throws_matching($$SELECT lora_adapter_merge('x', array_agg(name), NULL, 'ties_svd', 0.5) FROM (SELECT unnest(ARRAY['shakespeare', 'grimm']) AS name) n, (SELECT set_config('openlora.merge_memory', '20MB', true)) m$$, 'could not be run|out of memory|memory', 'a merge has so much memory');
+RESET openlora.merge_memory;
 SELECT throws_ok($$SELECT lora_adapter_merge('x', NULL)$$, '22023', NULL, 'no adapters');
-SELECT throws_ok('SELECT openlora.run_merge(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)', '22004', NULL, 'nothing at all');
-SELECT throws_ok($$SELECT openlora.run_merge('{a}', '{"\\x00"}', '{"{}"}', '{1}', 'cat', NULL, 'total', NULL, 0)$$, NULL, NULL, 'bytes that are no adapter');
+SELECT throws_ok('SELECT openlora.run_merge(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)', '22004', NULL, 'nothing at all');
+SELECT throws_ok($$SELECT openlora.run_merge('{a}', '{"\\x00"}', '{"{}"}', '{1}', 'cat', NULL, 'total', NULL, 0, NULL)$$, NULL, NULL, 'bytes that are no adapter');
 -- another base model's, though of the same shapes
 SAVEPOINT other_base;
 ALTER TABLE openlora.adapters DISABLE TRIGGER USER;
@@ -63,16 +67,22 @@ SELECT throws_ok($$SELECT lora_adapter_merge('stolen', '{grimm}', '{1}', 'cat')$
 RESET ROLE;
 SELECT lora_grant('grimm', 'merge_maker', 'read'), lora_grant('shakespeare', 'merge_maker', 'read') \g /dev/null
 
--- whom it credits
+-- whom it credits: parents of the same size by weight, hence twins
+SELECT lora_adapter_import('twin', weights, config) > 0 AS made FROM openlora.adapters WHERE name = 'grimm' \gset
+SELECT lora_grant('twin', 'merge_maker', 'read') \g /dev/null
 INSERT INTO openlora.contributors (name) VALUES ('Jacob'), ('Wilhelm'), ('William');
 INSERT INTO openlora.datasets (name) VALUES ('tales'), ('plays');
-INSERT INTO openlora.adapter_datasets SELECT a.id, d.id, s.share FROM (VALUES ('grimm', 'tales', 1000000), ('shakespeare', 'plays', 600000)) s (adapter, dataset, share)
+INSERT INTO openlora.adapter_datasets SELECT a.id, d.id, s.share FROM (VALUES ('grimm', 'tales', 1000000), ('twin', 'plays', 600000)) s (adapter, dataset, share)
   JOIN openlora.adapters a ON a.name = s.adapter JOIN openlora.datasets d ON d.name = s.dataset;
-INSERT INTO openlora.adapter_contributors SELECT a.id, c.id, s.share FROM (VALUES ('grimm', 'Jacob', 333333), ('shakespeare', 'William', 1000000)) s (adapter, contributor, share)
+INSERT INTO openlora.adapter_contributors SELECT a.id, c.id, s.share FROM (VALUES ('grimm', 'Jacob', 333333), ('twin', 'William', 1000000)) s (adapter, contributor, share)
   JOIN openlora.adapters a ON a.name = s.adapter JOIN openlora.contributors c ON c.name = s.contributor;
 SET LOCAL ROLE merge_maker;
-SELECT lora_adapter_merge('theirs', '{grimm,shakespeare}', '{2,-1}', 'cat') > 0 AS made \gset
+SELECT lora_adapter_merge('theirs', '{grimm,twin}', '{2,-1}', 'cat') > 0 AS made \gset
+SELECT lora_adapter_merge('empty', '{grimm}', '{0}', 'cat') > 0 AS made \gset
+SELECT lora_adapter_merge('kept', '{twin,empty}', '{0.001,1000}', 'cat') > 0 AS made \gset
 RESET ROLE;
+SELECT is((SELECT string_agg(c.name || ' ' || s.share, ', ' ORDER BY c.name) FROM openlora.adapter_contributors s JOIN openlora.contributors c ON c.id = s.contributor
+           JOIN openlora.adapters a ON a.id = s.adapter WHERE a.name = 'kept'), 'William 1000000', 'what changes nothing takes nothing, whatever its weight');
 SELECT is((SELECT owner FROM openlora.adapters WHERE name = 'theirs'), 'merge_maker'::regrole, 'whoever merges owns it');
 SELECT is((SELECT string_agg(c.name || ' ' || s.share, ', ' ORDER BY c.name) FROM openlora.adapter_contributors s JOIN openlora.contributors c ON c.id = s.contributor
            JOIN openlora.adapters a ON a.id = s.adapter WHERE a.name = 'theirs'),

@@ -226,6 +226,72 @@ static void test_types_and_ranks(void **state)
     ol_adapter_disk_close(&c.disk);
 }
 
+/* Values beyond the quantile come to it, on both sides; and what is below stays. */
+static void test_clamp(void **state)
+{
+    parent a = open_parent("a");
+    ol_merge_parent list[] = {{"a", &a.file, 1}};
+    ol_merge_options o = {.method = ol_merge_method_named("svd"), .dtype = OL_F32, .clamp = 0.9};
+    result free_one, clamped;
+
+    (void)state;
+    merge(&o, list, 1, &clamped);
+    o.clamp = 0;
+    merge(&o, list, 1, &free_one);
+    for (int m = 0; m < clamped.file.n_modules; m++) {
+        const ol_lora_module *from = &free_one.file.modules[m], *to = &clamped.file.modules[m];
+        const ol_tensor *pairs[2][2] = {{&from->a, &to->a}, {&from->b, &to->b}};
+        float limit = 0;
+        int above = 0, all = 0;
+
+        for (int i = 0; i < 2; i++)
+            for (size_t k = 0; k < pairs[i][1]->bytes / 4; k++)
+                limit = fmaxf(limit, fabsf(((const float *)pairs[i][1]->data)[k]));
+        for (int i = 0; i < 2; i++)
+            for (size_t k = 0; k < pairs[i][1]->bytes / 4; k++) {
+                float was = ((const float *)pairs[i][0]->data)[k];
+
+                assert_true(((const float *)pairs[i][1]->data)[k] ==
+                            fmaxf(fminf(was, limit), -limit));
+                above += was > limit;
+                all++;
+            }
+        assert_in_range(above, all / 10 - 1, all / 10 + 1);
+    }
+    free_result(&free_one);
+    free_result(&clamped);
+    ol_adapter_disk_close(&a.disk);
+}
+
+/* |weight| |B A| over all modules. */
+static void test_parts(void **state)
+{
+    parent a = open_parent("a"), c = open_parent("c");
+    ol_merge_parent list[] = {{"a", &a.file, 1}, {"a", &a.file, -3}, {"c", &c.file, 0}};
+    double parts[3], sum = 0;
+
+    (void)state;
+    assert_int_equal(ol_merge_parts(list, 3, parts, &err), OL_OK);
+    for (int m = 0; m < a.file.n_modules; m++) {
+        const ol_lora_module *l = &a.file.modules[m];
+        const float *la = l->a.data, *lb = l->b.data;
+
+        for (int64_t i = 0; i < l->b.shape[0]; i++)
+            for (int64_t k = 0; k < l->a.shape[1]; k++) {
+                double v = 0;
+
+                for (int r = 0; r < l->rank; r++)
+                    v += (double)lb[i * l->rank + r] * (double)la[r * l->a.shape[1] + k];
+                sum += v * v * (double)l->scale * (double)l->scale;
+            }
+    }
+    assert_true(fabs(parts[0] / sqrt(sum) - 1) < 1e-9);
+    assert_true(fabs(parts[1] / parts[0] - 3) < 1e-12);
+    assert_true(parts[2] == 0);
+    ol_adapter_disk_close(&a.disk);
+    ol_adapter_disk_close(&c.disk);
+}
+
 static void refuse(const ol_merge_options *o, const ol_merge_parent *list, int n, ol_code code,
                    const char *words)
 {
@@ -258,6 +324,9 @@ static void test_refused(void **state)
     refuse(&o, list, 2, OL_INVALID, "not finite");
     refuse(&o, list, 0, OL_INVALID, "1 to 64");
     list[1].weight = 1;
+    o.clamp = 1.5;
+    refuse(&o, list, 2, OL_INVALID, "svd_clamp");
+    o.clamp = 0;
     o.method = ol_merge_method_named("svd");
     o.rank = OL_MAX_RANK + 1;
     refuse(&o, list, 2, OL_INVALID, "rank");
@@ -275,10 +344,9 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vectors),
-        cmocka_unit_test(test_random),
-        cmocka_unit_test(test_types_and_ranks),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_vectors),         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_types_and_ranks), cmocka_unit_test(test_clamp),
+        cmocka_unit_test(test_parts),           cmocka_unit_test(test_refused),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
