@@ -519,6 +519,13 @@ void route_last_frames(EngineProcess *engine)
     lora_metering_lost();
 }
 
+void route_end(void)
+{
+    for (int i = 0; i < n_used; i++)
+        if (sessions[i].open)
+            refuse_unread(&sessions[i]);
+}
+
 void route_engine_lost(void)
 {
     uint32 generation;

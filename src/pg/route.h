@@ -17,6 +17,8 @@ extern void route_attach_new(EngineProcess *engine);
 extern bool route_move(EngineProcess *engine);
 /* Before its channel is closed, whatever way it goes: takes what it has sent last. */
 extern void route_last_frames(EngineProcess *engine);
+/* The worker is ending: what it has not read, nobody will. */
+extern void route_end(void);
 /* The engine is gone: every session hears LOST, frames meant for it are dropped. */
 extern void route_engine_lost(void);
 

@@ -51,6 +51,7 @@ static void announce(void)
 static void leave(int code, Datum arg)
 {
     engine_stop(&engine, code == 0, "the openlora worker is ending");
+    route_end();
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->worker_pid = 0;
     lora_shared->worker_procno = -1;

@@ -50,10 +50,15 @@ my ($seed) = slurp_file($secret) =~ /\n([0-9a-f]{64})/;
 my $dump = `pg_dump -d '@{[$node->connstr('postgres')]}'`;
 unlike($dump . sql('SELECT * FROM openlora.ledger_keys') . slurp_file($node->logfile), qr/$seed/, 'it is in no table, dump or log');
 
-# -- checkpoints and proofs
+# -- checkpoints and proofs; what a crash may have left behind a step
+sub lose { sql("BEGIN; ALTER TABLE openlora.$_[0] DISABLE TRIGGER unchanging; DELETE FROM openlora.$_[0]; ALTER TABLE openlora.$_[0] ENABLE ALWAYS TRIGGER unchanging; COMMIT") }
+lose('ledger_keys');
 my $one = sql('SELECT lora_checkpoint()');
 like($one, qr/^example\.com\/receipts\n602\n\S+\n\n— example\.com\/receipts \S+\n$/, 'a checkpoint');
+is(sql('SELECT key FROM openlora.ledger_keys'), $key, 'its key is entered, if a crash came between file and table');
 is(sql('SELECT lora_checkpoint()'), $one, 'the same while nothing was added');
+lose('checkpoints');
+is(sql('SELECT lora_checkpoint()'), $one, 'and if a crash came between signing it and its row');
 ask(200);
 wait_for(200);
 my $two = sql('SET ROLE asker; SELECT lora_checkpoint()');
