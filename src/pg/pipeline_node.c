@@ -87,13 +87,14 @@ static void begin_limit(LoraPipeline *p, CustomScan *plan)
     p->limit_offset = ExecInitExpr(lsecond(limit), &p->css.ss.ps);
 }
 
-/* Enough to fill the engine, and some that wait at its door. */
+/* Enough to fill the engine, and as many that wait at its door: those that began together end
+ * together, and the next are to be there. */
 static int calls_in_flight(void)
 {
     int depth = lora_pipeline_depth;
 
     if (depth < 0)
-        depth = Min(lora_max_sequences + (lora_max_sequences + 3) / 4, lora_max_queued);
+        depth = Min(2 * lora_max_sequences, lora_max_queued);
     return Max(1, depth);
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Plain SQL against the engine alone, on the same requests: rows of a table, 8 adapters of
-# rank 16 on all linear layers in turns, all other things equal. Three ways, alternating:
+# rank 16 on all linear layers in turns, all other things equal. Four ways, alternating:
 #
 #   engine    openlora-engine bench --requests
 #   scan      SELECT lora_generate(...) FROM prompts, one session
 #   by row    the same with openlora.pipeline_depth = 0
+#   queue     SELECT lora_submit(...) FROM prompts; from the first submitted to the last ended
 #
 # and what SQL adds to a request of one token: round trip minus the engine's own time.
 #
@@ -65,18 +66,26 @@ scan() {
 		-c "SELECT sum(length(lora_generate(adapters, body, max_tokens => $GENERATE, ignore_eos => true))) FROM (SELECT * FROM prompts LIMIT $2) p" |
 		sed -n 's/^Time: \([0-9.]*\) ms.*/\1/p' | tail -n 1 | awk -v n="$2" -v g="$GENERATE" '{print n * g * 1000 / $1}'
 }
+queue() {
+	run >/dev/null -c 'DELETE FROM openlora.queue' \
+		-c "SELECT count(lora_submit(adapters, body, max_tokens => $GENERATE, ignore_eos => true)) FROM (SELECT * FROM prompts LIMIT $ROWS) p"
+	while [ "$(run -c "SELECT count(*) FROM (SELECT lora_result(id, wait => '1 h') FROM openlora.queue WHERE state IN ('queued', 'running') ORDER BY id DESC LIMIT 1) s")" != 0 ]; do :; done
+	run -c "SELECT count(*) * $GENERATE / extract(epoch FROM max(ended_at) - min(submitted_at)) FROM openlora.queue WHERE state = 'done'"
+}
 for i in $(seq "$REPEATS"); do
 	engine_rate >>"$WORK/engine.txt"
 	scan -1 "$ROWS" >>"$WORK/scan.txt"
 	scan 0 "$BY_ROW" >>"$WORK/row.txt"
+	queue >>"$WORK/queue.txt"
 done
-paste "$WORK/engine.txt" "$WORK/scan.txt" "$WORK/row.txt" | python3 -c '
+paste "$WORK/engine.txt" "$WORK/scan.txt" "$WORK/row.txt" "$WORK/queue.txt" | python3 -c '
 import statistics, sys
 rows = [[float(x) for x in line.split()] for line in sys.stdin]
 m = lambda values: statistics.median(values)
-print("tokens of output per second, medians: engine %.1f, scan %.1f, by row %.1f" % tuple(m(c) for c in zip(*rows)))
+print("tokens of output per second, medians: engine %.1f, scan %.1f, by row %.1f, queue %.1f" % tuple(m(c) for c in zip(*rows)))
 print("scan / engine: %.2f (goal 0.9)" % m([r[1] / r[0] for r in rows]))
-print("scan / by row: %.1f (goal 4)" % m([r[1] / r[2] for r in rows]))'
+print("scan / by row: %.1f (goal 4)" % m([r[1] / r[2] for r in rows]))
+print("queue / scan: %.2f" % m([r[3] / r[1] for r in rows]))'
 run -c "SELECT avg(prompt_tokens) || ' prompt tokens, ' || avg(completion_tokens) || ' of output' FROM openlora.inferences WHERE max_tokens = $GENERATE"
 
 # -- one token ------------------------------------------------------------------------------

@@ -66,6 +66,31 @@ for my $round (1, 2)
 	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
 }
 
+# What can be seen while a scan runs.
+{
+	my ($stdout, $stderr) = ('', '');
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=load', '-c',
+		'SELECT count(lora_generate(adapters, body, max_tokens => 900, ignore_eos => true)) FROM prompt, generate_series(1, 100)' ],
+		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
+	$node->poll_query_until('postgres', q{SELECT running > 5 FROM lora_status()}) or die 'nothing runs';
+	is($node->safe_psql('postgres', q{
+		SELECT count(*) FILTER (WHERE state = 'running') > 5, count(*) FILTER (WHERE state <> 'running') > 5, count(DISTINCT role),
+		  bool_and(pid = (SELECT pid FROM pg_stat_activity WHERE application_name = 'load')), bool_and(task = 'generate'),
+		  max(output_tokens) > 0, max(computed_tokens) > max(prompt_tokens), count(DISTINCT adapters) = (SELECT count(DISTINCT adapters) FROM prompt)
+		FROM openlora.stat_activity}), 't|t|1|t|t|t|t|t', 'stat_activity during a scan: those that run, and those that wait');
+	is($node->safe_psql('postgres', q{
+		SELECT bool_and(tier = 'device' AND bytes > 0 AND requests > 0), count(*) = (SELECT count(DISTINCT unnest) FROM prompt, unnest(adapters))
+		FROM openlora.stat_adapters}), 't|t', 'stat_adapters: all of its adapters are there, and in use');
+	is($node->safe_psql('postgres', q{
+		SELECT running > 5, waiting > 5, batch_size > 1, tokens_per_second > 0, kv_pages_used > 0 FROM openlora.stat_engine}),
+		't|t|t|t|t', 'stat_engine: full batches');
+	$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'load'});
+	$run->finish;
+	like($stderr, qr/canceling statement due to user request/, 'the scan was running until then');
+	all_free('load');
+	is(inferences(), 240, 'load: no attribution');
+}
+
 # Interrupted in the middle.
 my ($code, $out, $err) = $node->psql('postgres', "SET statement_timeout = '200ms';
 	SELECT count(lora_generate(adapters, body, max_tokens => 900, ignore_eos => true)) FROM prompt, generate_series(1, 100)");
