@@ -5,6 +5,7 @@
 #   make demo         a session with the bundled model, in a throwaway cluster
 #   make check        all tests; make check-asan: the engine's under sanitizers
 #   make bench        speed, with ratios against a peer: see test/bench/README.md
+#   make check-gpu    the CUDA device's tests, make bench-gpu its speed: on a machine with a GPU
 #
 # PG_CONFIG chooses the PostgreSQL to build for.
 
@@ -35,6 +36,8 @@ ENGINE_CFLAGS = -std=c11 -D_GNU_SOURCE -Isrc -Wall -Wextra -Wshadow -Wstrict-pro
 	-fPIC -fvisibility=hidden $(OPTIMISE) $(WERROR)
 ENGINE_LIBS = -lpcre2-8 -ljansson -lutf8proc -lcrypto -ldl -lpthread -lm
 
+include kernels/cuda.mk
+
 # The engine library is everything but the programs' entry points.
 ENGINE_SOURCES := $(sort $(wildcard src/base/*.c src/wire/*.c src/device/*.c src/engine/*.c \
 	src/engine/*/*.c src/ledger/*.c))
@@ -43,7 +46,7 @@ LIB_SOURCES := $(filter-out $(MAIN_SOURCES),$(ENGINE_SOURCES))
 CPU_SOURCES := $(sort $(wildcard src/cpu/*.c))
 BASE_SOURCES := $(sort $(wildcard src/base/*.c))
 
-obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
@@ -65,7 +68,7 @@ MERGE_LIBS = -llapacke -lblas
 $(BUILD)/openlora-merge: $(call obj,src/merge/main.c $(MERGE_SOURCES)) $(BUILD)/libopenlora.a
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(MERGE_LIBS) $(ENGINE_LIBS)
 
-engine: $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so $(BUILD)/openlora-merge
+engine: $(BUILD)/openlora-engine $(BUILD)/openlora_cpu.so $(BUILD)/openlora-merge $(CUDA_DEVICE)
 .PHONY: engine
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
@@ -75,10 +78,10 @@ PKGLIBDIR = $(shell $(PG_CONFIG) --pkglibdir)
 install: all
 	$(MAKE) -f extension.mk install PG_CONFIG='$(PG_CONFIG)' DESTDIR='$(DESTDIR)'
 	mkdir -p '$(DESTDIR)$(PKGLIBDIR)'
-	install -m 755 $(BUILD)/openlora-engine $(BUILD)/openlora-merge $(BUILD)/openlora_cpu.so '$(DESTDIR)$(PKGLIBDIR)'
+	install -m 755 $(BUILD)/openlora-engine $(BUILD)/openlora-merge $(BUILD)/openlora_cpu.so $(CUDA_DEVICE) '$(DESTDIR)$(PKGLIBDIR)'
 uninstall:
 	$(MAKE) -f extension.mk uninstall PG_CONFIG='$(PG_CONFIG)' DESTDIR='$(DESTDIR)'
-	rm -f '$(DESTDIR)$(PKGLIBDIR)/openlora-engine' '$(DESTDIR)$(PKGLIBDIR)/openlora-merge' '$(DESTDIR)$(PKGLIBDIR)/openlora_cpu.so'
+	rm -f '$(DESTDIR)$(PKGLIBDIR)/openlora-engine' '$(DESTDIR)$(PKGLIBDIR)/openlora-merge' '$(DESTDIR)$(PKGLIBDIR)/openlora_cpu.so' '$(DESTDIR)$(PKGLIBDIR)/openlora_cuda.so'
 .PHONY: install uninstall
 
 # -- tests of the engine -----------------------------------------------------------
@@ -106,7 +109,7 @@ $(BUILD)/test/%: $(BUILD)/obj/test/unit/%.o $(call obj,$(UNIT_HELPERS)) $(BUILD)
 $(BUILD)/fake_engine: $(call obj,test/fake/fake_engine.c) $(BUILD)/libopenlora.a
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
 
-unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS) $(BUILD)/fake_engine
+unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS) $(BUILD)/fake_engine simt-tests
 $(BUILD)/churn: $(call obj,test/bench/churn.c src/engine/main/random_adapter.c) $(BUILD)/libopenlora.a
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
 $(BUILD)/bench_ops: $(call obj,test/device/bench_ops.c $(CPU_SOURCES) $(BASE_SOURCES))
@@ -126,5 +129,5 @@ check-asan:
 bench:
 	@bash test/bench/bench.sh
 format:
-	clang-format -i $(wildcard src/*/*.[ch] src/*/*/*.[ch] test/*/*.[ch])
+	clang-format -i $(wildcard kernels/*.[ch] kernels/*.cu kernels/*.cuh test/simt/*.h test/simt/*.cpp src/*/*.[ch] src/*/*/*.[ch] test/*/*.[ch])
 .PHONY: demo check check-asan bench format

@@ -67,8 +67,11 @@ fi
 # -- build, warnings, layers -----------------------------------------------------------
 warnings_with_clang() {
 	local f status=0 include
-	for f in src/base/*.c src/wire/*.c src/device/*.c src/cpu/*.c $(find src/engine -name '*.c'); do
-		clang -std=c11 -D_GNU_SOURCE -Isrc -Wall -Wextra -Wshadow -Wstrict-prototypes -Werror -fsyntax-only "$f" || status=1
+	for f in src/base/*.c src/wire/*.c src/device/*.c src/cpu/*.c kernels/*.c $(find src/engine -name '*.c'); do
+		clang -std=c11 -D_GNU_SOURCE -Isrc -I. -Itest/simt -Wall -Wextra -Wshadow -Wstrict-prototypes -Werror -fsyntax-only "$f" || status=1
+	done
+	for f in kernels/*.cu; do
+		clang++ -x c++ -std=c++17 -DOL_SIMT -Isrc -I. -Itest/simt -Wall -Wextra -Wno-unknown-pragmas -Werror -fsyntax-only "$f" || status=1
 	done
 	include=$($PG_CONFIG --includedir-server)
 	for f in src/pg/*.c; do
@@ -91,6 +94,11 @@ fi
 
 # -- the engine ------------------------------------------------------------------------
 wanted unit && unit_programs build ""
+# The CUDA device on the processor: the whole engine over it.
+if wanted unit; then
+	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
+	step simt-same env OL_TEST_DEVICE=simt build/test/test_engine_same
+fi
 if wanted cli && [ -x test/cli.sh ]; then
 	step command-line bash test/cli.sh
 fi

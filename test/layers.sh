@@ -18,7 +18,7 @@ forbid() {
 }
 
 PG='postgres\.h|postgres_fe\.h|fmgr\.h|utils/|storage/|miscadmin\.h|catalog/'
-GPU='cuda|cublas'
+GPU='cuda|cublas|kernels/'
 forbid src/base 'device/|cpu/|engine/|wire/|pg/' 'base includes nothing of ours'
 forbid src/device 'cpu/|engine/|wire/|pg/' 'the device seam knows base alone'
 forbid src/cpu 'engine/|wire/|pg/' 'a device knows base and device.h alone'
@@ -26,6 +26,8 @@ forbid "$(ls -d src/engine/*.c src/engine/*.h src/engine/formats src/engine/toke
 	'wire/|cpu/|pg/' 'the engine is below the wire and above devices'
 forbid src/engine/tokenizer 'engine/(engine|model|formats)|device/' 'the tokenizer knows base alone'
 forbid src/engine/formats 'engine/(engine|model|scheduler|adapters|sampler)' 'formats know base and the device seam'
+forbid kernels 'cpu/|engine/|wire/|pg/|ledger/' 'a device knows base and device.h alone'
+forbid 'kernels/launch.h kernels/gpu.cuh kernels/*.cu kernels/*.cuh' 'base/|device/|kernels/core' 'kernels know launch.h alone'
 forbid src/wire 'cpu/|pg/|engine/(formats|tokenizer|model|scheduler|adapters|kvpages)' 'the wire knows engine.h alone'
 forbid src/merge 'cpu/|wire/|pg/|engine/(engine|model|scheduler|adapters)' 'merging knows formats alone'
 forbid src/ledger 'device/|cpu/|engine/|wire/|pg/' 'the ledger knows base alone'

@@ -77,6 +77,7 @@ static void cpu_info(ol_device *device, ol_device_info *info)
              device->kernels->name);
     info->threads = cpu_pool_threads(device->pool);
     info->memory_used = device->memory.used;
+    info->kv_dtypes = 1u << OL_F32 | 1u << OL_F16 | 1u << OL_BF16;
 }
 
 /* -- buffers -------------------------------------------------------------------------- */

@@ -74,6 +74,7 @@ typedef struct ol_device_info {
     int threads;
     size_t memory_used;  /* weights, adapters, KV and buffers, bytes */
     size_t memory_total; /* 0 when not known */
+    unsigned kv_dtypes;  /* 1 << ol_dtype for each that the KV cache can be of */
 } ol_device_info;
 
 /* A weight to place. */

@@ -183,18 +183,24 @@ static ol_code make_eos(ol_engine *engine, ol_error *err)
 
 /* -- the KV cache ----------------------------------------------------------------------------- */
 
-/* Half precision unless the model itself is computed in full. */
+/* Half precision unless the model itself is computed in full, as far as the device has them. */
 static ol_code choose_kv_dtype(const ol_engine *engine, const ol_engine_options *o, ol_dtype *dtype,
                                ol_error *err)
 {
+    ol_device_info info;
     ol_tensor q;
+    bool full;
 
     if (o->kv_dtype >= 0) {
         *dtype = (ol_dtype)o->kv_dtype;
         return OL_OK;
     }
     OL_TRY(ol_model_source_tensor(engine->source, OL_ROLE_LINEAR + OL_MOD_Q, 0, &q, err));
-    *dtype = q.dtype == OL_F32 && o->quantization == OL_QUANT_AS_IS ? OL_F32 : OL_F16;
+    full = q.dtype == OL_F32 && o->quantization == OL_QUANT_AS_IS;
+    engine->table->info(engine->device, &info);
+    *dtype = full && (info.kv_dtypes & 1u << OL_F32) ? OL_F32
+             : info.kv_dtypes & 1u << OL_F16         ? OL_F16
+                                                     : OL_BF16;
     return OL_OK;
 }
 

@@ -7,7 +7,7 @@
 PG_MAJOR=${PG_MAJOR:-15}
 packages_build="gcc make pkg-config libc6-dev libpcre2-dev libjansson-dev libutf8proc-dev libssl-dev libdivsufsort-dev liblapacke-dev
 	postgresql-$PG_MAJOR postgresql-server-dev-$PG_MAJOR"
-packages_test="clang libclang-rt-14-dev libcmocka-dev postgresql-$PG_MAJOR-pgtap libtap-parser-sourcehandler-pgtap-perl
+packages_test="clang g++ libclang-rt-14-dev libcmocka-dev postgresql-$PG_MAJOR-pgtap libtap-parser-sourcehandler-pgtap-perl
 	libipc-run-perl perl python3"
 
 need_packages() {

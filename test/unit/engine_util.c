@@ -60,8 +60,33 @@ static const char *device_dir(void)
     return dir;
 }
 
+/* OL_TEST_DEVICE=simt: the CUDA device on the processor; =cuda: on a GPU. */
+bool util_on_cuda(void)
+{
+    return getenv("OL_TEST_DEVICE") != NULL;
+}
+
+bool util_on_simt(void)
+{
+    return util_on_cuda() && strcmp(getenv("OL_TEST_DEVICE"), "simt") == 0;
+}
+
+static const char *cuda_dir(void)
+{
+    static char dir[4200];
+
+    snprintf(dir, sizeof(dir), "%s%s", device_dir(), util_on_simt() ? "/simt" : "");
+    return dir;
+}
+
 ol_engine_options util_options(const char *model_path)
 {
+    if (util_on_cuda())
+        return (ol_engine_options){.model_path = model_path,
+                                   .device_dir = cuda_dir(),
+                                   .device = "cuda",
+                                   .threads = 1,
+                                   .kv_dtype = -1};
     return (ol_engine_options){.model_path = model_path,
                                .device_dir = device_dir(),
                                .device = "cpu",

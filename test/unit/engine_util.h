@@ -24,6 +24,9 @@ const char *golden_path(const char *rest);
 void need_path(const char *path);
 
 /* Portable device, one thread, F32 KV: what the fixtures are compared with. */
+/* OL_TEST_DEVICE: the CUDA device is tested; on the processor. */
+bool util_on_cuda(void);
+bool util_on_simt(void);
 ol_engine_options util_options(const char *model_path);
 ol_engine *util_open(const ol_engine_options *options);
 

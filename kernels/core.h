@@ -1,0 +1,268 @@
+/* core.h: what the CUDA device's host files share. */
+#ifndef OL_GPU_CORE_H
+#define OL_GPU_CORE_H
+
+#include "base/status.h"
+#include "device/device.h"
+#include "kernels/launch.h"
+
+#include <pthread.h>
+
+/* -- memory.c: device memory within one limit -------------------------------------------- */
+
+typedef struct gpu_memory {
+    size_t limit; /* 0: what the card has */
+    _Atomic size_t used;
+} gpu_memory;
+
+/* Turns what CUDA said into an error: memory into OL_NOMEM, all else into OL_DEVICE. */
+ol_code gpu_fail(ol_error *err, cudaError_t code, const char *what);
+
+#define GPU_TRY(expr, what)                                                                        \
+    do {                                                                                           \
+        cudaError_t try_cuda_ = (expr);                                                            \
+        if (try_cuda_ != cudaSuccess)                                                              \
+            return gpu_fail(err, try_cuda_, what);                                                 \
+    } while (0)
+
+/* Zeroed; NULL on failure. `stream` is where the zeros are written. */
+void *gpu_block(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
+                ol_error *err);
+void gpu_block_free(gpu_memory *memory, void *p, size_t bytes);
+/* The same in the order of a stream, from CUDA's pool: no step waits for it. Not NULL to free. */
+void *gpu_block_ordered(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
+                        ol_error *err);
+void gpu_block_free_ordered(gpu_memory *memory, void *p, size_t bytes, cudaStream_t stream);
+/* What the pool got it keeps, for the next adapter. */
+ol_code gpu_pool_keep(int device_index, ol_error *err);
+
+/* Working memory that grows. */
+typedef struct gpu_scratch {
+    void *data;
+    size_t bytes;
+} gpu_scratch;
+
+/* -- upload.c: host to device through pinned memory ----------------------------------------- */
+
+#define UPLOAD_SLOTS 4
+
+typedef struct gpu_slot {
+    void *pinned, *device;
+    size_t bytes;
+    cudaEvent_t done; /* of the kernel that read it */
+    bool busy;
+} gpu_slot;
+
+/* Whoever packs holds the lock: the engine's thread while the model loads, the loader's
+ * later. */
+typedef struct gpu_upload {
+    pthread_mutex_t lock;
+    cudaStream_t stream;
+    gpu_slot slots[UPLOAD_SLOTS];
+    int next;
+} gpu_upload;
+
+typedef struct gpu_packing {
+    const ol_tensor *tensor; /* a matrix */
+    const gpu_matrix *to;    /* where it goes; with columns: NULL */
+    uint16_t *columns;       /* or as an adapter's B */
+    int32_t *bad;            /* see gpu_pack */
+} gpu_packing;
+
+ol_code gpu_upload_open(ol_device *device, ol_error *err);
+void gpu_upload_close(ol_device *device);
+/* Copies and packs; asynchronous to what is known of the device, but the tensor's bytes have
+ * been read. The caller holds the lock. */
+ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *err);
+/* Any bytes, as they are; at most a slot's at a time are under way. */
+ol_code gpu_upload_bytes(ol_device *device, const void *from, void *to, size_t bytes,
+                         ol_error *err);
+
+/* -- handles ------------------------------------------------------------------------------------
+ */
+
+struct ol_weight {
+    int use;
+    gpu_matrix m; /* MATRIX, EMBEDDING_AND_HEAD */
+    void *data;   /* all of it */
+    size_t bytes;
+    int dtype;          /* EMBEDDING: of its rows, as gpu_embed has it */
+    int64_t rows, cols; /* of m or of the table; VECTOR: 1 row */
+};
+
+struct ol_buffer {
+    void *data; /* [max_rows][ld]: f32 where it is the residual stream, else bf16 */
+    int64_t cols, ld;
+    size_t bytes;
+};
+
+struct ol_kv {
+    ol_kv_desc desc;
+    uint16_t *data;
+    int64_t layer_stride; /* elements */
+    int dim_stride;
+    size_t bytes;
+};
+
+struct ol_lora {
+    void *block; /* device: gpu_lora, parts, rows of parts, then matrices */
+    size_t bytes;
+    int h_stride;
+    uint64_t stamp; /* lists.c: of the step that `group` belongs to */
+    int group;
+};
+
+/* -- ops.c: what a step's operations were
+ * ----------------------------------------------------------- */
+
+typedef enum gpu_op_kind {
+    GPU_OP_EMBED,
+    GPU_OP_NORM,
+    GPU_OP_QKV,
+    GPU_OP_ATTENTION,
+    GPU_OP_OUT,
+    GPU_OP_MLP,
+    GPU_OP_LOGITS,
+} gpu_op_kind;
+
+/* Compared byte by byte with those of a graph: made by memset and assignment. */
+typedef struct gpu_op {
+    gpu_op_kind kind;
+    float eps;
+    const ol_layer *layer;
+    const ol_weight *weight, *head;
+    const ol_buffer *in;
+    ol_buffer *out;
+    const ol_kv *kv;
+} gpu_op;
+
+#define GPU_MAX_OPS 4096
+
+/* What a step launches: real numbers, or rounded up for a graph. */
+typedef struct gpu_sizes {
+    int32_t n_rows, n_logit_rows;
+    int32_t n_decode, n_tiles, n_splits;
+    int32_t n_items, n_members;
+} gpu_sizes;
+
+/* -- graph.c
+ * -------------------------------------------------------------------------------------------- */
+
+#define GPU_GRAPHS 24
+
+typedef struct gpu_graph {
+    cudaGraphExec_t exec; /* NULL: free */
+    gpu_sizes sizes;
+    gpu_op *ops;
+    int n_ops;
+    uint64_t used; /* the step that ran it last */
+} gpu_graph;
+
+/* -- the device
+ * ------------------------------------------------------------------------------------------- */
+
+typedef struct gpu_table {
+    float *device; /* inverse frequencies */
+    float *host;
+    int n;
+} gpu_table;
+
+#define GPU_ROPES 8
+
+/* The rows of a step that one adapter applies to: a run of members. */
+typedef struct gpu_group {
+    const ol_lora *lora;
+    int first, n;
+} gpu_group;
+
+/* A step's lists: pinned and device memory of one layout: lists.c. */
+typedef struct gpu_lists {
+    uint8_t *pinned, *device;
+    size_t bytes;
+    size_t pages, members; /* room for so many */
+    gpu_group *groups;     /* [room_groups] */
+    int n_groups, room_groups;
+    int64_t h_used; /* elements of h that this step needs */
+    int n_energies;
+} gpu_lists;
+
+struct ol_device {
+    ol_device_options options;
+    struct cudaDeviceProp card;
+    gpu_memory memory;
+    cudaStream_t stream;
+    gpu_upload upload;
+
+    /* The step. */
+    const ol_step *step;
+    uint64_t stamp;
+    int page_tokens; /* of the page pool */
+    gpu_lists lists;
+    gpu_rows rows;
+    gpu_sizes sizes;
+    double *energies; /* pinned */
+    size_t energies_bytes;
+    gpu_op *ops;
+    int n_ops;
+    gpu_graph graphs[GPU_GRAPHS];
+
+    gpu_scratch qkv, act, normed, logits, linear, attention, h, shrink, energy;
+    float *host_logits; /* pinned */
+    size_t host_logits_bytes;
+    int32_t *tickets;
+    gpu_table ropes[GPU_ROPES];
+    int n_ropes;
+};
+
+/* Keeps what it has when that suffices; otherwise zeros anew, and graphs go. */
+ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, const char *what,
+                         ol_error *err);
+/* Addresses have changed, or handles gone. */
+void gpu_graphs_drop(ol_device *device);
+/* Runs the step's list of operations, by a graph where it pays. */
+ol_code gpu_run_ops(ol_device *device, ol_error *err);
+/* Room for what the operations need, then their launches. */
+ol_code gpu_ops_prepare(ol_device *device, const gpu_sizes *sizes, ol_error *err);
+ol_code gpu_ops_launch(ol_device *device, const gpu_sizes *sizes, ol_error *err);
+/* Runs what was noted and waits for it; logits, if asked for, are the host's until the next step.
+ */
+ol_code gpu_step_run(ol_device *device, size_t vocab, const float **logits, ol_error *err);
+/* step->... into lists, to the device. */
+ol_code gpu_lists_fill(ol_device *device, const ol_step *step, ol_error *err);
+void gpu_lists_free(ol_device *device);
+
+static inline int64_t gpu_padded(int64_t cols)
+{
+    return (cols + GPU_PAD - 1) / GPU_PAD * GPU_PAD;
+}
+
+/* -- the operations of the table: as device.h has them
+ * ------------------------------------------------------ */
+ol_code gpu_weight_create(ol_device *device, const ol_weight_desc *desc, ol_weight **weight,
+                          ol_error *err);
+void gpu_weight_free(ol_device *device, ol_weight *weight);
+ol_code gpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
+                        ol_lora **lora, ol_error *err);
+void gpu_lora_free(ol_device *device, ol_lora *lora);
+size_t gpu_lora_bytes(ol_device *device, const ol_lora *lora);
+ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **kv, ol_error *err);
+void gpu_kv_free(ol_device *device, ol_kv *kv);
+ol_code gpu_kv_copy_page(ol_device *device, ol_kv *kv, int32_t from, int32_t to, int n_tokens,
+                         ol_error *err);
+ol_code gpu_step_begin(ol_device *device, const ol_step *step, ol_error *err);
+ol_code gpu_step_end(ol_device *device, ol_error *err);
+ol_code gpu_op_embed(ol_device *device, const ol_weight *embedding, ol_buffer *x, ol_error *err);
+ol_code gpu_op_rms_norm(ol_device *device, const ol_buffer *x, const ol_weight *weight, float eps,
+                        ol_buffer *y, ol_error *err);
+ol_code gpu_op_qkv(ol_device *device, const ol_layer *layer, const ol_buffer *y, ol_kv *kv,
+                   ol_buffer *q, ol_error *err);
+ol_code gpu_op_attention(ol_device *device, const ol_layer *layer, const ol_buffer *q,
+                         const ol_kv *kv, ol_buffer *o, ol_error *err);
+ol_code gpu_op_attention_out(ol_device *device, const ol_layer *layer, const ol_buffer *o,
+                             ol_buffer *x, ol_error *err);
+ol_code gpu_op_mlp(ol_device *device, const ol_layer *layer, const ol_buffer *y, ol_buffer *x,
+                   ol_error *err);
+ol_code gpu_op_logits(ol_device *device, const ol_buffer *x, const ol_weight *norm, float eps,
+                      const ol_weight *head, const float **logits, ol_error *err);
+
+#endif

@@ -1,0 +1,89 @@
+# cuda.mk: the CUDA device: with nvcc the device itself; everywhere its kernels on the processor,
+# for tests (README.md). Included by the Makefile.
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(shell readlink -f '$(NVCC)' 2>/dev/null))
+# Machine code for these, PTX for later ones.
+CUDA_ARCHS ?= 80 89 90a
+CUDA_PTX ?= 90
+CUDA_GENCODE = $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+	$(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
+CUDA_KERNELS := $(sort $(wildcard kernels/*.cu))
+CUDA_SOURCES := $(sort $(wildcard kernels/*.c))
+CUDA_OBJECTS = $(patsubst kernels/%.cu,$(BUILD)/cuda/%.o,$(CUDA_KERNELS)) \
+	$(patsubst kernels/%.c,$(BUILD)/cuda/%.o,$(CUDA_SOURCES))
+BASE_OBJECTS = $(call obj,$(sort $(wildcard src/base/*.c)))
+
+# Nothing without nvcc, nor under sanitizers, which CUDA's runtime does not like.
+CUDA_DEVICE := $(if $(NVCC),$(if $(SANITIZE),,$(BUILD)/openlora_cuda.so))
+
+# What the compiler says of registers and spills stays beside the object.
+$(BUILD)/cuda/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -lineinfo -I. $(CUDA_GENCODE) -Xcompiler -fPIC,-fvisibility=hidden \
+		-Xptxas -v -MMD -MP -c $< -o $@ 2> $@.log || { cat $@.log >&2; exit 1; }
+$(BUILD)/cuda/%.o: kernels/%.c
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -I. -isystem '$(CUDA_HOME)/include' -MMD -MP -c $< -o $@
+$(BUILD)/openlora_cuda.so: $(CUDA_OBJECTS) $(BASE_OBJECTS)
+	$(NVCC) -shared -cudart static -Xlinker --exclude-libs,ALL -o $@ $^ -lcrypto -lpthread -lm
+
+# -- the same on the processor ------------------------------------------------------------
+SIMT_CXX ?= g++
+SIMT_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -DOL_SIMT -Itest/simt -I. -Isrc -Wall -Wextra \
+	-Wno-unknown-pragmas -Wno-maybe-uninitialized -fPIC -fvisibility=hidden -ffp-contract=off \
+	$(patsubst -O3,-O2,$(OPTIMISE)) $(WERROR)
+SIMT_OBJECTS = $(patsubst kernels/%.cu,$(BUILD)/simt/%.o,$(CUDA_KERNELS)) \
+	$(patsubst test/simt/%.cpp,$(BUILD)/simt/%.o,$(wildcard test/simt/*.cpp)) \
+	$(patsubst kernels/%.c,$(BUILD)/simt/%.o,$(CUDA_SOURCES)) $(BASE_OBJECTS)
+
+$(BUILD)/simt/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(SIMT_CXXFLAGS) -x c++ -MMD -MP -c $< -o $@
+$(BUILD)/simt/%.o: test/simt/%.cpp
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(SIMT_CXXFLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/simt/%.o: kernels/%.c
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -DOL_SIMT -Itest/simt -I. -MMD -MP -c $< -o $@
+
+# The device as the engine loads it, for tests of the whole way.
+$(BUILD)/simt/openlora_cuda.so: $(SIMT_OBJECTS)
+	$(SIMT_CXX) $(OPTIMISE) -shared -o $@ $^ -lcrypto -lpthread -lm
+
+# -- tests of kernels: build/test/simt_NAME on the processor, build/gpu_NAME on a GPU --------
+GPU_TESTS := $(patsubst test/gpu/test_%.c,%,$(sort $(wildcard test/gpu/test_*.c)))
+$(BUILD)/simt/gpu_%.o: test/gpu/%.c
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -DOL_SIMT -Itest/simt -I. -MMD -MP -c $< -o $@
+$(BUILD)/test/simt_%: $(BUILD)/simt/gpu_test_%.o $(BUILD)/simt/gpu_gpu_rig.o $(SIMT_OBJECTS) $(call obj,src/device/load.c)
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(OPTIMISE) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
+$(BUILD)/test/simt_sample $(BUILD)/gpu_sample: $(call obj,src/engine/sampler.c)
+simt-tests: $(patsubst %,$(BUILD)/test/simt_%,$(GPU_TESTS)) $(BUILD)/simt/openlora_cuda.so
+
+$(BUILD)/cuda/gpu_%.o: test/gpu/%.c
+	@mkdir -p $(@D)
+	$(ENGINE_CC) $(ENGINE_CFLAGS) -I. -isystem '$(CUDA_HOME)/include' -MMD -MP -c $< -o $@
+$(BUILD)/gpu_bench: $(BUILD)/cuda/gpu_bench.o $(BUILD)/cuda/gpu_bench_attention.o $(CUDA_OBJECTS) $(BASE_OBJECTS)
+	$(NVCC) -o $@ $^ -lcublasLt -lcrypto -lpthread -lm
+$(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(CUDA_OBJECTS) $(BASE_OBJECTS) $(call obj,src/device/load.c)
+	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
+gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
+.PHONY: simt-tests gpu-tests
+
+# -- on a machine with a GPU -------------------------------------------------------------------
+# pack-gpu makes build/gpu here, with all that a machine needs that has a GPU and a driver, but
+# none of our libraries; there check-gpu and bench-gpu take it as it is.
+PACK_ARCH ?= 90a
+pack-gpu:
+	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
+		build/gpu/test/test_golden build/gpu/test/test_engine_same
+	bash test/gpu/pack.sh build/gpu
+check-gpu:
+	bash test/gpu/run.sh check
+bench-gpu:
+	bash test/gpu/run.sh bench
+.PHONY: pack-gpu check-gpu bench-gpu

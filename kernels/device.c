@@ -1,0 +1,259 @@
+/* device.c: the CUDA device's table, its life, its buffers, and how a step begins and ends. */
+#include "kernels/core.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* -- life ------------------------------------------------------------------------------ */
+
+static void close_scratch(ol_device *device)
+{
+    gpu_scratch *const all[] = {&device->qkv,    &device->act,    &device->normed,
+                                &device->logits, &device->linear, &device->attention,
+                                &device->h,      &device->shrink, &device->energy};
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (all[i]->data)
+            gpu_block_free(&device->memory, all[i]->data, all[i]->bytes);
+    for (int i = 0; i < device->n_ropes; i++) {
+        gpu_block_free(&device->memory, device->ropes[i].device,
+                       (size_t)device->ropes[i].n * sizeof(float));
+        free(device->ropes[i].host);
+    }
+    if (device->tickets)
+        gpu_block_free(&device->memory, device->tickets, GPU_TICKETS * sizeof(int32_t));
+    if (device->host_logits)
+        (void)cudaFreeHost(device->host_logits);
+    if (device->energies)
+        (void)cudaFreeHost(device->energies);
+}
+
+static void gpu_close(ol_device *device)
+{
+    gpu_graphs_drop(device);
+    close_scratch(device);
+    gpu_lists_free(device);
+    gpu_upload_close(device);
+    if (device->stream)
+        (void)cudaStreamDestroy(device->stream);
+    free(device->ops);
+    free(device);
+}
+
+static ol_code choose_card(ol_device *device, ol_error *err)
+{
+    int index = device->options.device_index, n = 0;
+    cudaError_t code = cudaGetDeviceCount(&n);
+
+    if (code != cudaSuccess || n == 0) {
+        ol_fail(err, OL_NOT_FOUND, "there is no GPU that CUDA can use");
+        return ol_detail(err, "%s: %s", cudaGetErrorName(code), cudaGetErrorString(code));
+    }
+    if (index < 0 || index >= n) {
+        ol_fail(err, OL_INVALID, "there is no GPU number %d", index);
+        return ol_detail(err, "There are %d; the first one is number 0.", n);
+    }
+    GPU_TRY(cudaSetDevice(index), "choosing it");
+    GPU_TRY(cudaGetDeviceProperties(&device->card, index), "asking what it is");
+    if (device->card.major < 8) {
+        ol_fail(err, OL_UNSUPPORTED, "GPU %d (%s) is too old", index, device->card.name);
+        return ol_detail(err, "Its compute capability is %d.%d; 8.0 is needed.", device->card.major,
+                         device->card.minor);
+    }
+    return OL_OK;
+}
+
+static ol_code start(ol_device *device, ol_error *err)
+{
+    OL_TRY(choose_card(device, err));
+    OL_TRY(gpu_upload_open(device, err));
+    OL_TRY(gpu_pool_keep(device->options.device_index, err));
+    GPU_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "making a stream");
+    device->ops = calloc(GPU_MAX_OPS, sizeof(gpu_op));
+    if (!device->ops)
+        return ol_fail_nomem(err, GPU_MAX_OPS * sizeof(gpu_op), "the GPU device");
+    device->tickets = gpu_block(&device->memory, GPU_TICKETS * sizeof(int32_t), "the GPU device",
+                                device->stream, err);
+    return device->tickets ? OL_OK : err->code;
+}
+
+static ol_code gpu_open(const ol_device_options *options, ol_device **out, ol_error *err)
+{
+    ol_device *device;
+
+    if (options->max_rows < 1 || options->max_seqs < 1 || options->max_logit_rows < 0)
+        return ol_fail(err, OL_INVALID, "a device for %d rows, %d sequences, %d logit rows",
+                       options->max_rows, options->max_seqs, options->max_logit_rows);
+    device = calloc(1, sizeof(*device));
+    if (!device)
+        return ol_fail_nomem(err, sizeof(*device), "the GPU device");
+    device->options = *options;
+    device->options.isa = NULL; /* the caller's string */
+    device->memory.limit = options->memory_limit;
+    device->page_tokens = 16;
+    if (start(device, err) == OL_OK) {
+        *out = device;
+        return OL_OK;
+    }
+    gpu_close(device);
+    return err->code;
+}
+
+static void gpu_info(ol_device *device, ol_device_info *info)
+{
+    memset(info, 0, sizeof(*info));
+    snprintf(info->name, sizeof(info->name), "cuda");
+    snprintf(info->description, sizeof(info->description), "%.128s, compute capability %d.%d",
+             device->card.name, device->card.major, device->card.minor);
+    info->memory_used = device->memory.used;
+    info->memory_total = device->card.totalGlobalMem;
+    info->kv_dtypes = 1u << OL_BF16;
+}
+
+/* -- buffers ------------------------------------------------------------------------------ */
+
+static ol_code gpu_buffer_create(ol_device *device, int64_t cols, ol_buffer **out, ol_error *err)
+{
+    ol_buffer *buffer = calloc(1, sizeof(*buffer));
+
+    if (!buffer)
+        return ol_fail_nomem(err, sizeof(*buffer), "a buffer");
+    buffer->cols = cols;
+    buffer->ld = gpu_padded(cols);
+    buffer->bytes = (size_t)device->options.max_rows * (size_t)buffer->ld * sizeof(float);
+    buffer->data = gpu_block(&device->memory, buffer->bytes, "a buffer", device->stream, err);
+    if (!buffer->data) {
+        free(buffer);
+        return err->code;
+    }
+    *out = buffer;
+    return OL_OK;
+}
+
+static void gpu_buffer_free(ol_device *device, ol_buffer *buffer)
+{
+    if (!buffer)
+        return;
+    gpu_graphs_drop(device);
+    gpu_block_free(&device->memory, buffer->data, buffer->bytes);
+    free(buffer);
+}
+
+/* -- a step --------------------------------------------------------------------------------- */
+
+ol_code gpu_step_begin(ol_device *device, const ol_step *step, ol_error *err)
+{
+    const ol_device_options *o = &device->options;
+
+    if (step->n_rows > o->max_rows || step->n_seqs > o->max_seqs ||
+        step->n_logit_rows > o->max_logit_rows)
+        return ol_fail(err, OL_INTERNAL, "a step of %d rows, %d sequences, %d logit rows",
+                       step->n_rows, step->n_seqs, step->n_logit_rows);
+    memset(device->ops, 0, (size_t)device->n_ops * sizeof(gpu_op));
+    device->n_ops = 0;
+    /* What the loader's stream has written for this step was waited for there. */
+    return gpu_lists_fill(device, step, err);
+}
+
+/* Pinned memory that grows. */
+static ol_code pinned_need(void **data, size_t *have, size_t bytes, ol_error *err)
+{
+    if (bytes <= *have)
+        return OL_OK;
+    if (*data)
+        (void)cudaFreeHost(*data);
+    *data = NULL;
+    *have = 0;
+    GPU_TRY(cudaHostAlloc(data, bytes, cudaHostAllocDefault), "results");
+    *have = bytes;
+    return OL_OK;
+}
+
+static ol_code prepare_energies(ol_device *device, size_t bytes, ol_error *err)
+{
+    OL_TRY(gpu_scratch_need(device, &device->energy, bytes, "measured shares", err));
+    OL_TRY(pinned_need((void **)&device->energies, &device->energies_bytes, bytes, err));
+    device->rows.energy = device->energy.data;
+    if (bytes)
+        GPU_TRY(cudaMemsetAsync(device->energy.data, 0, bytes, device->stream), "measured shares");
+    return OL_OK;
+}
+
+ol_code gpu_step_run(ol_device *device, size_t vocab, const float **logits, ol_error *err)
+{
+    size_t energies = (size_t)device->lists.n_energies * sizeof(double);
+    size_t bytes = (size_t)device->sizes.n_logit_rows * vocab * sizeof(float);
+
+    OL_TRY(prepare_energies(device, energies, err));
+    OL_TRY(pinned_need((void **)&device->host_logits, &device->host_logits_bytes, bytes, err));
+    OL_TRY(gpu_run_ops(device, err));
+    if (bytes)
+        GPU_TRY(cudaMemcpyAsync(device->host_logits, device->logits.data, bytes,
+                                cudaMemcpyDeviceToHost, device->stream),
+                "fetching logits");
+    if (energies)
+        GPU_TRY(cudaMemcpyAsync(device->energies, device->energy.data, energies,
+                                cudaMemcpyDeviceToHost, device->stream),
+                "fetching measured shares");
+    GPU_TRY(cudaStreamSynchronize(device->stream), "running a step");
+    memset(device->ops, 0, (size_t)device->n_ops * sizeof(gpu_op));
+    device->n_ops = 0;
+    if (logits)
+        *logits = device->host_logits;
+    return OL_OK;
+}
+
+ol_code gpu_step_end(ol_device *device, ol_error *err)
+{
+    const ol_step *step = device->step;
+    const double *energy = device->energies;
+
+    if (device->n_ops > 0)
+        OL_TRY(gpu_step_run(device, 0, NULL, err));
+    energy = device->energies;
+    for (int s = 0; s < step->n_seqs; s++) {
+        const ol_step_seq *seq = &step->seqs[s];
+
+        for (int i = 0; seq->energy && i < seq->n_rows * seq->n_loras; i++)
+            seq->energy[i] += *energy++;
+    }
+    device->step = NULL;
+    return OL_OK;
+}
+
+/* -- the table ------------------------------------------------------------------------------ */
+
+static const ol_device_table table = {
+    .abi = OL_DEVICE_ABI,
+    .name = "cuda",
+    .open = gpu_open,
+    .close = gpu_close,
+    .info = gpu_info,
+    .weight_create = gpu_weight_create,
+    .weight_free = gpu_weight_free,
+    .lora_create = gpu_lora_create,
+    .lora_free = gpu_lora_free,
+    .lora_bytes = gpu_lora_bytes,
+    .kv_create = gpu_kv_create,
+    .kv_free = gpu_kv_free,
+    .kv_copy_page = gpu_kv_copy_page,
+    .buffer_create = gpu_buffer_create,
+    .buffer_free = gpu_buffer_free,
+    .step_begin = gpu_step_begin,
+    .embed = gpu_op_embed,
+    .rms_norm = gpu_op_rms_norm,
+    .qkv = gpu_op_qkv,
+    .attention = gpu_op_attention,
+    .attention_out = gpu_op_attention_out,
+    .mlp = gpu_op_mlp,
+    .logits = gpu_op_logits,
+    .step_end = gpu_step_end,
+};
+
+__attribute__((visibility("default"))) const ol_device_table *ol_device_entry_point(void);
+
+const ol_device_table *ol_device_entry_point(void)
+{
+    return &table;
+}

@@ -1,0 +1,134 @@
+/* graph.c: steps that only go on with sequences, a row each, are launched as graphs: a launch for
+ * each kernel of each layer would take longer than small kernels run. A graph serves all steps of
+ * at most its sizes, as kernels read the real numbers from device memory. */
+#include "kernels/core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_GRAPH_ROWS 64
+
+static void drop(gpu_graph *graph)
+{
+    if (graph->exec)
+        (void)cudaGraphExecDestroy(graph->exec);
+    free(graph->ops);
+    memset(graph, 0, sizeof(*graph));
+}
+
+void gpu_graphs_drop(ol_device *device)
+{
+    for (int i = 0; i < GPU_GRAPHS; i++)
+        drop(&device->graphs[i]);
+}
+
+static int32_t power(int32_t n, int32_t most)
+{
+    int32_t p = 1;
+
+    if (n == 0)
+        return 0;
+    while (p < n)
+        p *= 2;
+    return p > most && most >= n ? most : p;
+}
+
+static gpu_sizes rounded(const ol_device *device)
+{
+    const gpu_sizes *s = &device->sizes;
+    int32_t rows = power(s->n_rows, device->options.max_rows);
+
+    return (gpu_sizes){.n_rows = rows,
+                       .n_logit_rows = power(s->n_logit_rows, device->options.max_logit_rows),
+                       .n_decode = rows,
+                       .n_splits = power(s->n_splits, INT32_MAX),
+                       .n_items = power(s->n_items, (int32_t)device->lists.members),
+                       .n_members = power(s->n_members, (int32_t)device->lists.members)};
+}
+
+static gpu_graph *find(ol_device *device, const gpu_sizes *sizes)
+{
+    for (int i = 0; i < GPU_GRAPHS; i++) {
+        gpu_graph *g = &device->graphs[i];
+
+        if (g->exec && memcmp(&g->sizes, sizes, sizeof(*sizes)) == 0 && g->n_ops == device->n_ops &&
+            memcmp(g->ops, device->ops, (size_t)g->n_ops * sizeof(gpu_op)) == 0)
+            return g;
+    }
+    return NULL;
+}
+
+/* Takes the place of the one that was not run for the longest time. */
+static gpu_graph *oldest(ol_device *device)
+{
+    gpu_graph *best = &device->graphs[0];
+
+    for (int i = 0; i < GPU_GRAPHS; i++)
+        if (!device->graphs[i].exec || device->graphs[i].used < best->used)
+            best = &device->graphs[i];
+    drop(best);
+    return best;
+}
+
+static ol_code capture(ol_device *device, const gpu_sizes *sizes, cudaGraphExec_t *exec,
+                       ol_error *err)
+{
+    cudaGraph_t graph = NULL;
+    cudaError_t ended, made;
+    ol_code code;
+
+    /* Of this thread: the loader's goes on with what it does. */
+    GPU_TRY(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal),
+            "recording a step");
+    code = gpu_ops_launch(device, sizes, err);
+    ended = cudaStreamEndCapture(device->stream, &graph);
+    if (code == OL_OK && ended != cudaSuccess)
+        code = gpu_fail(err, ended, "recording a step");
+    if (code == OL_OK) {
+        made = cudaGraphInstantiate(exec, graph, 0);
+        if (made != cudaSuccess)
+            code = gpu_fail(err, made, "recording a step");
+    }
+    if (graph)
+        (void)cudaGraphDestroy(graph);
+    return code;
+}
+
+static ol_code make(ol_device *device, const gpu_sizes *sizes, gpu_graph **out, ol_error *err)
+{
+    size_t bytes = (size_t)device->n_ops * sizeof(gpu_op);
+    cudaGraphExec_t exec;
+    gpu_graph *graph;
+    gpu_op *ops;
+
+    OL_TRY(gpu_ops_prepare(device, sizes, err));
+    OL_TRY(capture(device, sizes, &exec, err));
+    ops = malloc(bytes);
+    if (!ops) {
+        (void)cudaGraphExecDestroy(exec);
+        return ol_fail_nomem(err, bytes, "a step");
+    }
+    memcpy(ops, device->ops, bytes);
+    graph = oldest(device);
+    *graph = (gpu_graph){.exec = exec, .sizes = *sizes, .ops = ops, .n_ops = device->n_ops};
+    *out = graph;
+    return OL_OK;
+}
+
+ol_code gpu_run_ops(ol_device *device, ol_error *err)
+{
+    gpu_sizes sizes = device->sizes;
+    gpu_graph *graph;
+
+    if (sizes.n_tiles > 0 || sizes.n_rows > MAX_GRAPH_ROWS) {
+        OL_TRY(gpu_ops_prepare(device, &sizes, err));
+        return gpu_ops_launch(device, &sizes, err);
+    }
+    sizes = rounded(device);
+    graph = find(device, &sizes);
+    if (!graph)
+        OL_TRY(make(device, &sizes, &graph, err));
+    graph->used = device->stamp;
+    GPU_TRY(cudaGraphLaunch(graph->exec, device->stream), "running a step");
+    return OL_OK;
+}

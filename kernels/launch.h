@@ -1,0 +1,339 @@
+/*
+ * launch.h: the kernels of the CUDA device as functions in C: the only header that both the
+ * host's files (.c) and the kernels' files (.cu) include.
+ *
+ * All pointers are to device memory unless said otherwise. Activations are bf16, but for the
+ * residual stream, which is f32. A buffer's columns beyond its width are zero up to a multiple
+ * of GPU_PAD, and stay so.
+ *
+ * A launch is for `n_rows` rows or items, which sizes its grid; how many of them are real is in
+ * gpu_counts, in device memory. So a launch that was captured into a graph serves every step of
+ * at most that size. A kernel leaves alone what belongs to rows beyond the real ones.
+ *
+ * The same bits (P6): what a row comes to does not depend on which kernel of a family computes
+ * it, on the other rows, or on n_rows. README.md says which sums are cut where.
+ *
+ * Every function returns what launching gave; errors of running show later.
+ */
+#ifndef OL_GPU_LAUNCH_H
+#define OL_GPU_LAUNCH_H
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GPU_PAD 64            /* columns of a buffer come in these */
+#define GPU_KV_BLOCK 64       /* tokens whose scores share a maximum: README.md, attention */
+#define GPU_KV_SPLIT 512      /* tokens of one partial result */
+#define GPU_SHRINK_SPLIT 1024 /* columns of one partial sum of A x */
+#define GPU_MODULES 7
+#define GPU_TILE_ROWS 128   /* of a gpu_tile at most */
+#define GPU_ITEM_MEMBERS 32 /* of a gpu_item at most */
+#define GPU_TICKETS 16384   /* of those who come last: kernels of one stream may share them */
+
+/* -- a step ------------------------------------------------------------------------------- */
+
+typedef struct gpu_counts {
+    int32_t n_rows, n_logit_rows;
+    int32_t n_decode; /* rows that are their sequence's only one: attention reads decode_rows */
+    int32_t n_tiles;  /* of the other sequences: attention reads tiles */
+    int32_t n_items;  /* of shrinking */
+    int32_t n_members;
+} gpu_counts;
+
+/* Up to GPU_TILE_ROWS neighbouring rows of one sequence, the more the better: results do not depend
+ * on how a sequence's rows are cut into tiles. */
+typedef struct gpu_tile {
+    int32_t first_row, n_rows;
+} gpu_tile;
+
+/* One adapted module of an adapter. a: {rank, in}, b: {out, rank}, both packed as
+ * GPU_BF16 matrices (README.md, weights), their sides padded with zeros; the columns of b to
+ * 16 alone: its tile (i, k) is number i * ceil(rank / 16) + k. */
+typedef struct gpu_lora_part {
+    const uint16_t *a, *b;
+    const float *gram; /* B'B, [rank][rank] */
+    int32_t rank;      /* 0: not adapted */
+    int32_t h;         /* where its part of a member's h starts: a multiple of 16 */
+    float scale;
+} gpu_lora_part;
+
+/* An adapter: parts[layer * GPU_MODULES + module]. */
+typedef struct gpu_lora {
+    const gpu_lora_part *parts;
+    int32_t n_layers;
+    int32_t h_stride; /* of a member's h, of the widest input: a multiple of 16 */
+} gpu_lora;
+
+/* A row as one of those that an adapter applies to. Members of one adapter and entry are
+ * neighbours. */
+typedef struct gpu_member {
+    const gpu_lora *lora;
+    int32_t row;
+    int32_t entry;  /* place of the adapter in the row's list */
+    int32_t h;      /* where its h starts, in elements of gpu_rows.h and, a split, of .partial */
+    int32_t energy; /* index into gpu_rows.energy, or -1 */
+    float weight;
+} gpu_member;
+
+/* Members first .. first + n - 1 have the same adapter: what shrinking reads its matrices for
+ * once. At most GPU_ITEM_MEMBERS. */
+typedef struct gpu_item {
+    int32_t first, n;
+} gpu_item;
+
+/* The addresses are the same in all steps, but for growth (then graphs are made anew). */
+typedef struct gpu_rows {
+    const gpu_counts *counts;
+    const int32_t *tokens;     /* [max_rows] */
+    const int32_t *pos;        /* [max_rows] */
+    const int32_t *page_start; /* [max_rows]: where the table of the row's sequence starts */
+    const int32_t *pages;
+    const int32_t *logit_rows;  /* [max_logit_rows] */
+    const int32_t *decode_rows; /* [max_rows] */
+    const gpu_tile *tiles;
+    /* LoRA. member_start[r] .. member_start[r + 1] - 1 of row_members are row r's members, in
+     * the order of its list. */
+    const gpu_member *members;
+    const gpu_item *items;
+    const int32_t *member_start; /* [max_rows + 1] */
+    const int32_t *row_members;
+    uint16_t *h;    /* bf16: weight * scale * A x of the input that is being computed */
+    float *partial; /* of A x: [splits][h_size] */
+    int64_t h_size; /* elements of h at most */
+    double *energy;
+} gpu_rows;
+
+/* -- weights --------------------------------------------------------------------------------- */
+
+typedef enum gpu_kind {
+    GPU_BF16,
+    GPU_INT8, /* groups of 32 columns with a scale: w = q * scale */
+    GPU_INT4, /* the same, q of -8 .. 7 */
+} gpu_kind;
+
+/* README.md, weights, has the layout. rows and cols are the matrix's own. */
+typedef struct gpu_matrix {
+    int32_t kind;
+    int32_t rows, cols;
+    int32_t splits; /* partial sums of a row's product: depends on the matrix alone */
+    const void *data;
+    const void *scales; /* NULL for BF16 */
+} gpu_matrix;
+
+/* -- pack.cu: weights into the device's layout ----------------------------------------------------
+ */
+
+/* Rows of a matrix as they were uploaded: dtype 0 f32, 1 f16, 2 bf16, 3 Q8_0, 4 Q4_0 (these
+ * keep their numbers as INT8 and INT4). */
+typedef struct gpu_source {
+    const void *data; /* [rows][cols] */
+    int32_t dtype, rows, cols;
+} gpu_source;
+
+/* Packs rows first_row .. first_row + source.rows - 1 of `to` (both but for the last rows a
+ * multiple of 16) and, in the last columns' and rows' tiles, zeros. INT8 and INT4 are quantised by
+ * groups. *bad becomes 1 when a number is not finite as bf16; bad may be NULL. */
+cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *source, int32_t *bad,
+                     cudaStream_t stream);
+/* Columns of B matrices of adapters are padded to 16, not 64: col_tiles of them. */
+cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_row, const gpu_source *source,
+                             int32_t *bad, cudaStream_t stream);
+/* gram = B'B of every adapted part; rows[i]: of part i's B. */
+cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts, int max_rank,
+                     cudaStream_t stream);
+/* Copies the first n slots of a page, all layers and heads. */
+cudaError_t gpu_kv_copy(uint16_t *data, int64_t layer_stride, int n_layers, int n_kv_heads,
+                        int dim_stride, int page_tokens, int from, int to, int n,
+                        cudaStream_t stream);
+
+/* -- element.cu ------------------------------------------------------------------------------- */
+
+/* x[r] = embedding[tokens[r]]; rows of the table as given: dtype 0 f32, 1 f16, 2 bf16. */
+cudaError_t gpu_embed(const gpu_rows *rows, const void *table, int dtype, int64_t cols, float *x,
+                      int64_t ldx, int n_rows, cudaStream_t stream);
+
+/* The same from a packed matrix that is also the head: {tokens, cols}. */
+cudaError_t gpu_embed_packed(const gpu_rows *rows, const gpu_matrix *table, float *x, int64_t ldx,
+                             int n_rows, cudaStream_t stream);
+
+/* y[r] = x[from(r)] / rms(x[from(r)]) * weight, from(r) = r, or logit_rows[r] when `logits`. */
+cudaError_t gpu_rms_norm(const gpu_rows *rows, const float *x, int64_t ldx, const float *weight,
+                         int64_t cols, float eps, int logits, uint16_t *y, int64_t ldy, int n_rows,
+                         cudaStream_t stream);
+
+/* -- rope.cu ------------------------------------------------------------------------------------
+ */
+
+/* The page pool of a layer: keys and values, bf16. Page p, head h, slot s, dimension d of a key is
+ * at ((p * n_kv_heads + h) * 2 * page_tokens + s) * dim_stride + d; the values of that head's page
+ * follow its keys. dim_stride is head_dim rounded up to 16; dimensions beyond head_dim are zero. */
+typedef struct gpu_kv_layer {
+    uint16_t *data;
+    int32_t n_kv_heads, head_dim, dim_stride, page_tokens;
+} gpu_kv_layer;
+
+typedef struct gpu_rope {
+    const uint16_t *qkv; /* [n_rows][ld]: q, then k, then v of all heads, biases added */
+    int64_t ld;
+    uint16_t *q; /* out: [n_rows][ldq], head h at h * head_dim */
+    int64_t ldq;
+    gpu_kv_layer kv;
+    const float *q_norm, *k_norm; /* {head_dim} or NULL */
+    const float *inv_freq;        /* rotary_dims / 2 */
+    int32_t n_heads, rotary_dims, interleaved;
+    float norm_eps, rope_factor;
+} gpu_rope;
+
+/* Norms and turns q and k; k and v into their pages. */
+cudaError_t gpu_rope_run(const gpu_rows *rows, const gpu_rope *op, int n_rows, cudaStream_t stream);
+
+/* -- attention_*.cu
+ * --------------------------------------------------------------------------------- */
+
+typedef struct gpu_attention {
+    const uint16_t *q; /* [n_rows][ldq] */
+    int64_t ldq;
+    uint16_t *o; /* [n_rows][ldo], head h at h * head_dim; other columns are left alone */
+    int64_t ldo;
+    gpu_kv_layer kv;
+    int32_t n_heads;
+    int32_t window; /* 0: all */
+    float scale;
+    /* of decoding: [max_decode][n_heads][max_splits] results of dim_stride + 2 floats */
+    float *partial;
+} gpu_attention;
+
+/* Floats of .partial for n_decode rows and n_splits. */
+size_t gpu_attention_partial(const gpu_attention *op, int n_decode, int n_splits);
+/* Rows of decode_rows; n_splits: enough for the longest, (pos / GPU_KV_SPLIT) + 1. */
+cudaError_t gpu_attention_decode(const gpu_rows *rows, const gpu_attention *op, int n_decode,
+                                 int n_splits, cudaStream_t stream);
+/* Rows of tiles. */
+cudaError_t gpu_attention_prefill(const gpu_rows *rows, const gpu_attention *op, int n_tiles,
+                                  cudaStream_t stream);
+
+/* -- shrink.cu
+ * -------------------------------------------------------------------------------------- */
+
+/* For each member: h = bf16(weight * scale * A x[row]) of the modules first .. last of a layer,
+ * zero beyond their ranks up to 16s; and energy += |weight * scale * B A x|^2 where asked for, from
+ * f32. */
+typedef struct gpu_shrink {
+    const uint16_t *x;
+    int64_t ldx;
+    int64_t cols;
+    int32_t layer, first_module, last_module;
+    int32_t *tickets; /* GPU_TICKETS of them, zero before and after */
+} gpu_shrink;
+
+cudaError_t gpu_shrink_run(const gpu_rows *rows, const gpu_shrink *op, int n_items, int n_members,
+                           cudaStream_t stream);
+
+/* -- linear.cu
+ * ----------------------------------------------------------------------------------------- */
+
+typedef enum gpu_finish {
+    GPU_STORE_BF16, /* y[r][..] = , parts side by side */
+    GPU_STORE_F32,  /* the same, f32 */
+    GPU_ADD_F32,    /* y += */
+    GPU_SWIGLU,     /* y[r][i] = silu(part 0) * part 1, bf16 */
+} gpu_finish;
+
+typedef struct gpu_linear_part {
+    gpu_matrix w;
+    const float *bias; /* or NULL */
+    int32_t module;
+} gpu_linear_part;
+
+typedef struct gpu_linear {
+    gpu_linear_part parts[3];
+    int32_t n_parts;
+    int32_t layer;  /* of the adapters; -1: none apply */
+    int32_t logits; /* the real rows are counts->n_logit_rows, not n_rows */
+    gpu_finish finish;
+    const uint16_t *x; /* [n_rows][ldx] */
+    int64_t ldx;
+    void *y;
+    int64_t ldy;
+    float *partial;   /* gpu_linear_partial() floats */
+    int32_t *tickets; /* GPU_TICKETS of them, zero before and after */
+} gpu_linear;
+
+/* splits of a matrix of that shape: a function of the shape and kind alone. */
+int gpu_linear_splits(int rows, int cols);
+size_t gpu_linear_partial(const gpu_linear *op, int n_rows);
+/* y = W x (+ bias) + sum over the row's members of B h, in this order. */
+cudaError_t gpu_linear_run(const gpu_rows *rows, const gpu_linear *op, int n_rows,
+                           cudaStream_t stream);
+
+/* -- sample.cu
+ * ------------------------------------------------------------------------------------------ */
+
+#define GPU_ALTERNATIVES 20
+
+/* How the token of a row of logits is chosen: the steps and their order are the engine's
+ * (src/engine/sampler.h), and the random number is a function of seed and index alone. */
+typedef struct gpu_sampling {
+    uint64_t seed;
+    int32_t index;     /* of the output token, from 0 */
+    float temperature; /* 0: the best one */
+    int32_t top_k;     /* 0: off */
+    float top_p;       /* 1: off */
+    float floor;       /* min_p: temperature * logf(min_p), under the best logit; -INFINITY: off */
+    float repetition, presence, frequency;
+    int32_t logprobs;     /* -1: none; k: the chosen token's, and the k best */
+    int32_t seen, n_seen; /* penalised tokens are seen[this ..]; n_seen = 0: nothing is penalised */
+    int32_t bias, n_bias;
+    int32_t mask; /* the row's words start at masks[this]; -1: every token is allowed */
+} gpu_sampling;
+
+/* A token of the prompt or the output; of each row's every one once. */
+typedef struct gpu_seen {
+    int32_t token;
+    int32_t in_output; /* how often */
+} gpu_seen;
+
+typedef struct gpu_bias {
+    int32_t token;
+    float bias;
+} gpu_bias;
+
+typedef enum gpu_chosen {
+    GPU_CHOSEN,
+    GPU_NONE_ALLOWED, /* every logit is -INFINITY */
+    GPU_NOT_A_NUMBER, /* a logit is NaN, or infinite */
+} gpu_chosen;
+
+typedef struct gpu_choice {
+    int32_t status; /* gpu_chosen: unless it is the first nothing else is set */
+    int32_t token;
+    float logprob; /* of the raw logits, as the alternatives' */
+    int32_t n_alternatives;
+    gpu_bias alternatives[GPU_ALTERNATIVES]; /* best first; bias: the log-probability */
+} gpu_choice;
+
+typedef struct gpu_sample {
+    const float *logits; /* [n_rows][ld], ld a multiple of GPU_PAD */
+    float *edited;       /* the same size: of rows with penalties, biases or a mask */
+    int64_t ld;
+    int32_t vocab;
+    const gpu_sampling *how; /* [n_rows] */
+    const gpu_seen *seen;
+    const gpu_bias *bias;
+    const uint32_t *masks; /* token t: bit t % 32 of word t / 32 */
+    gpu_choice *choices;   /* [n_rows] */
+} gpu_sample;
+
+/* n_rows: of logits; counts->n_logit_rows of them are real. */
+cudaError_t gpu_sample_run(const gpu_rows *rows, const gpu_sample *op, int n_rows,
+                           cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,77 @@
+/*
+ * linear_weight.cuh: packed weights (README.md) to fragments of bf16. A piece is what a lane loads
+ * at once, 16 bytes: one tile of BF16, two of INT8, four of INT4.
+ */
+#ifndef OL_LINEAR_WEIGHT_CUH
+#define OL_LINEAR_WEIGHT_CUH
+
+#include "kernels/gpu.cuh"
+#include "kernels/launch.h"
+
+#define PIECE_BYTES 512 /* of a warp */
+#define SCALE_BYTES 64  /* of 16 rows and 64 columns */
+
+template <int KIND> struct weight {
+    static const int tiles = KIND == GPU_BF16 ? 1 : KIND == GPU_INT8 ? 2 : 4; /* of a piece */
+    static const int pieces = 4 / tiles;                                      /* of 64 columns */
+    static const bool scaled = KIND != GPU_BF16;
+};
+
+/* The scales of a lane's two rows, ready to multiply with: f32, or bf16 twice. */
+struct weight_scales {
+    uint32_t low, high;
+};
+
+/* `from`: the scales of 16 rows in one group of columns. */
+template <int KIND>
+static __device__ __forceinline__ weight_scales load_scales(const uint16_t *from)
+{
+    int g = (int)threadIdx.x % WARP / 4;
+
+    if (KIND == GPU_INT8)
+        return {__float_as_uint(f16_value(from[g])), __float_as_uint(f16_value(from[g + 8]))};
+    return {from[g] * 0x10001u, from[g + 8] * 0x10001u};
+}
+
+/* Two bytes of u, each with 128 added, the low and the high 16 bits' `which`-th: scaled. */
+static __device__ __forceinline__ uint32_t pair_of_int8(uint32_t u, int which, float scale)
+{
+    /* 2^23 + the byte */
+    float low = __uint_as_float(__byte_perm(u, 0x4b000000u, which ? 0x7442 : 0x7440));
+    float high = __uint_as_float(__byte_perm(u, 0x4b000000u, which ? 0x7443 : 0x7441));
+
+    return bf16_pack((low - 8388736.0f) * scale, (high - 8388736.0f) * scale);
+}
+
+/* Four bits twice, with 8 added, below 128 as bf16 has it: 136 is q = 0. */
+static __device__ __forceinline__ uint32_t pair_of_int4(uint32_t u, uint32_t scale)
+{
+    return bf16_multiply2(bf16_subtract2((u & 0x000f000fu) | 0x43004300u, 0x43084308u), scale);
+}
+
+/* Tile `tile` of a piece. */
+template <int KIND>
+static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const uint4 &piece, int tile,
+                                                const weight_scales &s)
+{
+    if (KIND == GPU_BF16) {
+        a[0] = piece.x, a[1] = piece.y, a[2] = piece.z, a[3] = piece.w;
+    } else if (KIND == GPU_INT8) {
+        uint32_t first = (tile ? piece.z : piece.x) ^ 0x80808080u;
+        uint32_t second = (tile ? piece.w : piece.y) ^ 0x80808080u;
+
+        a[0] = pair_of_int8(first, 0, __uint_as_float(s.low));
+        a[1] = pair_of_int8(first, 1, __uint_as_float(s.high));
+        a[2] = pair_of_int8(second, 0, __uint_as_float(s.low));
+        a[3] = pair_of_int8(second, 1, __uint_as_float(s.high));
+    } else {
+        uint32_t word = tile == 0 ? piece.x : tile == 1 ? piece.y : tile == 2 ? piece.z : piece.w;
+
+        a[0] = pair_of_int4(word, s.low);
+        a[1] = pair_of_int4(word >> 4, s.high);
+        a[2] = pair_of_int4(word >> 8, s.low);
+        a[3] = pair_of_int4(word >> 12, s.high);
+    }
+}
+
+#endif

@@ -1,0 +1,104 @@
+/* memory.c: device memory within one limit, and what CUDA says as errors. */
+#include "kernels/core.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+ol_code gpu_fail(ol_error *err, cudaError_t code, const char *what)
+{
+    if (code == cudaErrorMemoryAllocation) {
+        ol_fail(err, OL_NOMEM, "the GPU has no memory for %s", what);
+        return ol_hint(err, "Lower openlora.kv_cache_size, openlora.adapter_cache_size or choose a "
+                            "smaller openlora.quantization.");
+    }
+    ol_fail(err, OL_DEVICE, "the GPU failed: %s", what);
+    return ol_detail(err, "%s: %s", cudaGetErrorName(code), cudaGetErrorString(code));
+}
+
+static bool reserve(gpu_memory *memory, size_t bytes, const char *what, ol_error *err)
+{
+    size_t used = memory->used;
+
+    do {
+        if (bytes <= SIZE_MAX / 4 &&
+            (!memory->limit || (bytes <= memory->limit && used <= memory->limit - bytes)))
+            continue;
+        ol_fail(err, OL_NOMEM, "the device's memory limit does not admit %s", what);
+        ol_detail(err, "It needs %zu bytes; %zu of %zu are in use.", bytes, used, memory->limit);
+        return false;
+    } while (!atomic_compare_exchange_weak(&memory->used, &used, used + bytes));
+    return true;
+}
+
+static void *take(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
+                  bool ordered, ol_error *err)
+{
+    size_t room = bytes ? bytes : 1;
+    cudaError_t code;
+    void *p = NULL;
+
+    if (!reserve(memory, bytes, what, err))
+        return NULL;
+    code = ordered ? cudaMallocAsync(&p, room, stream) : cudaMalloc(&p, room);
+    if (code == cudaSuccess) {
+        code = cudaMemsetAsync(p, 0, room, stream);
+        if (code == cudaSuccess)
+            return p;
+        (void)(ordered ? cudaFreeAsync(p, stream) : cudaFree(p));
+    }
+    if (code == cudaErrorMemoryAllocation)
+        (void)cudaGetLastError(); /* memory is no fault of the device: later calls work */
+    gpu_fail(err, code, what);
+    memory->used -= bytes;
+    return NULL;
+}
+
+void *gpu_block(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
+                ol_error *err)
+{
+    return take(memory, bytes, what, stream, false, err);
+}
+
+void gpu_block_free(gpu_memory *memory, void *p, size_t bytes)
+{
+    (void)cudaFree(p);
+    memory->used -= bytes;
+}
+
+void *gpu_block_ordered(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
+                        ol_error *err)
+{
+    return take(memory, bytes, what, stream, true, err);
+}
+
+void gpu_block_free_ordered(gpu_memory *memory, void *p, size_t bytes, cudaStream_t stream)
+{
+    (void)cudaFreeAsync(p, stream);
+    memory->used -= bytes;
+}
+
+ol_code gpu_pool_keep(int device_index, ol_error *err)
+{
+    uint64_t all = UINT64_MAX;
+    cudaMemPool_t pool;
+
+    GPU_TRY(cudaDeviceGetDefaultMemPool(&pool, device_index), "its memory pool");
+    GPU_TRY(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
+            "its memory pool");
+    return OL_OK;
+}
+
+ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, const char *what,
+                         ol_error *err)
+{
+    if (bytes <= scratch->bytes)
+        return OL_OK;
+    gpu_graphs_drop(device);
+    gpu_block_free(&device->memory, scratch->data, scratch->bytes);
+    scratch->bytes = 0;
+    scratch->data = gpu_block(&device->memory, bytes, what, device->stream, err);
+    if (!scratch->data)
+        return err->code;
+    scratch->bytes = bytes;
+    return OL_OK;
+}

@@ -1,0 +1,277 @@
+/* pack.cu: matrices from rows into fragments, quantised if need be; B'B of adapters; pages.
+ * See launch.h and README.md, weights. */
+#include "kernels/gpu.cuh"
+#include "kernels/launch.h"
+
+#define TILE_BYTES 512
+
+/* The block of 32 that element `at` is in: an f16 scale, then 32 bytes or 32 halves of them. */
+static __device__ const uint8_t *block_of(const gpu_source &s, int64_t at)
+{
+    return (const uint8_t *)s.data + at / 32 * (s.dtype == 3 ? 34 : 18);
+}
+
+static __device__ float block_value(const gpu_source &s, int64_t at)
+{
+    const uint8_t *block = block_of(s, at);
+    int i = (int)(at % 32), q;
+
+    if (s.dtype == 3)
+        q = ((const int8_t *)block)[2 + i];
+    else
+        q = (i < 16 ? block[2 + i] & 15 : block[2 + i - 16] >> 4) - 8;
+    return (float)q * f16_value(*(const uint16_t *)block);
+}
+
+static __device__ float source_value(const gpu_source &s, int row, int col)
+{
+    int64_t at = (int64_t)row * s.cols + col;
+
+    if (row >= s.rows || col >= s.cols)
+        return 0;
+    if (s.dtype >= 3)
+        return block_value(s, at);
+    if (s.dtype == 0)
+        return ((const float *)s.data)[at];
+    return s.dtype == 1 ? f16_value(((const uint16_t *)s.data)[at])
+                        : bf16_value(((const uint16_t *)s.data)[at]);
+}
+
+/* A lane's 8 values of a tile, in the order of a[0] low, a[0] high, .. a[3] high. */
+static __device__ void load_tile(const gpu_source &s, int strip, int tile, float (&v)[8])
+{
+    int lane = (int)threadIdx.x % WARP;
+
+    for (int j = 0; j < 8; j++)
+        v[j] = source_value(s, 16 * strip + lane / 4 + 8 * (j / 2 % 2),
+                            16 * tile + 2 * (lane % 4) + j % 2 + 8 * (j / 4));
+}
+
+/* -- bf16 ---------------------------------------------------------------------------------- */
+
+/* An infinity or NaN has all bits of the exponent. */
+static __device__ bool finite_pair(uint32_t pair)
+{
+    return (pair & 0x7f80u) != 0x7f80u && (pair & 0x7f800000u) != 0x7f800000u;
+}
+
+/* A warp packs a tile. */
+static __global__ void pack_bf16_kernel(uint16_t *to, int col_tiles, int first_strip, gpu_source s,
+                                        int32_t *bad)
+{
+    int warp = (int)(threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int tile = (int)(blockIdx.y * (blockDim.x / WARP)) + warp, strip = (int)blockIdx.x;
+    int64_t at = ((int64_t)(first_strip + strip) * col_tiles + tile) * TILE_BYTES + 16 * lane;
+    uint32_t pairs[4];
+    float v[8];
+
+    if (tile >= col_tiles)
+        return;
+    load_tile(s, strip, tile, v);
+    for (int i = 0; i < 4; i++) {
+        pairs[i] = bf16_pack(v[2 * i], v[2 * i + 1]);
+        if (bad && !finite_pair(pairs[i]))
+            *bad = 1; /* whoever writes it writes the same */
+    }
+    *(uint4 *)((uint8_t *)to + at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+extern "C" cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_row,
+                                        const gpu_source *source, int32_t *bad, cudaStream_t stream)
+{
+    unsigned strips = (unsigned)(source->rows + 15) / 16, warps = 4;
+
+    return gpu_launch(pack_bf16_kernel, dim3(strips, ((unsigned)col_tiles + warps - 1) / warps),
+                      dim3(warps * WARP), 0, stream, to, col_tiles, first_row / 16, *source, bad);
+}
+
+/* -- groups of 32 columns -------------------------------------------------------------------- */
+
+static __device__ void extremes(const float (&a)[8], const float (&b)[8], int half, float *low,
+                                float *high)
+{
+    *low = *high = a[2 * half];
+    for (int j = 0; j < 8; j++)
+        if (j / 2 % 2 == half) {
+            *low = fminf(*low, fminf(a[j], b[j]));
+            *high = fmaxf(*high, fmaxf(a[j], b[j]));
+        }
+    for (int step = 1; step < 4; step *= 2) {
+        *low = fminf(*low, __shfl_xor_sync(FULL_MASK, *low, step));
+        *high = fmaxf(*high, __shfl_xor_sync(FULL_MASK, *high, step));
+    }
+}
+
+static __device__ int nearest(float v, float scale, int low, int high)
+{
+    float q = scale != 0 ? rintf(v / scale) : 0;
+
+    return (int)fminf(fmaxf(q, (float)low), (float)high);
+}
+
+/* The scale that a row's group of columns has in the source; 0 when it is not quantised alike. */
+static __device__ float given_scale(const gpu_source &s, int kind, int row, int col)
+{
+    if (s.dtype != (kind == GPU_INT8 ? 3 : 4) || row >= s.rows || col >= s.cols)
+        return 0;
+    return f16_value(*(const uint16_t *)block_of(s, (int64_t)row * s.cols + col));
+}
+
+/* Of the rows of a lane, lane / 4 and 8 more: two tiles' values become q, scales are stored. */
+static __device__ void quantise8(const float (&a)[8], const float (&b)[8], const float (&given)[2],
+                                 uint16_t *scales, uint32_t *words)
+{
+    int lane = (int)threadIdx.x % WARP;
+
+    for (int i = 0; i < 4; i++)
+        words[i] = 0;
+    for (int half = 0; half < 2; half++) {
+        float low, high, scale;
+        uint16_t stored;
+
+        extremes(a, b, half, &low, &high);
+        stored = f16_nearest(given[half] != 0 ? given[half] : fmaxf(-low, high) / 127);
+        scale = f16_value(stored);
+        for (int j = 0; j < 16; j++)
+            if (j / 2 % 2 == half)
+                words[j / 4] |= (uint32_t)(nearest(j < 8 ? a[j] : b[j - 8], scale, -127, 127) & 255)
+                                << (8 * (j % 4));
+        if (lane % 4 == 0)
+            scales[lane / 4 + 8 * half] = stored;
+    }
+}
+
+/* Where value j of a tile lies in its word: README.md. */
+static __device__ int nibble(int j)
+{
+    return j / 2 + 4 * (j % 2);
+}
+
+static __device__ void quantise4(const float (&a)[8], const float (&b)[8], const float (&given)[2],
+                                 uint16_t *scales, uint32_t *words)
+{
+    int lane = (int)threadIdx.x % WARP;
+
+    words[0] = words[1] = 0;
+    for (int half = 0; half < 2; half++) {
+        float low, high, scale;
+        uint16_t stored;
+
+        extremes(a, b, half, &low, &high);
+        scale = given[half] != 0 ? given[half] : (high > -low ? high : low) / -8;
+        stored = (uint16_t)bf16_pack(scale, 0);
+        scale = bf16_value(stored);
+        for (int j = 0; j < 16; j++)
+            if (j / 2 % 2 == half)
+                words[j / 8] |= (uint32_t)(nearest(j < 8 ? a[j] : b[j - 8], scale, -8, 7) + 8)
+                                << (4 * nibble(j % 8));
+        if (lane % 4 == 0)
+            scales[lane / 4 + 8 * half] = stored;
+    }
+}
+
+/* A warp packs 64 columns of a strip. */
+static __global__ void pack_groups_kernel(gpu_matrix to, int first_strip, gpu_source s)
+{
+    int warp = (int)(threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int chunk = (int)(blockIdx.y * (blockDim.x / WARP)) + warp, strip = (int)blockIdx.x;
+    int chunks = (to.cols + 63) / 64;
+    int64_t place = (int64_t)(first_strip + strip) * chunks + chunk;
+    uint16_t *scales = (uint16_t *)to.scales + place * 2 * 16;
+    uint32_t words[4];
+
+    if (chunk >= chunks)
+        return;
+    for (int group = 0; group < 2; group++) {
+        float a[8], b[8], given[2];
+
+        load_tile(s, strip, 4 * chunk + 2 * group, a);
+        load_tile(s, strip, 4 * chunk + 2 * group + 1, b);
+        for (int half = 0; half < 2; half++)
+            given[half] =
+                given_scale(s, to.kind, 16 * strip + lane / 4 + 8 * half, 64 * chunk + 32 * group);
+        if (to.kind == GPU_INT8) {
+            quantise8(a, b, given, scales + 16 * group, words);
+            *(uint4 *)((uint8_t *)to.data + (2 * place + group) * TILE_BYTES + 16 * lane) =
+                make_uint4(words[0], words[1], words[2], words[3]);
+        } else
+            quantise4(a, b, given, scales + 16 * group, words + 2 * group);
+    }
+    if (to.kind == GPU_INT4)
+        *(uint4 *)((uint8_t *)to.data + place * TILE_BYTES + 16 * lane) =
+            make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+extern "C" cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *source,
+                                int32_t *bad, cudaStream_t stream)
+{
+    unsigned strips = (unsigned)(source->rows + 15) / 16, warps = 4;
+    unsigned chunks = (unsigned)(to->cols + 63) / 64;
+
+    if (to->kind == GPU_BF16)
+        return gpu_pack_columns((uint16_t *)to->data, (int)(4 * chunks), first_row, source, bad,
+                                stream);
+    return gpu_launch(pack_groups_kernel, dim3(strips, (chunks + warps - 1) / warps),
+                      dim3(warps * WARP), 0, stream, *to, first_row / 16, *source);
+}
+
+/* -- B'B -------------------------------------------------------------------------------------- */
+
+static __device__ float packed_value(const uint16_t *b, int col_tiles, int row, int col)
+{
+    int lane = row % 8 * 4 + col % 8 / 2, j = col % 2 + 2 * (row % 16 / 8) + 4 * (col % 16 / 8);
+
+    return bf16_value(b[(((int64_t)(row / 16) * col_tiles + col / 16) * WARP + lane) * 8 + j]);
+}
+
+/* A block has 16 x 16 numbers of one part, each a sum of its own in the order of rows. */
+static __global__ void gram_kernel(const gpu_lora_part *parts, const int32_t *rows)
+{
+    gpu_lora_part part = parts[blockIdx.x];
+    int col_tiles = (part.rank + 15) / 16;
+    int i = (int)(blockIdx.y * 16 + threadIdx.x / 16),
+        j = (int)(blockIdx.z * 16 + threadIdx.x % 16);
+    float sum = 0;
+
+    if (i >= part.rank || j >= part.rank)
+        return;
+    for (int row = 0; row < rows[blockIdx.x]; row++)
+        sum = fmaf(packed_value(part.b, col_tiles, row, i), packed_value(part.b, col_tiles, row, j),
+                   sum);
+    ((float *)part.gram)[i * part.rank + j] = sum;
+}
+
+extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts,
+                                int max_rank, cudaStream_t stream)
+{
+    unsigned side = (unsigned)(max_rank + 15) / 16;
+
+    return gpu_launch(gram_kernel, dim3((unsigned)n_parts, side, side), dim3(256), 0, stream, parts,
+                      rows);
+}
+
+/* -- pages ---------------------------------------------------------------------------------------
+ */
+
+static __global__ void kv_copy_kernel(uint16_t *data, int64_t layer_stride, int n_kv_heads,
+                                      int64_t half, int from, int to, int n)
+{
+    int64_t layer = (int64_t)blockIdx.x * layer_stride;
+    int64_t head = (int64_t)blockIdx.y / 2, value = (int64_t)blockIdx.y % 2;
+    const uint4 *source =
+        (const uint4 *)(data + layer + ((from * (int64_t)n_kv_heads + head) * 2 + value) * half);
+    uint4 *target =
+        (uint4 *)(data + layer + ((to * (int64_t)n_kv_heads + head) * 2 + value) * half);
+
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x)
+        target[i] = source[i];
+}
+
+extern "C" cudaError_t gpu_kv_copy(uint16_t *data, int64_t layer_stride, int n_layers,
+                                   int n_kv_heads, int dim_stride, int page_tokens, int from,
+                                   int to, int n, cudaStream_t stream)
+{
+    return gpu_launch(kv_copy_kernel, dim3((unsigned)n_layers, (unsigned)n_kv_heads * 2), dim3(128),
+                      0, stream, data, layer_stride, n_kv_heads, (int64_t)page_tokens * dim_stride,
+                      from, to, n * dim_stride / 8);
+}

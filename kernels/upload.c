@@ -1,0 +1,153 @@
+/* upload.c: matrices from host memory into the device's layout. Rows travel through a few pinned
+ * slots, so that reading, copying and packing overlap; kernels pack (pack.cu). */
+#include "kernels/core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SLOT_BYTES ((size_t)8 << 20)
+#define STRIP 16 /* rows of a tile */
+
+static void slot_free(gpu_slot *slot)
+{
+    (void)cudaFreeHost(slot->pinned);
+    (void)cudaFree(slot->device);
+    if (slot->done)
+        (void)cudaEventDestroy(slot->done);
+    memset(slot, 0, sizeof(*slot));
+}
+
+static ol_code slot_make(gpu_slot *slot, size_t bytes, ol_error *err)
+{
+    slot_free(slot);
+    GPU_TRY(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming), "making an event");
+    GPU_TRY(cudaHostAlloc(&slot->pinned, bytes, cudaHostAllocDefault), "copies to it");
+    GPU_TRY(cudaMalloc(&slot->device, bytes), "copies to it");
+    slot->bytes = bytes;
+    return OL_OK;
+}
+
+ol_code gpu_upload_open(ol_device *device, ol_error *err)
+{
+    pthread_mutex_init(&device->upload.lock, NULL);
+    GPU_TRY(cudaStreamCreateWithFlags(&device->upload.stream, cudaStreamNonBlocking),
+            "making a stream");
+    return OL_OK;
+}
+
+void gpu_upload_close(ol_device *device)
+{
+    for (int i = 0; i < UPLOAD_SLOTS; i++)
+        slot_free(&device->upload.slots[i]);
+    if (device->upload.stream)
+        (void)cudaStreamDestroy(device->upload.stream);
+    pthread_mutex_destroy(&device->upload.lock);
+}
+
+/* The next slot, of at least `bytes`, with nothing of before under way. */
+static ol_code take_slot(ol_device *device, size_t bytes, gpu_slot **out, ol_error *err)
+{
+    gpu_slot *slot = &device->upload.slots[device->upload.next];
+
+    device->upload.next = (device->upload.next + 1) % UPLOAD_SLOTS;
+    if (slot->busy)
+        GPU_TRY(cudaEventSynchronize(slot->done), "copying to it");
+    slot->busy = false;
+    if (slot->bytes < bytes)
+        OL_TRY(slot_make(slot, bytes > SLOT_BYTES ? bytes : SLOT_BYTES, err));
+    *out = slot;
+    return OL_OK;
+}
+
+static ol_code send(ol_device *device, gpu_slot *slot, void *to, size_t bytes, ol_error *err)
+{
+    GPU_TRY(cudaMemcpyAsync(to, slot->pinned, bytes, cudaMemcpyHostToDevice, device->upload.stream),
+            "copying to it");
+    return OL_OK;
+}
+
+static ol_code finish_slot(ol_device *device, gpu_slot *slot, ol_error *err)
+{
+    GPU_TRY(cudaEventRecord(slot->done, device->upload.stream), "copying to it");
+    slot->busy = true;
+    return OL_OK;
+}
+
+/* As gpu_source has it; -1: K types, which become floats on the way. */
+static int source_dtype(ol_dtype dtype)
+{
+    switch (dtype) {
+    case OL_F32:
+        return 0;
+    case OL_F16:
+        return 1;
+    case OL_BF16:
+        return 2;
+    case OL_Q8_0:
+        return 3;
+    case OL_Q4_0:
+        return 4;
+    default:
+        return -1;
+    }
+}
+
+static ol_code send_rows(ol_device *device, const gpu_packing *job, int64_t first, int64_t n,
+                         ol_error *err)
+{
+    const ol_tensor *t = job->tensor;
+    int64_t cols = t->shape[1];
+    int dtype = source_dtype(t->dtype);
+    gpu_source source = {.dtype = dtype < 0 ? 0 : dtype, .rows = (int32_t)n, .cols = (int32_t)cols};
+    size_t row_bytes, bytes;
+    const uint8_t *from;
+    gpu_slot *slot = NULL;
+
+    if (!ol_dtype_row_bytes(t->dtype, cols, &row_bytes))
+        return ol_fail(err, OL_INTERNAL, "rows of tensor \"%s\"", t->name);
+    from = (const uint8_t *)t->data + (size_t)first * row_bytes;
+    bytes = (size_t)n * (dtype >= 0 ? row_bytes : (size_t)cols * sizeof(float));
+    OL_TRY(take_slot(device, bytes, &slot, err));
+    if (dtype >= 0)
+        memcpy(slot->pinned, from, bytes);
+    else
+        ol_dequantize(t->dtype, from, slot->pinned, (size_t)(n * cols));
+    OL_TRY(send(device, slot, slot->device, bytes, err));
+    source.data = slot->device;
+    if (job->columns)
+        GPU_TRY(gpu_pack_columns(job->columns, (int)((cols + 15) / 16), (int)first, &source,
+                                 job->bad, device->upload.stream),
+                "packing a matrix");
+    else
+        GPU_TRY(gpu_pack(job->to, (int)first, &source, job->bad, device->upload.stream),
+                "packing a matrix");
+    return finish_slot(device, slot, err);
+}
+
+ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *err)
+{
+    const ol_tensor *t = job->tensor;
+    size_t row = (size_t)t->shape[1] * sizeof(float);
+    int64_t rows = (int64_t)(SLOT_BYTES / (row ? row : 1)) / STRIP * STRIP;
+
+    if (rows < STRIP)
+        rows = STRIP;
+    for (int64_t first = 0; first < t->shape[0]; first += rows)
+        OL_TRY(send_rows(device, job, first,
+                         t->shape[0] - first < rows ? t->shape[0] - first : rows, err));
+    return OL_OK;
+}
+
+ol_code gpu_upload_bytes(ol_device *device, const void *from, void *to, size_t bytes, ol_error *err)
+{
+    for (size_t at = 0; at < bytes; at += SLOT_BYTES) {
+        size_t n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
+        gpu_slot *slot = NULL;
+
+        OL_TRY(take_slot(device, n, &slot, err));
+        memcpy(slot->pinned, (const uint8_t *)from + at, n);
+        OL_TRY(send(device, slot, (uint8_t *)to + at, n, err));
+        OL_TRY(finish_slot(device, slot, err));
+    }
+    return OL_OK;
+}

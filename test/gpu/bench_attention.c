@@ -1,0 +1,190 @@
+/*
+ * bench_attention.c: attention alone: products a second where sequences begin, bytes a second
+ * where they go on, against what copying reaches. sdpa.py has what PyTorch makes of the same
+ * shapes.
+ */
+#include "bench_attention.h"
+
+#include "kernels/launch.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define REPEAT 11
+#define PAGE 64
+
+typedef struct shape {
+    const char *name;
+    int n_seqs, past, n_rows; /* rows of each sequence; of decoding 1 */
+    int n_heads, n_kv_heads, head_dim;
+} shape;
+
+static const shape shapes[] = {
+    {"prefill 4096", 1, 0, 4096, 32, 8, 128},
+    {"prefill 16384", 1, 0, 16384, 32, 8, 128},
+    {"prefill 8 x 512", 8, 0, 512, 32, 8, 128},
+    {"prefill 512 of 16384", 1, 15872, 512, 32, 8, 128},
+    {"prefill 4096, heads of 64", 1, 0, 4096, 14, 2, 64},
+    {"prefill 4096, heads of 256", 1, 0, 4096, 16, 8, 256},
+    {"decode 1 x 4096", 1, 4095, 1, 32, 8, 128},
+    {"decode 1 x 32768", 1, 32767, 1, 32, 8, 128},
+    {"decode 64 x 1024", 64, 1023, 1, 32, 8, 128},
+    {"decode 64 x 4096", 64, 4095, 1, 32, 8, 128},
+    {"decode 64 x 4096, heads of 64", 64, 4095, 1, 14, 2, 64},
+};
+
+static void need(cudaError_t code, const char *what)
+{
+    if (code == cudaSuccess)
+        return;
+    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(code));
+    exit(1);
+}
+
+#define CUDA(expr) need((expr), #expr)
+
+/* -- a batch ----------------------------------------------------------------------------------- */
+
+static void *blocks[16];
+static int n_blocks;
+
+static void *device(size_t bytes)
+{
+    CUDA(cudaMalloc(&blocks[n_blocks], bytes));
+    return blocks[n_blocks++];
+}
+
+static void *device_copy(const void *from, size_t bytes)
+{
+    void *p = device(bytes);
+
+    CUDA(cudaMemcpy(p, from, bytes, cudaMemcpyHostToDevice));
+    return p;
+}
+
+/* Random numbers of [-2, 2): of zeros a card computes faster. */
+static uint16_t *device_random(size_t n)
+{
+    enum { SOME = 1 << 20 };
+    static uint16_t some[SOME];
+    uint16_t *p = device(n * 2);
+
+    for (int i = 0; i < SOME; i++)
+        some[i] = (uint16_t)((rand() & 1) << 15 | (0x3e00 + (rand() & 0x1ff)));
+    for (size_t i = 0; i < n; i += SOME)
+        CUDA(cudaMemcpy(p + i, some, 2 * (n - i < SOME ? n - i : SOME), cudaMemcpyHostToDevice));
+    return p;
+}
+
+static void make_rows(const shape *s, gpu_rows *rows, int n_tiles)
+{
+    int all = s->n_seqs * s->n_rows, each = (s->past + s->n_rows + PAGE - 1) / PAGE;
+    int32_t *pos = calloc((size_t)all, sizeof(*pos)), *start = calloc((size_t)all, sizeof(*start));
+    int32_t *list = calloc((size_t)all, sizeof(*list));
+    int32_t *pages = calloc((size_t)(s->n_seqs * each), sizeof(*pages));
+    gpu_tile *tiles = calloc((size_t)n_tiles, sizeof(*tiles));
+    gpu_counts counts = {.n_rows = all, .n_decode = all, .n_tiles = n_tiles};
+    int n = 0;
+
+    for (int r = 0; r < all; r++) {
+        pos[r] = s->past + r % s->n_rows;
+        start[r] = r / s->n_rows * each;
+        list[r] = r;
+        if (r % s->n_rows % GPU_TILE_ROWS == 0)
+            tiles[n++] =
+                (gpu_tile){r, s->n_rows - r % s->n_rows < GPU_TILE_ROWS ? s->n_rows - r % s->n_rows
+                                                                        : GPU_TILE_ROWS};
+    }
+    for (int i = 0; i < s->n_seqs * each; i++)
+        pages[i] = s->n_seqs * each - 1 - i;
+    rows->counts = device_copy(&counts, sizeof(counts));
+    rows->pos = device_copy(pos, (size_t)all * sizeof(*pos));
+    rows->page_start = device_copy(start, (size_t)all * sizeof(*start));
+    rows->decode_rows = device_copy(list, (size_t)all * sizeof(*list));
+    rows->pages = device_copy(pages, (size_t)(s->n_seqs * each) * sizeof(*pages));
+    rows->tiles = device_copy(tiles, (size_t)n_tiles * sizeof(*tiles));
+    free(pos), free(start), free(list), free(pages), free(tiles);
+}
+
+/* -- timing --------------------------------------------------------------------------------------
+ */
+
+static int compare(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Seconds of one call: the median of REPEAT, after three. */
+static double run(const shape *s, const gpu_rows *rows, const gpu_attention *op, int n_tiles,
+                  cudaStream_t stream)
+{
+    int n_splits = (s->past + s->n_rows - 1) / GPU_KV_SPLIT + 1;
+    float ms[REPEAT];
+    cudaEvent_t from, to;
+
+    CUDA(cudaEventCreateWithFlags(&from, 0));
+    CUDA(cudaEventCreateWithFlags(&to, 0));
+    for (int i = -3; i < REPEAT; i++) {
+        CUDA(cudaEventRecord(from, stream));
+        if (s->n_rows == 1)
+            CUDA(gpu_attention_decode(rows, op, s->n_seqs, n_splits, stream));
+        else
+            CUDA(gpu_attention_prefill(rows, op, n_tiles, stream));
+        CUDA(cudaEventRecord(to, stream));
+        CUDA(cudaEventSynchronize(to));
+        CUDA(cudaEventElapsedTime(&ms[i < 0 ? 0 : i], from, to));
+    }
+    CUDA(cudaEventDestroy(from));
+    CUDA(cudaEventDestroy(to));
+    qsort(ms, REPEAT, sizeof(*ms), compare);
+    return (double)ms[REPEAT / 2] * 1e-3;
+}
+
+static double seconds(const shape *s, cudaStream_t stream)
+{
+    size_t all = (size_t)s->n_seqs * (size_t)s->n_rows;
+    size_t width = (size_t)s->n_heads * (size_t)s->head_dim;
+    size_t pages = (size_t)s->n_seqs * (size_t)((s->past + s->n_rows + PAGE - 1) / PAGE);
+    int n_tiles = s->n_seqs * ((s->n_rows + GPU_TILE_ROWS - 1) / GPU_TILE_ROWS);
+    gpu_attention op = {.q = device_random(all * width),
+                        .ldq = (int64_t)width,
+                        .o = device(all * width * 2),
+                        .ldo = (int64_t)width,
+                        .kv = {.n_kv_heads = s->n_kv_heads,
+                               .head_dim = s->head_dim,
+                               .dim_stride = s->head_dim,
+                               .page_tokens = PAGE},
+                        .n_heads = s->n_heads,
+                        .scale = 1 / sqrtf((float)s->head_dim)};
+    gpu_rows rows = {0};
+    double t;
+
+    op.kv.data = device_random(pages * PAGE * 2 * (size_t)(s->n_kv_heads * s->head_dim));
+    if (s->n_rows == 1)
+        op.partial = device(sizeof(float) *
+                            gpu_attention_partial(&op, s->n_seqs, s->past / GPU_KV_SPLIT + 1));
+    make_rows(s, &rows, n_tiles);
+    CUDA(cudaDeviceSynchronize());
+    t = run(s, &rows, &op, n_tiles, stream);
+    while (n_blocks > 0)
+        CUDA(cudaFree(blocks[--n_blocks]));
+    return t;
+}
+
+void bench_attention(double copy, cudaStream_t stream, bench_row *row)
+{
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++) {
+        const shape *s = &shapes[i];
+        double t = seconds(s, stream), n = s->n_rows, tokens = s->past + (n + 1) / 2;
+        double flops = 4 * n * tokens * s->n_seqs * s->n_heads * s->head_dim;
+        double bytes = 4 * tokens * s->n_seqs * s->n_kv_heads * s->head_dim;
+
+        if (s->n_rows == 1)
+            row("%-30s %7.1f us  %.2f of bandwidth", s->name, 1e6 * t, bytes / t / copy);
+        else
+            row("%-30s %7.1f us  %.0f TFLOP/s", s->name, 1e6 * t, flops / t / 1e12);
+    }
+}

@@ -1,0 +1,64 @@
+/*
+ * gpu_rig.h: what the tests of kernels share: memory of the device with random or poisoned
+ * contents, float64 numbers to compare with, and a step's lists.
+ *
+ * Linked against kernels/ compiled by nvcc the tests run on a GPU, against test/simt on the
+ * processor.
+ */
+#ifndef OL_TEST_GPU_RIG_H
+#define OL_TEST_GPU_RIG_H
+
+#include "kernels/launch.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* Fails the test that runs. */
+#define GPU_OK(expr) rig_cuda((expr), #expr, __FILE__, __LINE__)
+void rig_cuda(cudaError_t code, const char *what, const char *file, int line);
+
+/* -- random numbers: another seed in each run, printed; OL_SEED=N repeats one ------------- */
+void rig_seed(void); /* of the run; call it first in main */
+uint64_t rig_next(void);
+int rig_below(int n);
+double rig_uniform(void); /* [-1, 1) */
+
+/* -- memory: freed by rig_free_all --------------------------------------------------------- */
+void *rig_device(size_t bytes);                             /* poisoned: every 2 or 4 bytes a NaN */
+void *rig_device_copy(const void *from, size_t bytes);      /* as given */
+void rig_fetch(void *to, const void *device, size_t bytes); /* after all launched work */
+void rig_put(void *device, const void *from, size_t bytes);
+void rig_poison(void *device, size_t bytes);
+void *rig_host(size_t bytes); /* zeroed */
+void rig_free_all(void);
+cudaStream_t rig_stream(void);
+
+/* -- numbers --------------------------------------------------------------------------------- */
+uint16_t rig_bf16(double v); /* to nearest even */
+double rig_from_bf16(uint16_t v);
+uint16_t rig_f16(double v);
+double rig_from_f16(uint16_t v);
+/* n random bf16 numbers of about `scale`; *values, if not NULL, gets what they mean. */
+uint16_t *rig_random_bf16(size_t n, double scale, double **values);
+float *rig_random_f32(size_t n, double mean, double scale);
+
+/* A rows x cols bf16 matrix in the order of fragments (kernels/README.md), for the host. */
+uint16_t *rig_pack_bf16(const uint16_t *matrix, int rows, int cols, size_t *bytes);
+
+/* -- comparing: by norm, and the worst element against the root mean square -------------------- */
+typedef struct rig_gap {
+    double error, norm, worst;
+    size_t n;
+} rig_gap;
+void rig_compare(rig_gap *gap, double got, double want); /* NaN counts as infinite */
+void rig_check_gap(const rig_gap *gap, double rms, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#endif

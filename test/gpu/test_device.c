@@ -1,0 +1,591 @@
+/*
+ * test_device.c: the CUDA device against the CPU device, both behind device.h: a small random
+ * model, ragged steps with pasts, several adapters a row; weights of each type. Then what a
+ * device promises of itself: the same bits for a row in whatever step, memory given back,
+ * limits, faults.
+ *
+ * The CPU device is loaded from OL_DEVICE_DIR (default: build).
+ */
+#include "gpu_rig.h"
+
+#include "device/device.h"
+
+#include <math.h>
+#include <stdio.h>
+
+const ol_device_table *ol_device_entry_point(void);
+
+#define LAYERS 2
+#define MAX_SEQS 6
+#define MAX_ROWS 256
+#define PAGES 128
+#define SEQ_PAGES 48
+#define LORAS 4
+
+static ol_error error;
+#define OK(expr) ok((expr), #expr, __LINE__)
+
+static void ok(ol_code code, const char *what, int line)
+{
+    if (code == OL_OK)
+        return;
+    print_error("line %d: %s: %s (%s)\n", line, what, error.message, error.detail);
+    fail();
+}
+
+/* -- a random model ------------------------------------------------------------------------ */
+
+typedef struct shape {
+    int hidden, heads, kv_heads, dim, ffn, vocab, rotary, window, page_tokens;
+    bool interleaved, bias, qk_norm, tied;
+} shape;
+
+typedef struct weights {
+    shape s;
+    ol_tensor embedding, head, norm;
+    ol_tensor linear[LAYERS][OL_MODULES], bias[LAYERS][OL_MODULES];
+    ol_tensor norms[LAYERS][4]; /* attention, MLP, q, k */
+    float inv_freq[64];
+} weights;
+
+static int64_t in_of(const shape *s, int m)
+{
+    return m == OL_MOD_O ? s->heads * s->dim : m == OL_MOD_DOWN ? s->ffn : s->hidden;
+}
+
+static int64_t out_of(const shape *s, int m)
+{
+    if (m == OL_MOD_Q)
+        return s->heads * s->dim;
+    if (m == OL_MOD_K || m == OL_MOD_V)
+        return s->kv_heads * s->dim;
+    return m == OL_MOD_GATE || m == OL_MOD_UP ? s->ffn : s->hidden;
+}
+
+/* A block of a quantised type with numbers of about `scale`. */
+static void random_block(ol_dtype dtype, uint8_t *at, double scale)
+{
+    size_t bytes = ol_dtype_block_bytes(dtype);
+    uint16_t d = rig_f16(dtype == OL_Q8_0 ? scale / 127 : scale / -8);
+
+    for (size_t i = 0; i < bytes; i++)
+        at[i] = (uint8_t)rig_next();
+    memcpy(at, &d, 2);
+}
+
+static ol_tensor tensor(ol_dtype dtype, int64_t rows, int64_t cols, double mean, double scale)
+{
+    size_t row_bytes;
+    uint8_t *data;
+
+    if (cols % ol_dtype_block(dtype))
+        dtype = OL_BF16;
+    assert_true(ol_dtype_row_bytes(dtype, cols, &row_bytes));
+    data = rig_host(row_bytes * (size_t)rows);
+    for (int64_t i = 0; i < rows * cols; i += ol_dtype_block(dtype)) {
+        float v = (float)(mean + scale * rig_uniform());
+        uint16_t half = dtype == OL_F16 ? rig_f16(v) : rig_bf16(v);
+
+        if (ol_dtype_block(dtype) > 1)
+            random_block(dtype, data + (size_t)(i / 32) * ol_dtype_block_bytes(dtype), scale);
+        else if (dtype == OL_F32)
+            memcpy(data + 4 * i, &v, 4);
+        else
+            memcpy(data + 2 * i, &half, 2);
+    }
+    return (ol_tensor){"test", dtype, 2, {rows, cols}, data, row_bytes * (size_t)rows};
+}
+
+static ol_tensor vector(int64_t n, double mean, double scale)
+{
+    ol_tensor t = tensor(OL_F32, 1, n, mean, scale);
+
+    t.n_dims = 1;
+    t.shape[0] = n;
+    return t;
+}
+
+static weights *make_weights(const shape *s, ol_dtype dtype)
+{
+    weights *w = rig_host(sizeof(*w));
+
+    w->s = *s;
+    w->embedding = tensor(dtype, s->vocab, s->hidden, 0, 1);
+    w->head = tensor(dtype, s->vocab, s->hidden, 0, 1.0 / sqrt(s->hidden));
+    w->norm = vector(s->hidden, 1, 0.3);
+    for (int l = 0; l < LAYERS; l++) {
+        for (int m = 0; m < OL_MODULES; m++) {
+            w->linear[l][m] =
+                tensor(dtype, out_of(s, m), in_of(s, m), 0, 1.7 / sqrt((double)in_of(s, m)));
+            if (s->bias)
+                w->bias[l][m] = vector(out_of(s, m), 0, 0.5);
+        }
+        w->norms[l][0] = vector(s->hidden, 1, 0.3);
+        w->norms[l][1] = vector(s->hidden, 1, 0.3);
+        if (s->qk_norm) {
+            w->norms[l][2] = vector(s->dim, 1, 0.3);
+            w->norms[l][3] = vector(s->dim, 1, 0.3);
+        }
+    }
+    for (int i = 0; i < s->rotary / 2; i++)
+        w->inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)s->rotary);
+    return w;
+}
+
+/* -- it, on a device --------------------------------------------------------------------------- */
+
+typedef struct model {
+    const ol_device_table *t;
+    ol_device *device;
+    const weights *w;
+    ol_weight *embedding, *head, *norm;
+    ol_layer layers[LAYERS];
+    ol_kv *kv;
+    ol_buffer *x, *y, *q, *o;
+    ol_lora *loras[LORAS];
+} model;
+
+static ol_weight *place(model *m, const ol_tensor *t, int use, ol_quantization quantization)
+{
+    ol_weight_desc desc = {.tensor = *t, .quantization = quantization, .keep = true};
+    ol_weight *w = NULL;
+
+    if (!t->data)
+        return NULL;
+    desc.use = use;
+    OK(m->t->weight_create(m->device, &desc, &w, &error));
+    return w;
+}
+
+static void place_layer(model *m, int l, ol_quantization quantization)
+{
+    const shape *s = &m->w->s;
+    ol_layer *layer = &m->layers[l];
+
+    *layer = (ol_layer){.index = l,
+                        .attention = {.n_heads = s->heads,
+                                      .n_kv_heads = s->kv_heads,
+                                      .head_dim = s->dim,
+                                      .scale = 1.0f / sqrtf((float)s->dim),
+                                      .window = s->window,
+                                      .rope_interleaved = s->interleaved,
+                                      .rotary_dims = s->rotary,
+                                      .inv_freq = m->w->inv_freq,
+                                      .rope_factor = 1.1f,
+                                      .norm_eps = 1e-5f}};
+    for (int i = 0; i < OL_MODULES; i++) {
+        layer->linear[i] = place(m, &m->w->linear[l][i], OL_WEIGHT_MATRIX, quantization);
+        layer->bias[i] = place(m, &m->w->bias[l][i], OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
+    }
+    layer->attn_norm = place(m, &m->w->norms[l][0], OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
+    layer->mlp_norm = place(m, &m->w->norms[l][1], OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
+    layer->q_norm = place(m, &m->w->norms[l][2], OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
+    layer->k_norm = place(m, &m->w->norms[l][3], OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
+}
+
+static void open_model(model *m, const ol_device_table *t, const weights *w, ol_dtype kv,
+                       ol_quantization quantization)
+{
+    const shape *s = &w->s;
+    ol_device_options options = {
+        .threads = 1, .max_rows = MAX_ROWS, .max_seqs = MAX_SEQS, .max_logit_rows = MAX_ROWS};
+    ol_kv_desc desc = {LAYERS, s->kv_heads, s->dim, s->page_tokens, PAGES, kv};
+
+    *m = (model){.t = t, .w = w};
+    OK(t->open(&options, &m->device, &error));
+    m->embedding =
+        place(m, &w->embedding, s->tied ? OL_WEIGHT_EMBEDDING_AND_HEAD : OL_WEIGHT_EMBEDDING,
+              quantization);
+    m->head = s->tied ? m->embedding : place(m, &w->head, OL_WEIGHT_MATRIX, quantization);
+    m->norm = place(m, &w->norm, OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
+    for (int l = 0; l < LAYERS; l++)
+        place_layer(m, l, quantization);
+    OK(t->kv_create(m->device, &desc, &m->kv, &error));
+    OK(t->buffer_create(m->device, s->hidden, &m->x, &error));
+    OK(t->buffer_create(m->device, s->hidden, &m->y, &error));
+    OK(t->buffer_create(m->device, s->heads * s->dim, &m->q, &error));
+    OK(t->buffer_create(m->device, s->heads * s->dim, &m->o, &error));
+}
+
+static void close_model(model *m)
+{
+    for (int i = 0; i < LORAS; i++)
+        m->t->lora_free(m->device, m->loras[i]);
+    m->t->buffer_free(m->device, m->x);
+    m->t->buffer_free(m->device, m->y);
+    m->t->buffer_free(m->device, m->q);
+    m->t->buffer_free(m->device, m->o);
+    m->t->kv_free(m->device, m->kv);
+    for (int l = 0; l < LAYERS; l++) {
+        ol_layer *layer = &m->layers[l];
+
+        for (int i = 0; i < OL_MODULES; i++) {
+            m->t->weight_free(m->device, layer->linear[i]);
+            m->t->weight_free(m->device, layer->bias[i]);
+        }
+        m->t->weight_free(m->device, layer->attn_norm);
+        m->t->weight_free(m->device, layer->mlp_norm);
+        m->t->weight_free(m->device, layer->q_norm);
+        m->t->weight_free(m->device, layer->k_norm);
+    }
+    m->t->weight_free(m->device, m->embedding);
+    if (m->head != m->embedding)
+        m->t->weight_free(m->device, m->head);
+    m->t->weight_free(m->device, m->norm);
+    m->t->close(m->device);
+}
+
+/* The same adapter on both; ranks differ by module, some modules are left out. */
+static void place_lora(model *a, model *b, int at, ol_dtype dtype)
+{
+    const shape *s = &a->w->s;
+    ol_lora_module modules[LAYERS * OL_MODULES];
+    int n = 0;
+
+    for (int l = 0; l < LAYERS; l++)
+        for (int m = 0; m < OL_MODULES; m++) {
+            int rank = 1 + rig_below(at == 3 ? 70 : 16);
+
+            if (rig_below(4) == 0)
+                continue;
+            modules[n++] = (ol_lora_module){
+                .layer = l,
+                .module = (ol_module)m,
+                .rank = rank,
+                .scale = (float)(1 + 0.5 * rig_uniform()),
+                .a = tensor(dtype, rank, in_of(s, m), 0, 1.7 / sqrt((double)in_of(s, m))),
+                .b = tensor(dtype, out_of(s, m), rank, 0, 0.8 / sqrt((double)rank))};
+        }
+    OK(a->t->lora_create(a->device, modules, n, &a->loras[at], &error));
+    if (b)
+        OK(b->t->lora_create(b->device, modules, n, &b->loras[at], &error));
+}
+
+/* -- requests and steps -------------------------------------------------------------------------
+ */
+
+typedef struct sequence {
+    int32_t tokens[SEQ_PAGES * 16], pages[SEQ_PAGES];
+    int length; /* computed */
+    int n_loras;
+    int lora[3];
+    float weight[3];
+    double energy[3]; /* so far */
+    float *logits;    /* of the last row computed */
+} sequence;
+
+static void random_sequence(sequence *q, const shape *s, int number, int n_loras)
+{
+    *q = (sequence){.n_loras = n_loras, .logits = rig_host((size_t)s->vocab * sizeof(float))};
+    for (int i = 0; i < SEQ_PAGES * 16; i++)
+        q->tokens[i] = rig_below(s->vocab);
+    for (int i = 0; i < SEQ_PAGES; i++)
+        q->pages[i] = (i * MAX_SEQS + number) * 37 % PAGES; /* shares none: 37 is prime to PAGES */
+    for (int i = 0; i < n_loras; i++) {
+        q->lora[i] = rig_below(LORAS);
+        q->weight[i] = (float)(1 + 0.9 * rig_uniform());
+    }
+}
+
+static void forward(model *m, const ol_step *step, const float **logits)
+{
+    const ol_device_table *t = m->t;
+
+    OK(t->step_begin(m->device, step, &error));
+    OK(t->embed(m->device, m->embedding, m->x, &error));
+    for (int l = 0; l < LAYERS; l++) {
+        const ol_layer *layer = &m->layers[l];
+
+        OK(t->rms_norm(m->device, m->x, layer->attn_norm, 1e-5f, m->y, &error));
+        OK(t->qkv(m->device, layer, m->y, m->kv, m->q, &error));
+        OK(t->attention(m->device, layer, m->q, m->kv, m->o, &error));
+        OK(t->attention_out(m->device, layer, m->o, m->x, &error));
+        OK(t->rms_norm(m->device, m->x, layer->mlp_norm, 1e-5f, m->y, &error));
+        OK(t->mlp(m->device, layer, m->y, m->x, &error));
+    }
+    OK(t->logits(m->device, m->x, m->norm, 1e-5f, m->head, logits, &error));
+    OK(t->step_end(m->device, &error));
+}
+
+/* One step: sequence order[i] goes on by rows[i]; the logits of each one's last row. */
+static void run(model *m, sequence *const *order, const int *rows, int n)
+{
+    static double energy[MAX_ROWS * 3];
+    int32_t tokens[MAX_ROWS], logit_rows[MAX_SEQS];
+    ol_lora_ref refs[MAX_SEQS][3];
+    ol_step_seq seqs[MAX_SEQS];
+    const float *logits;
+    int row = 0, energies = 0;
+
+    memset(energy, 0, sizeof(energy));
+    for (int i = 0; i < n; i++) {
+        sequence *q = order[i];
+
+        for (int k = 0; k < q->n_loras; k++)
+            refs[i][k] = (ol_lora_ref){m->loras[q->lora[k]], q->weight[k]};
+        seqs[i] = (ol_step_seq){.first_row = row,
+                                .n_rows = rows[i],
+                                .first_pos = q->length,
+                                .pages = q->pages,
+                                .n_loras = q->n_loras,
+                                .loras = refs[i],
+                                .energy = q->n_loras > 1 ? energy + energies : NULL};
+        energies += q->n_loras > 1 ? rows[i] * q->n_loras : 0;
+        memcpy(tokens + row, q->tokens + q->length, (size_t)rows[i] * sizeof(int32_t));
+        row += rows[i];
+        logit_rows[i] = row - 1;
+    }
+    forward(m, &(ol_step){row, tokens, n, seqs, n, logit_rows}, &logits);
+    for (int i = 0; i < n; i++) {
+        sequence *q = order[i];
+
+        memcpy(q->logits, logits + (size_t)i * (size_t)m->w->s.vocab,
+               (size_t)m->w->s.vocab * sizeof(float));
+        for (int r = 0; seqs[i].energy && r < rows[i]; r++)
+            for (int k = 0; k < q->n_loras; k++)
+                q->energy[k] += seqs[i].energy[r * q->n_loras + k];
+        q->length += rows[i];
+    }
+}
+
+/* -- against the CPU device
+ * -------------------------------------------------------------------------- */
+
+static const ol_device_table *cpu_table(void)
+{
+    const char *dir = getenv("OL_DEVICE_DIR");
+    const ol_device_table *t = NULL;
+
+    OK(ol_device_load(dir ? dir : "build", "cpu", &t, &error));
+    return t;
+}
+
+static void check_against_cpu(const shape *s, ol_dtype dtype, ol_quantization quantization,
+                              double tolerance)
+{
+    const weights *w = make_weights(s, dtype);
+    sequence seqs[2][MAX_SEQS], *order[2][MAX_SEQS];
+    rig_gap logits = {0}, energies = {0};
+    model gpu, cpu;
+
+    open_model(&gpu, ol_device_entry_point(), w, OL_BF16, quantization);
+    open_model(&cpu, cpu_table(), w, OL_F32, quantization);
+    for (int i = 0; i < LORAS; i++)
+        place_lora(&gpu, &cpu, i, i % 2 ? OL_F32 : OL_BF16);
+    for (int i = 0; i < MAX_SEQS; i++) {
+        random_sequence(&seqs[0][i], s, i, i % 4);
+        seqs[1][i] = seqs[0][i];
+        seqs[1][i].logits = rig_host((size_t)s->vocab * sizeof(float));
+        order[0][i] = &seqs[0][i];
+        order[1][i] = &seqs[1][i];
+    }
+    for (int step = 0; step < 4; step++) {
+        int rows[MAX_SEQS];
+
+        for (int i = 0; i < MAX_SEQS; i++)
+            rows[i] = step % 2 ? 1 : 1 + rig_below(30); /* prompts, then a row each */
+        run(&gpu, order[0], rows, MAX_SEQS);
+        run(&cpu, order[1], rows, MAX_SEQS);
+        for (int i = 0; i < MAX_SEQS; i++)
+            for (int v = 0; v < s->vocab; v++)
+                rig_compare(&logits, seqs[0][i].logits[v], seqs[1][i].logits[v]);
+    }
+    for (int i = 0; i < MAX_SEQS; i++)
+        for (int k = 0; seqs[0][i].n_loras > 1 && k < seqs[0][i].n_loras; k++)
+            rig_compare(&energies, seqs[0][i].energy[k], seqs[1][i].energy[k]);
+    rig_check_gap(&logits, tolerance, "logits, %s", ol_dtype_name(dtype));
+    rig_check_gap(&energies, 2 * tolerance, "energies, %s", ol_dtype_name(dtype));
+    close_model(&gpu);
+    close_model(&cpu);
+    rig_free_all();
+}
+
+static const shape small = {.hidden = 64,
+                            .heads = 4,
+                            .kv_heads = 2,
+                            .dim = 16,
+                            .ffn = 96,
+                            .vocab = 50,
+                            .rotary = 16,
+                            .page_tokens = 16};
+static const shape odd = {.hidden = 40,
+                          .heads = 5,
+                          .kv_heads = 1,
+                          .dim = 12,
+                          .ffn = 52,
+                          .vocab = 37,
+                          .rotary = 8,
+                          .window = 21,
+                          .page_tokens = 32,
+                          .interleaved = true,
+                          .bias = true,
+                          .tied = true};
+static const shape wide = {.hidden = 192,
+                           .heads = 6,
+                           .kv_heads = 2,
+                           .dim = 64,
+                           .ffn = 320,
+                           .vocab = 131,
+                           .rotary = 64,
+                           .page_tokens = 64,
+                           .bias = true,
+                           .qk_norm = true};
+
+static void agrees_with_cpu(void **state)
+{
+    (void)state;
+    check_against_cpu(&small, OL_BF16, OL_QUANT_AS_IS, 2e-2);
+    check_against_cpu(&odd, OL_F32, OL_QUANT_AS_IS, 2e-2);
+    check_against_cpu(&wide, OL_F16, OL_QUANT_AS_IS, 2e-2);
+}
+
+/* Types of blocks keep their numbers; the CPU device rounds what it multiplies them with. */
+static void agrees_in_blocks(void **state)
+{
+    (void)state;
+    check_against_cpu(&small, OL_Q8_0, OL_QUANT_AS_IS, 3e-2);
+    check_against_cpu(&wide, OL_Q4_0, OL_QUANT_AS_IS, 3e-2);
+    check_against_cpu(&wide, OL_BF16, OL_QUANT_INT8, 3e-2);
+}
+
+/* -- of itself
+ * ---------------------------------------------------------------------------------------- */
+
+/* The same requests: once in large steps together, once cut up, alone and in another order. */
+static void same_bits_in_any_step(void **state)
+{
+    const weights *w = make_weights(&wide, OL_BF16);
+    sequence seqs[2][3], *all[3];
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    for (int i = 0; i < LORAS; i++)
+        place_lora(&m, NULL, i, OL_BF16);
+    for (int i = 0; i < 3; i++) {
+        random_sequence(&seqs[0][i], &wide, i, i);
+        all[i] = &seqs[0][i];
+        seqs[1][i] = seqs[0][i];
+        seqs[1][i].logits = rig_host((size_t)wide.vocab * sizeof(float));
+        for (int p = 0; p < SEQ_PAGES; p++)
+            seqs[1][i].pages[p] = (seqs[0][i].pages[p] + 64) % PAGES;
+    }
+    run(&m, all, (int[]){70, 33, 90}, 3);
+    run(&m, all, (int[]){1, 1, 1}, 3);
+    for (int i = 2; i >= 0; i--)
+        while (seqs[1][i].length < seqs[0][i].length) {
+            int left = seqs[0][i].length - seqs[1][i].length, n = 1 + rig_below(20);
+
+            run(&m, (sequence *[]){&seqs[1][i]}, (int[]){n < left ? n : left}, 1);
+        }
+    for (int i = 0; i < 3; i++) {
+        assert_memory_equal(seqs[0][i].logits, seqs[1][i].logits,
+                            (size_t)wide.vocab * sizeof(float));
+        for (int k = 0; k < seqs[0][i].n_loras; k++)
+            assert_true(seqs[0][i].energy[k] == seqs[1][i].energy[k]);
+    }
+    close_model(&m);
+    rig_free_all();
+}
+
+/* A copied page serves as its original. */
+static void copies_pages(void **state)
+{
+    const weights *w = make_weights(&small, OL_BF16);
+    sequence one, two;
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    random_sequence(&one, &small, 0, 0);
+    two = one;
+    two.logits = rig_host((size_t)small.vocab * sizeof(float));
+    run(&m, (sequence *[]){&one}, (int[]){20}, 1);
+    two.length = 20;
+    two.pages[1] = one.pages[1] == 5 ? 6 : 5;
+    OK(m.t->kv_copy_page(m.device, m.kv, one.pages[1], two.pages[1], 4, &error));
+    run(&m, (sequence *[]){&one}, (int[]){1}, 1);
+    run(&m, (sequence *[]){&two}, (int[]){1}, 1);
+    assert_memory_equal(one.logits, two.logits, (size_t)small.vocab * sizeof(float));
+    close_model(&m);
+    rig_free_all();
+}
+
+static void gives_memory_back(void **state)
+{
+    const weights *w = make_weights(&small, OL_BF16);
+    ol_device_info before, with, after;
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    m.t->info(m.device, &before);
+    place_lora(&m, NULL, 0, OL_F16);
+    m.t->info(m.device, &with);
+    assert_true(with.memory_used == before.memory_used + m.t->lora_bytes(m.device, m.loras[0]));
+    m.t->lora_free(m.device, m.loras[0]);
+    m.loras[0] = NULL;
+    m.t->info(m.device, &after);
+    assert_true(after.memory_used == before.memory_used);
+    close_model(&m);
+    rig_free_all();
+}
+
+static void refuses_beyond_the_limit(void **state)
+{
+    ol_device_options options = {
+        .max_rows = 16, .max_seqs = 2, .max_logit_rows = 2, .memory_limit = (size_t)1 << 20};
+    const ol_device_table *t = ol_device_entry_point();
+    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16};
+    ol_device *device;
+    ol_kv *kv;
+
+    (void)state;
+    OK(t->open(&options, &device, &error));
+    assert_int_equal(t->kv_create(device, &desc, &kv, &error), OL_NOMEM);
+    assert_non_null(strstr(error.detail, "1048576"));
+    desc.dtype = OL_F32;
+    assert_int_equal(t->kv_create(device, &desc, &kv, &error), OL_UNSUPPORTED);
+    t->close(device);
+    options.device_index = 900;
+    assert_int_equal(t->open(&options, &device, &error), OL_INVALID);
+}
+
+static void refuses_what_is_not_finite(void **state)
+{
+    const weights *w = make_weights(&small, OL_BF16);
+    ol_lora_module module = {.module = OL_MOD_V,
+                             .rank = 4,
+                             .scale = 1,
+                             .a = tensor(OL_F32, 4, small.hidden, 0, 1),
+                             .b = tensor(OL_F32, out_of(&small, OL_MOD_V), 4, 0, 1)};
+    ol_device_info before, after;
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    m.t->info(m.device, &before);
+    ((float *)(uintptr_t)module.b.data)[7] = 3.4e38f; /* rounds to infinity */
+    assert_int_equal(m.t->lora_create(m.device, &module, 1, &m.loras[0], &error), OL_INVALID);
+    m.loras[0] = NULL;
+    m.t->info(m.device, &after);
+    assert_true(after.memory_used == before.memory_used);
+    close_model(&m);
+    rig_free_all();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(agrees_with_cpu),
+        cmocka_unit_test(agrees_in_blocks),
+        cmocka_unit_test(same_bits_in_any_step),
+        cmocka_unit_test(copies_pages),
+        cmocka_unit_test(gives_memory_back),
+        cmocka_unit_test(refuses_beyond_the_limit),
+        cmocka_unit_test(refuses_what_is_not_finite),
+    };
+
+    rig_seed();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
