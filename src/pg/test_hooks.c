@@ -155,7 +155,10 @@ Datum lora_test_attribute(PG_FUNCTION_ARGS)
 /* lora_test_receipts(n int): as if the worker had heard of as many requests, one adapter each */
 Datum lora_test_receipts(PG_FUNCTION_ARGS)
 {
-    LoraSpec spec = {.function = "lora_test_receipts", .prompt = "", .completion = ""};
+    LoraSpec spec = {.function = "lora_test_receipts",
+                     .prompt = "",
+                     .completion = "",
+                     .sampling = {.max_tokens = 1}};
     LoraReceipt *receipt = palloc0(sizeof(*receipt));
     LoraResult result = {0};
 
