@@ -160,7 +160,7 @@ SELECT (SELECT p.at FROM openlora.provenance_log p WHERE p.at <= $2 ORDER BY p.a
 $$;
 
 CREATE FUNCTION openlora.provenance_at(kind text, parent bigint, upto timestamptz, system bigint, late xid8[])
-RETURNS SETOF openlora.provenance_log LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS SETOF openlora.provenance_log LANGUAGE sql STABLE ROWS 4 SET search_path = pg_catalog, pg_temp AS $$
 SELECT l.* FROM (SELECT DISTINCT ON (p.child) p.* FROM openlora.provenance_log p
                  WHERE p.kind = $1 AND p.parent = $2 AND p.at <= $3 AND ($4 IS NULL OR p.system <> $4 OR p.transaction <> ALL ($5))
                  ORDER BY p.child, p.version DESC, p.at DESC) l
@@ -169,7 +169,7 @@ $$;
 
 -- Who stood for a role. No row: nobody did.
 CREATE FUNCTION openlora.contributor_at(role regrole, upto timestamptz, system bigint, late xid8[])
-RETURNS SETOF openlora.provenance_log LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS SETOF openlora.provenance_log LANGUAGE sql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp AS $$
 SELECT c.* FROM (SELECT DISTINCT p.parent FROM openlora.provenance_log p WHERE p.kind = 'contributor' AND p.role::oid = $1::oid) k,
      openlora.provenance_at('contributor', k.parent, $2, $3, $4) c
 WHERE c.role::oid = $1::oid
@@ -179,7 +179,7 @@ $$;
 -- by then; no rows if not. `name` is what it was called.
 CREATE FUNCTION openlora.credits_at(adapter bigint, digest bytea, upto timestamptz, system bigint, late xid8[],
     OUT name text, OUT kind text, OUT dataset text, OUT contributor text, OUT contributor_id bigint, OUT share numeric)
-RETURNS SETOF record LANGUAGE sql STABLE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+RETURNS SETOF record LANGUAGE sql STABLE ROWS 10 SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 WITH a AS (
     SELECT x.name, x.role FROM openlora.provenance_at('adapter', $1, $3, $4, $5) x
     WHERE EXISTS (SELECT FROM openlora.provenance_log p WHERE p.kind = 'adapter' AND p.parent = $1 AND p.digest = $2 AND p.at <= $3

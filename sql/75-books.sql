@@ -83,7 +83,8 @@ COMMENT ON TABLE openlora.settled_inferences IS 'which settlement paid for an in
 -- Usage that was metered and is in no inference: its transaction had not committed when it was
 -- settled. Should it commit later, its inference is not settled again. What it used and whom
 -- it credits is written down as it is for inferences; it follows from the receipt and from
--- provenance as it was then: see 74-provenance-log.sql.
+-- provenance as it was then: see 74-provenance-log.sql. (All three are written by one
+-- function and never changed: a foreign key would check a million rows for nothing.)
 CREATE TABLE openlora.settled_receipts (
     leaf       bigint PRIMARY KEY,
     inference  bigint NOT NULL,
@@ -95,7 +96,7 @@ CREATE INDEX settled_receipts_inference_idx ON openlora.settled_receipts (infere
 COMMENT ON TABLE openlora.settled_receipts IS 'which settlement paid for a receipt without an inference, and under which policy';
 
 CREATE TABLE openlora.receipt_adapters (
-    leaf     bigint NOT NULL REFERENCES openlora.settled_receipts,
+    leaf     bigint NOT NULL,
     position int NOT NULL,
     adapter  bigint NOT NULL,
     name     text NOT NULL,
@@ -106,7 +107,7 @@ CREATE TABLE openlora.receipt_adapters (
 COMMENT ON TABLE openlora.receipt_adapters IS 'adapters of a settled receipt, as they were called; by their digest, when nobody had committed such an adapter';
 
 CREATE TABLE openlora.receipt_attributions (
-    leaf           bigint NOT NULL REFERENCES openlora.settled_receipts,
+    leaf           bigint NOT NULL,
     kind           text NOT NULL CHECK (kind IN ('model', 'compute', 'adapter', 'dataset')),
     adapter        text,
     dataset        text,

@@ -7,7 +7,7 @@ COMMENT ON FUNCTION openlora.split_units(bigint, numeric[]) IS
 -- Whom the receipts of a settlement credit. What was used of an adapter whose provenance
 -- nobody had committed is nobody's.
 CREATE FUNCTION openlora.credit_receipts(settlement bigint) RETURNS void
-LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 WITH uses AS MATERIALIZED (
     SELECT r.leaf, r.adapters, r.adapter_ids, r.weights, r.shares, r.base_model, m.upto, m.system, m.late
     FROM openlora.settled_receipts s JOIN openlora.receipts r ON r.leaf = s.leaf, openlora.moment_of(r.leaf, r.at) m
@@ -50,7 +50,7 @@ $$;
 -- because nobody was credited for it, is in no row, and unattributed.
 CREATE FUNCTION openlora.settlement_amounts(settlement bigint, OUT inference bigint, OUT leaf bigint, OUT unit text, OUT kind text,
     OUT adapter text, OUT dataset text, OUT account text, OUT contributor bigint, OUT party text, OUT amount numeric)
-RETURNS SETOF record LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 100000 SET search_path = pg_catalog, pg_temp AS $$
+RETURNS SETOF record LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 100000 SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 WITH usage AS (
     SELECT i.id AS use, i.at, i.role, i.prompt_tokens AS input, i.cached_tokens AS cached, i.completion_tokens AS output, s.policy
     FROM openlora.settled_inferences s JOIN openlora.inferences i ON i.id = s.inference WHERE s.settlement = $1
@@ -141,7 +141,7 @@ $$;
 
 -- Both sides of the books, each split from the same whole, so that they cancel out.
 CREATE FUNCTION openlora.book_settlement(settlement bigint) RETURNS void
-LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 WITH named AS MATERIALIZED (
     SELECT a.unit, a.kind, a.account, a.contributor, max(a.party) AS party, abs(sum(a.amount)) AS amount
     FROM openlora.settlement_amounts($1) a GROUP BY 1, 2, 3, 4
@@ -184,8 +184,9 @@ INSERT INTO openlora.settlement_turn DEFAULT VALUES;
 ALTER TABLE openlora.settlement_turn ENABLE ROW LEVEL SECURITY;
 COMMENT ON TABLE openlora.settlement_turn IS 'locked by whoever settles';
 
+-- Its plans are made each time: those of a session's first settlement would suit empty tables.
 CREATE FUNCTION lora_settle(up_to timestamptz) RETURNS bigint
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET plan_cache_mode = force_custom_plan SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     made   bigint;
@@ -223,6 +224,8 @@ BEGIN
     WHERE r.at < $1 AND r.outcome IN ('done', 'cancelled') AND r.input_tokens > 0 AND NOT EXISTS (SELECT FROM openlora.inferences i WHERE i.id = r.inference)
       AND NOT EXISTS (SELECT FROM openlora.settled_receipts s WHERE s.leaf = r.leaf);
     PERFORM openlora.credit_receipts(made);
+    -- or what was just written would seem to be a few rows, to be joined one by one
+    ANALYZE openlora.settled_inferences, openlora.settled_receipts, openlora.receipt_adapters, openlora.receipt_attributions;
     PERFORM openlora.book_settlement(made);
     PERFORM openlora.accrue_claims(made);
     RETURN made;
