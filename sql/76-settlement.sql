@@ -251,7 +251,7 @@ BEGIN
     UPDATE openlora.settlement_turn SET taken = taken + 1;
     FOREACH named IN ARRAY ARRAY[$2, $3] LOOP
         ids := ids || substring(named FROM '^contributor:([0-9]{1,18})$')::bigint;
-        parties := parties || CASE WHEN named ~ '^(payer|role):.' THEN split_part(named, ':', 2) WHEN named ~ '^contributor:'
+        parties := parties || CASE WHEN named ~ '^(payer|role):.' THEN substr(named, strpos(named, ':') + 1) WHEN named ~ '^contributor:'
             THEN (SELECT c.name FROM openlora.contributors c WHERE c.id = ids[cardinality(ids)])
             WHEN named IN ('platform', 'unattributed') THEN named END;
         IF parties[cardinality(parties)] IS NULL THEN

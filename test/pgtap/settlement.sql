@@ -4,7 +4,7 @@
 \pset tuples_only on
 \pset pager off
 BEGIN;
-SELECT plan(46);
+SELECT plan(47);
 CREATE FUNCTION pg_temp.answer(at timestamptz, role text, input int, cached int, output int, adapters jsonb) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -111,6 +111,8 @@ SELECT throws_ok($$SELECT lora_correct('EUR', 'platform', 'unattributed', 1, '')
 SELECT lora_correct('EUR', 'contributor:' || :ann, 'unattributed', 7000, 'the adapter was not hers', :four) AS six \gset
 SELECT is((SELECT string_agg(account || ' ' || amount, ', ' ORDER BY amount) FROM books WHERE settlement = :six),
           format('contributor:%s -7000, unattributed 7000', :ann), 'an offsetting entry');
+SELECT lora_correct('EUR', 'payer:a:b', 'platform', 1, 'a name with a colon') AS colon \gset
+SELECT is((SELECT party FROM books WHERE settlement = :colon AND amount < 0), 'a:b', 'whatever a role is called');
 SELECT throws_ok('UPDATE openlora.ledger_entries SET amount = amount + 1', '55000', NULL, 'entries are not changed');
 SET LOCAL session_replication_role = replica;
 SELECT throws_ok('DELETE FROM openlora.ledger_entries', '55000', NULL, 'nor without the triggers of an ordinary session');
