@@ -14,6 +14,9 @@ CREATE FUNCTION openlora.engine_counters(OUT requests bigint, OUT failed bigint,
     OUT adapter_evictions bigint, OUT since timestamptz)
 AS 'MODULE_PATHNAME', 'lora_stat_engine' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
+CREATE FUNCTION openlora.load_progress(OUT engine_pid int, OUT model text, OUT bytes_done bigint, OUT bytes_total bigint, OUT since timestamptz)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_load_progress' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
+
 CREATE FUNCTION lora_stat_reset() RETURNS void
 AS 'MODULE_PATHNAME', 'lora_stat_reset' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION lora_stat_reset() IS 'openlora.stat_engine and stat_adapters count from now on';
@@ -47,7 +50,14 @@ SELECT s.state, s.model, s.running, s.waiting, c.requests, c.failed, c.cancelled
        c.adapter_hits, c.adapter_evictions, s.restarts, c.since
 FROM lora_status() s, openlora.engine_counters() c
 $$, options);
+    EXECUTE format($$
+CREATE VIEW openlora.stat_progress_load %s AS
+SELECT l.engine_pid, l.model, l.bytes_done, l.bytes_total,
+       pg_catalog.round(100.0 * l.bytes_done::numeric / NULLIF(l.bytes_total, 0)::numeric, 1) AS percent, l.since
+FROM openlora.load_progress() l
+$$, options);
 END $do$;
+COMMENT ON VIEW openlora.stat_progress_load IS 'a row while the engine reads, quantises and digests its base model; each byte counts twice, as it is placed and as it is digested';
 COMMENT ON VIEW openlora.stat_activity IS 'requests in the engine; what another role asks is hidden from all but pg_read_all_stats';
 COMMENT ON VIEW openlora.stat_adapters IS 'adapters that the engine holds, that requests name, or (tier none) that it dropped of late: how they were used since its start or lora_stat_reset()';
 COMMENT ON VIEW openlora.stat_engine IS 'counters of the engine since its start or lora_stat_reset(); tokens_per_second: computed rows in busy time';

@@ -341,7 +341,7 @@ static bool own_frame(EngineProcess *engine, const ol_frame *frame, const uint8 
         lora_shared->progress_done = ol_get_u64(&r);
         lora_shared->progress_total = ol_get_u64(&r);
         LWLockRelease(lora_shared->lock);
-        return true;
+        return !r.bad;
     case OL_FRAME_INFO:
         if (!take_info(&r))
             return false;

@@ -2,11 +2,13 @@
 #include "lora_pg.h"
 
 #include "funcapi.h"
+#include "rows.h"
 #include "shared.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(lora_status);
+PG_FUNCTION_INFO_V1(lora_load_progress);
 
 #define COLUMNS 27
 
@@ -134,4 +136,36 @@ Datum lora_status(PG_FUNCTION_ARGS)
     row.nulls[row.n] = !known;
     row.values[row.n++] = TimestampTzGetDatum(copy->info_at);
     return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), row.values, row.nulls));
+}
+
+/* Where models lie is not for everybody: the last part of the path. */
+static const char *model_name(void)
+{
+    const char *slash = strrchr(lora_model, '/');
+
+    return slash && slash[1] ? slash + 1 : lora_model;
+}
+
+/* A row while the engine loads its model: engine_pid, model, bytes_done, bytes_total, since. */
+Datum lora_load_progress(PG_FUNCTION_ARGS)
+{
+    Datum values[5];
+    bool nulls[5] = {false}, loading;
+    ReturnSetInfo *set;
+    ol_error error;
+
+    if (!lora_check_preloaded(&error))
+        lora_raise(&error);
+    set = lora_begin_rows(fcinfo);
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    loading = lora_shared->worker_pid != 0 && lora_shared->engine == LORA_ENGINE_LOADING;
+    values[0] = Int32GetDatum(lora_shared->engine_pid);
+    values[2] = Int64GetDatum((int64)lora_shared->progress_done);
+    values[3] = Int64GetDatum((int64)lora_shared->progress_total);
+    values[4] = TimestampTzGetDatum(lora_shared->engine_since);
+    LWLockRelease(lora_shared->lock);
+    values[1] = CStringGetTextDatum(model_name());
+    if (loading)
+        tuplestore_putvalues(set->setResult, set->setDesc, values, nulls);
+    return (Datum)0;
 }

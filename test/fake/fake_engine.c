@@ -106,6 +106,21 @@ static void send_no_info(fake *f, const ol_frame *frame)
         send_bytes(f, *frame, OL_FRAME_INFO, "\1\2\3", 3);
 }
 
+/* 30 of 120 bytes, and no further. */
+static void load_for_ever(fake *f, const ol_frame *frame)
+{
+    static const char progress[16] = {30, 0, 0, 0, 0, 0, 0, 0, 120};
+
+    if (frame->type == 0)
+        send_bytes(f, *frame, OL_FRAME_PROGRESS, progress, sizeof(progress));
+}
+
+static void send_short_progress(fake *f, const ol_frame *frame)
+{
+    if (frame->type == 0)
+        send_bytes(f, *frame, OL_FRAME_PROGRESS, "\1", 1);
+}
+
 static void send_other_version(fake *f, const ol_frame *frame)
 {
     ol_frame other = *frame;
@@ -254,6 +269,8 @@ static const struct {
     {"other-version", send_other_version},
     {"no-session", send_to_no_session},
     {"strangers", send_to_strangers},
+    {"loading", load_for_ever},
+    {"short-progress", send_short_progress},
     {"malformed-event", send_malformed_event},
     {"broken-text", send_broken_text},
     {"too-much", report_too_much},

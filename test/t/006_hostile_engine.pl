@@ -82,8 +82,18 @@ is($node->safe_psql('postgres', $ask), 'at last', 'frames that answer nothing ar
 	like($stdout, qr/goes on/, 'and the session goes on');
 }
 
+# -- while it loads its model
+behave('loading');
+$node->poll_query_until('postgres', 'SELECT count(*) = 1 FROM openlora.stat_progress_load WHERE bytes_total > 0') or die 'does not load';
+is($node->safe_psql('postgres', q{SELECT p.model, bytes_done, bytes_total, percent, p.engine_pid = s.engine_pid, p.since <= now() FROM openlora.stat_progress_load p, lora_status() s}),
+	'loading|30|120|25.0|t|t', 'a view shows how far it is');
+$node->safe_psql('postgres', q{CREATE ROLE looks; SELECT lora_grant_usage('looks')});
+is($node->safe_psql('postgres', 'SET ROLE looks; SELECT count(*) FROM openlora.stat_progress_load'), '1', 'to whoever uses it');
+meets('short-progress', qr/ERROR:  /, q{SET openlora.engine_timeout = '500ms'; });
+
 behave('good');
 is($node->safe_psql('postgres', $ask), 'good', 'service is back');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.stat_progress_load'), '0', 'and nothing is loaded any more');
 my $log = slurp_file($node->logfile);
 like($log, qr/openlora engine broke the protocol and is ended/, 'the log tells');
 unlike($log, qr/PANIC|terminating any other active server processes/, 'no crash restart');
