@@ -377,6 +377,7 @@ static void test_remembers_the_evicted(void **state)
         must_put(e, i);
         util_run(e, r, 2);
         assert_true(r[1].done);
+        util_free(r, 2);
     }
     assert_int_equal(stat_of(e, 0, &first), 3);
     assert_false(first.resident);
