@@ -61,15 +61,19 @@ $(BUILD)/simt/gpu_%.o: test/gpu/%.c
 $(BUILD)/test/simt_%: $(BUILD)/simt/gpu_test_%.o $(BUILD)/simt/gpu_gpu_rig.o $(SIMT_OBJECTS) $(call obj,src/device/load.c)
 	@mkdir -p $(@D)
 	$(SIMT_CXX) $(OPTIMISE) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
-$(BUILD)/test/simt_sample $(BUILD)/gpu_sample: $(call obj,src/engine/sampler.c)
 simt-tests: $(patsubst %,$(BUILD)/test/simt_%,$(GPU_TESTS)) $(BUILD)/simt/openlora_cuda.so
 
 $(BUILD)/cuda/gpu_%.o: test/gpu/%.c
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -I. -isystem '$(CUDA_HOME)/include' -MMD -MP -c $< -o $@
-$(BUILD)/gpu_bench: $(BUILD)/cuda/gpu_bench.o $(BUILD)/cuda/gpu_bench_attention.o $(CUDA_OBJECTS) $(BASE_OBJECTS)
+# An archive: a test has the kernels that it calls.
+$(BUILD)/cuda/libkernels.a: $(CUDA_OBJECTS) $(BASE_OBJECTS) $(call obj,src/device/load.c)
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(BUILD)/gpu_bench: $(BUILD)/cuda/gpu_bench.o $(BUILD)/cuda/gpu_bench_attention.o $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcublasLt -lcrypto -lpthread -lm
-$(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(CUDA_OBJECTS) $(BASE_OBJECTS) $(call obj,src/device/load.c)
+$(BUILD)/test/simt_sample $(BUILD)/gpu_sample: $(call obj,src/engine/sampler.c)
+$(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
 gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
 .PHONY: simt-tests gpu-tests
