@@ -210,19 +210,23 @@ BEGIN
     END IF;
     INSERT INTO openlora.settlements (kind, up_to, policies)
     VALUES ('usage', $1, (SELECT coalesce(max(p.id), 0) FROM openlora.reward_policies p)) RETURNING id INTO made;
+    -- in an order that has to be made: so all is read before the first row is written. Else the tables that are looked into
+    -- grow while, seeming to be empty, they are read from end to end for each row.
     INSERT INTO openlora.settled_inferences (inference, settlement, policy)
     SELECT i.id, made, p.id
     FROM openlora.inferences i
     JOIN openlora.reward_policies p ON p.adapter IS NULL AND tstzrange(p.valid_from, p.valid_to) @> i.at
     WHERE i.at < $1 AND NOT EXISTS (SELECT FROM openlora.settled_inferences s WHERE s.inference = i.id)
-      AND NOT EXISTS (SELECT FROM openlora.settled_receipts s WHERE s.inference = i.id);
+      AND NOT EXISTS (SELECT FROM openlora.settled_receipts s WHERE s.inference = i.id)
+    ORDER BY p.id, i.id;
     -- after that, so that what commits in between is in neither, and of the next settlement
     INSERT INTO openlora.settled_receipts (leaf, inference, settlement, policy)
     SELECT r.leaf, r.inference, made, p.id
     FROM openlora.receipts r
     JOIN openlora.reward_policies p ON p.adapter IS NULL AND p.usage = 'metered' AND tstzrange(p.valid_from, p.valid_to) @> r.at
     WHERE r.at < $1 AND r.outcome IN ('done', 'cancelled') AND r.input_tokens > 0 AND NOT EXISTS (SELECT FROM openlora.inferences i WHERE i.id = r.inference)
-      AND NOT EXISTS (SELECT FROM openlora.settled_receipts s WHERE s.leaf = r.leaf);
+      AND NOT EXISTS (SELECT FROM openlora.settled_receipts s WHERE s.leaf = r.leaf)
+    ORDER BY p.id, r.leaf;
     PERFORM openlora.credit_receipts(made);
     -- or what was just written would seem to be a few rows, to be joined one by one
     ANALYZE openlora.settled_inferences, openlora.settled_receipts, openlora.receipt_adapters, openlora.receipt_attributions;
