@@ -207,7 +207,7 @@ ol_code gpu_step_run(ol_device *device, size_t vocab, const float **logits, ol_e
 ol_code gpu_step_end(ol_device *device, ol_error *err)
 {
     const ol_step *step = device->step;
-    const double *energy = device->energies;
+    const double *energy;
 
     if (device->n_ops > 0)
         OL_TRY(gpu_step_run(device, 0, NULL, err));

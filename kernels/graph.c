@@ -125,6 +125,9 @@ ol_code gpu_run_ops(ol_device *device, ol_error *err)
         return gpu_ops_launch(device, &sizes, err);
     }
     sizes = rounded(device);
+    /* Sizes count members; the room that they take is their ranks'. Growth drops all graphs. */
+    OL_TRY(gpu_scratch_need(device, &device->h, (size_t)device->lists.h_used * sizeof(uint16_t),
+                            "adapters", err));
     graph = find(device, &sizes);
     if (!graph)
         OL_TRY(make(device, &sizes, &graph, err));

@@ -9,6 +9,7 @@
 #include "gpu_rig.h"
 
 #include "device/device.h"
+#include "kernels/core.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -488,6 +489,27 @@ static void same_bits_in_any_step(void **state)
     rig_free_all();
 }
 
+/* A graph of so many members serves those of higher ranks, too, who need more room. */
+static void room_grows_with_ranks(void **state)
+{
+    const weights *w = make_weights(&small, OL_BF16);
+    sequence seq;
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    for (int i = 0; i < LORAS; i++)
+        place_lora(&m, NULL, i, OL_BF16);
+    random_sequence(&seq, &small, 0, 1);
+    for (int i = 0; i < LORAS; i++) { /* the last one's ranks are the highest */
+        seq.lora[0] = i;
+        run(&m, (sequence *[]){&seq}, (int[]){1}, 1);
+        assert_true(m.device->h.bytes >= (size_t)m.device->lists.h_used * sizeof(uint16_t));
+    }
+    close_model(&m);
+    rig_free_all();
+}
+
 /* A copied page serves as its original. */
 static void copies_pages(void **state)
 {
@@ -580,6 +602,8 @@ int main(void)
         cmocka_unit_test(agrees_with_cpu),
         cmocka_unit_test(agrees_in_blocks),
         cmocka_unit_test(same_bits_in_any_step),
+        cmocka_unit_test(room_grows_with_ranks),
+
         cmocka_unit_test(copies_pages),
         cmocka_unit_test(gives_memory_back),
         cmocka_unit_test(refuses_beyond_the_limit),
