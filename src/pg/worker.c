@@ -25,10 +25,13 @@
 
 static EngineProcess engine = {.last_frames = route_last_frames};
 
+static volatile sig_atomic_t has_child_ended;
+
 static void child_ended(SIGNAL_ARGS)
 {
     int saved = errno;
 
+    has_child_ended = true;
     SetLatch(MyLatch);
     errno = saved;
 }
@@ -71,8 +74,11 @@ static void look_after_engine(void)
             route_engine_lost();
         }
     }
-    if (engine_reap(&engine))
-        route_engine_lost();
+    if (has_child_ended) {
+        has_child_ended = false;
+        if (engine_reap(&engine))
+            route_engine_lost();
+    }
     engine_start_if_due(&engine);
 }
 

@@ -128,8 +128,10 @@ bool ol_channel_woken(ol_channel *channel)
     ol_ring_awake(&channel->in);
     for (;;) {
         n = recv(channel->wake_fd, bytes, sizeof(bytes), MSG_DONTWAIT);
-        if (n > 0)
+        if (n == (ssize_t)sizeof(bytes))
             continue;
+        if (n > 0)
+            return true; /* all that was there; an end shows the next time */
         if (n == 0)
             return false;
         if (errno != EINTR)
