@@ -12,8 +12,6 @@
 
 PG_FUNCTION_INFO_V1(lora_receipts_known_since);
 
-LoraLanes *lora_lanes;
-
 /* -- shared memory ------------------------------------------------------------------------- */
 
 Size lora_ledger_shared_size(void)
@@ -52,35 +50,6 @@ void lora_ledger_startup_shared(void)
     ConditionVariableInit(&lora_lanes->written);
     if (!IsUnderPostmaster)
         on_shmem_exit(file_at_shutdown, 0);
-}
-
-bool lora_lane_has_work(const LoraLane *lane)
-{
-    return lane->used > 0 || lane->filed || lane->asked > lane->answered;
-}
-
-static void give_to(LoraLane *lane, Oid database)
-{
-    lane->database = database;
-    lane->last_turn = ++lora_lanes->turns;
-}
-
-LoraLane *lora_lane_of(Oid database)
-{
-    LoraLane *free = NULL;
-
-    for (int i = 0; i < LORA_LANES; i++) {
-        LoraLane *lane = &lora_lanes->lanes[i];
-
-        if (lane->database == database)
-            return lane;
-        if (lane->pid == 0 && !lora_lane_has_work(lane) &&
-            (!free || lane->last_turn < free->last_turn))
-            free = lane;
-    }
-    if (free)
-        give_to(free, database);
-    return free;
 }
 
 /* -- in ---------------------------------------------------------------------------------------- */

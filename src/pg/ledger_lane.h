@@ -1,6 +1,6 @@
 /*
- * ledger_lane.h: lanes as they lie in shared memory; for ledger_lane.c, ledger_file.c and
- * ledger_ask.c. See ledger.h.
+ * ledger_lane.h: lanes as they lie in shared memory (ledger_lane_table.c), and their files
+ * (ledger_file.c); for those, ledger_lane.c and ledger_ask.c. See ledger.h.
  */
 #ifndef LORA_LEDGER_LANE_H
 #define LORA_LEDGER_LANE_H
