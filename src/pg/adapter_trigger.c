@@ -18,7 +18,7 @@
 #include "adapters.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
-#include "request.h"
+#include "engine_ask.h"
 #include "shared.h"
 #include "spi.h"
 #include "utils/acl.h"

@@ -93,3 +93,17 @@ bool lora_append(const LoraAppend *how, int n, const Datum *values, const bool *
     CommandCounterIncrement();
     return true;
 }
+
+void lora_insert_rows(const LoraAppend *how, LoraStatement *insert, int n, Datum *values,
+                      const bool *nulls)
+{
+    char marks[LORA_MAX_ARGS];
+
+    if (lora_append(how, n, values, nulls))
+        return;
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < how->n_columns; k++)
+            marks[k] = nulls[i * how->n_columns + k] ? 'n' : ' ';
+        lora_execute(insert, values + i * how->n_columns, marks, false);
+    }
+}

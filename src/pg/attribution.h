@@ -15,8 +15,8 @@
 extern void lora_attribution_prevent(void);
 
 /* Writes inferences, inference_adapters and attributions with the rights of the tables'
- * owner, so that nobody can forge them. Returns the inference's id, 0 when attribution is off. Provenance is read
- * under the active snapshot, the one that spec->adapters were resolved with. */
+ * owner, so that nobody can forge them. Returns the inference's id, 0 when attribution is off.
+ * Provenance is read under the active snapshot, the one that spec->adapters were resolved with. */
 extern int64 lora_attribute(const LoraSpec *spec, const LoraResult *result);
 
 /* Splits `total` by weights (not negative, sum above 0) exactly: floors first, then one

@@ -83,16 +83,4 @@ typedef struct LoraResult {
 extern const LoraResult *lora_request_result(const LoraRequest *request);
 extern LoraToken *lora_request_tokens(const LoraRequest *request);
 
-/* Asks the engine to validate an adapter against its base. 1: good, 0: refused (error),
- * -1: there is no engine to ask. */
-extern int lora_check_adapter(struct LoraAdapterReader *reader, ol_adapter_facts *facts,
-                              ol_error *error);
-
-/* TOKENIZE and DETOKENIZE: the answer is appended to `out`. */
-extern bool lora_text_operation(uint16 frame_type, const void *bytes, Size length,
-                                const ol_wire_text_op *op, StringInfo out, ol_error *error);
-
-/* Statistics of the engine (wire/stats.h): encoded rows are appended. */
-extern bool lora_ask_stats(uint8 which, StringInfo rows, ol_error *error);
-
 #endif

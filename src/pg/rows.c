@@ -29,3 +29,12 @@ ReturnSetInfo *lora_begin_rows(FunctionCallInfo fcinfo)
     return set;
 }
 #endif
+
+Datum lora_digest_datum(const ol_digest *digest)
+{
+    bytea *bytes = palloc(VARHDRSZ + OL_DIGEST_BYTES);
+
+    SET_VARSIZE(bytes, VARHDRSZ + OL_DIGEST_BYTES);
+    memcpy(VARDATA(bytes), digest->bytes, OL_DIGEST_BYTES);
+    return PointerGetDatum(bytes);
+}

@@ -10,8 +10,8 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "engine_ask.h"
 #include "lib/stringinfo.h"
-#include "request.h"
 #include "rows.h"
 #include "shared.h"
 #include "utils/acl.h"
@@ -62,15 +62,6 @@ static void check_rows(const ol_reader *r)
                         errmsg("the openlora engine sent malformed statistics")));
 }
 
-static Datum digest_datum(const ol_digest *digest)
-{
-    bytea *bytes = palloc(VARHDRSZ + OL_DIGEST_BYTES);
-
-    SET_VARSIZE(bytes, VARHDRSZ + OL_DIGEST_BYTES);
-    memcpy(VARDATA(bytes), digest->bytes, OL_DIGEST_BYTES);
-    return PointerGetDatum(bytes);
-}
-
 static Datum interval_datum(uint64 us)
 {
     Interval *interval = palloc0(sizeof(*interval));
@@ -99,7 +90,7 @@ static Datum digests_datum(const ol_request_stat *s)
     Datum digests[OL_MAX_REQUEST_ADAPTERS];
 
     for (int i = 0; i < s->n_adapters; i++)
-        digests[i] = digest_datum(&s->adapters[i]);
+        digests[i] = lora_digest_datum(&s->adapters[i]);
     return PointerGetDatum(
         construct_array(digests, s->n_adapters, BYTEAOID, -1, false, TYPALIGN_INT));
 }
@@ -165,7 +156,7 @@ Datum lora_stat_adapters(PG_FUNCTION_ARGS)
     r = ask(OL_STATS_ADAPTERS);
     while (ol_wire_get_adapter_stat(&r, &s)) {
         const char *tier = s.resident ? "device" : s.loading ? "loading" : "none";
-        Datum values[ADAPTER_COLUMNS] = {digest_datum(&s.digest),
+        Datum values[ADAPTER_COLUMNS] = {lora_digest_datum(&s.digest),
                                          CStringGetTextDatum(tier),
                                          Int64GetDatum((int64)s.bytes),
                                          Int32GetDatum(s.requests),

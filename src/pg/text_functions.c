@@ -2,7 +2,7 @@
 #include "lora_pg.h"
 
 #include "catalog/pg_type.h"
-#include "request.h"
+#include "engine_ask.h"
 #include "utf8.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
