@@ -112,7 +112,7 @@ struct ol_lora {
     int group;
 };
 
-/* -- ops.c: what a step's operations were
+/* -- ops.c: what a step's operations are
  * ----------------------------------------------------------- */
 
 typedef enum gpu_op_kind {
@@ -123,6 +123,7 @@ typedef enum gpu_op_kind {
     GPU_OP_OUT,
     GPU_OP_MLP,
     GPU_OP_LOGITS,
+    GPU_OP_CHOOSE, /* logits, and a token from each row */
 } gpu_op_kind;
 
 /* Compared byte by byte with those of a graph: made by memset and assignment. */
@@ -179,7 +180,9 @@ typedef struct gpu_group {
 typedef struct gpu_lists {
     uint8_t *pinned, *device;
     size_t bytes;
-    size_t pages, members; /* room for so many */
+    size_t words, members; /* room for so many: of pages and picks, 4 bytes each */
+    const ol_pick *picks;  /* device */
+    bool edited;           /* a pick has penalties, biases or a mask */
     gpu_group *groups;     /* [room_groups] */
     int n_groups, room_groups;
     int64_t h_used; /* elements of h that this step needs */
@@ -206,9 +209,9 @@ struct ol_device {
     int n_ops;
     gpu_graph graphs[GPU_GRAPHS];
 
-    gpu_scratch qkv, act, normed, logits, linear, attention, h, shrink, energy;
-    float *host_logits; /* pinned */
-    size_t host_logits_bytes;
+    gpu_scratch qkv, act, normed, logits, edited, choices, linear, attention, h, shrink, energy;
+    void *results; /* pinned: logits or choices */
+    size_t results_bytes;
     int32_t *tickets;
     gpu_table ropes[GPU_ROPES];
     int n_ropes;
@@ -219,14 +222,13 @@ ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, 
                          ol_error *err);
 /* Addresses have changed, or handles gone. */
 void gpu_graphs_drop(ol_device *device);
+/* One more operation of the step. */
+ol_code gpu_note(ol_device *device, const gpu_op *op, ol_error *err);
 /* Runs the step's list of operations, by a graph where it pays. */
 ol_code gpu_run_ops(ol_device *device, ol_error *err);
 /* Room for what the operations need, then their launches. */
 ol_code gpu_ops_prepare(ol_device *device, const gpu_sizes *sizes, ol_error *err);
 ol_code gpu_ops_launch(ol_device *device, const gpu_sizes *sizes, ol_error *err);
-/* Runs what was noted and waits for it; logits, if asked for, are the host's until the next step.
- */
-ol_code gpu_step_run(ol_device *device, size_t vocab, const float **logits, ol_error *err);
 /* step->... into lists, to the device. */
 ol_code gpu_lists_fill(ol_device *device, const ol_step *step, ol_error *err);
 void gpu_lists_free(ol_device *device);
@@ -264,5 +266,7 @@ ol_code gpu_op_mlp(ol_device *device, const ol_layer *layer, const ol_buffer *y,
                    ol_error *err);
 ol_code gpu_op_logits(ol_device *device, const ol_buffer *x, const ol_weight *norm, float eps,
                       const ol_weight *head, const float **logits, ol_error *err);
+ol_code gpu_op_choose(ol_device *device, const ol_buffer *x, const ol_weight *norm, float eps,
+                      const ol_weight *head, const ol_choice **choices, ol_error *err);
 
 #endif

@@ -22,7 +22,7 @@ CUDA_DEVICE := $(if $(NVCC),$(if $(SANITIZE),,$(BUILD)/openlora_cuda.so))
 # What the compiler says of registers and spills stays beside the object.
 $(BUILD)/cuda/%.o: kernels/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) -std=c++17 -O3 -lineinfo -I. $(CUDA_GENCODE) -Xcompiler -fPIC,-fvisibility=hidden \
+	$(NVCC) -std=c++17 -O3 -lineinfo -I. -Isrc $(CUDA_GENCODE) -Xcompiler -fPIC,-fvisibility=hidden \
 		-Xptxas -v -MMD -MP -c $< -o $@ 2> $@.log || { cat $@.log >&2; exit 1; }
 $(BUILD)/cuda/%.o: kernels/%.c
 	@mkdir -p $(@D)
@@ -72,7 +72,7 @@ $(BUILD)/cuda/libkernels.a: $(CUDA_OBJECTS) $(BASE_OBJECTS) $(call obj,src/devic
 	$(AR) rcs $@ $^
 $(BUILD)/gpu_bench: $(BUILD)/cuda/gpu_bench.o $(BUILD)/cuda/gpu_bench_attention.o $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcublasLt -lcrypto -lpthread -lm
-$(BUILD)/test/simt_sample $(BUILD)/gpu_sample: $(call obj,src/engine/sampler.c)
+$(BUILD)/test/simt_sample $(BUILD)/gpu_sample $(BUILD)/test/simt_device $(BUILD)/gpu_device: $(call obj,src/engine/choose.c)
 $(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
 gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
@@ -84,7 +84,7 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
 PACK_ARCH ?= 90a
 pack-gpu:
 	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
-		build/gpu/test/test_golden build/gpu/test/test_engine_same
+		build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling
 	bash test/gpu/pack.sh build/gpu
 check-gpu:
 	bash test/gpu/run.sh check

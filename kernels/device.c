@@ -1,4 +1,4 @@
-/* device.c: the CUDA device's table, its life, its buffers, and how a step begins and ends. */
+/* device.c: the CUDA device's table, its life, its buffers, and how a step begins. */
 #include "kernels/core.h"
 
 #include <stdio.h>
@@ -9,9 +9,10 @@
 
 static void close_scratch(ol_device *device)
 {
-    gpu_scratch *const all[] = {&device->qkv,    &device->act,    &device->normed,
-                                &device->logits, &device->linear, &device->attention,
-                                &device->h,      &device->shrink, &device->energy};
+    gpu_scratch *const all[] = {&device->qkv,    &device->act,       &device->normed,
+                                &device->logits, &device->edited,    &device->choices,
+                                &device->linear, &device->attention, &device->h,
+                                &device->shrink, &device->energy};
 
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         if (all[i]->data)
@@ -23,8 +24,8 @@ static void close_scratch(ol_device *device)
     }
     if (device->tickets)
         gpu_block_free(&device->memory, device->tickets, GPU_TICKETS * sizeof(int32_t));
-    if (device->host_logits)
-        (void)cudaFreeHost(device->host_logits);
+    if (device->results)
+        (void)cudaFreeHost(device->results);
     if (device->energies)
         (void)cudaFreeHost(device->energies);
 }
@@ -156,72 +157,6 @@ ol_code gpu_step_begin(ol_device *device, const ol_step *step, ol_error *err)
     return gpu_lists_fill(device, step, err);
 }
 
-/* Pinned memory that grows. */
-static ol_code pinned_need(void **data, size_t *have, size_t bytes, ol_error *err)
-{
-    if (bytes <= *have)
-        return OL_OK;
-    if (*data)
-        (void)cudaFreeHost(*data);
-    *data = NULL;
-    *have = 0;
-    GPU_TRY(cudaHostAlloc(data, bytes, cudaHostAllocDefault), "results");
-    *have = bytes;
-    return OL_OK;
-}
-
-static ol_code prepare_energies(ol_device *device, size_t bytes, ol_error *err)
-{
-    OL_TRY(gpu_scratch_need(device, &device->energy, bytes, "measured shares", err));
-    OL_TRY(pinned_need((void **)&device->energies, &device->energies_bytes, bytes, err));
-    device->rows.energy = device->energy.data;
-    if (bytes)
-        GPU_TRY(cudaMemsetAsync(device->energy.data, 0, bytes, device->stream), "measured shares");
-    return OL_OK;
-}
-
-ol_code gpu_step_run(ol_device *device, size_t vocab, const float **logits, ol_error *err)
-{
-    size_t energies = (size_t)device->lists.n_energies * sizeof(double);
-    size_t bytes = (size_t)device->sizes.n_logit_rows * vocab * sizeof(float);
-
-    OL_TRY(prepare_energies(device, energies, err));
-    OL_TRY(pinned_need((void **)&device->host_logits, &device->host_logits_bytes, bytes, err));
-    OL_TRY(gpu_run_ops(device, err));
-    if (bytes)
-        GPU_TRY(cudaMemcpyAsync(device->host_logits, device->logits.data, bytes,
-                                cudaMemcpyDeviceToHost, device->stream),
-                "fetching logits");
-    if (energies)
-        GPU_TRY(cudaMemcpyAsync(device->energies, device->energy.data, energies,
-                                cudaMemcpyDeviceToHost, device->stream),
-                "fetching measured shares");
-    GPU_TRY(cudaStreamSynchronize(device->stream), "running a step");
-    memset(device->ops, 0, (size_t)device->n_ops * sizeof(gpu_op));
-    device->n_ops = 0;
-    if (logits)
-        *logits = device->host_logits;
-    return OL_OK;
-}
-
-ol_code gpu_step_end(ol_device *device, ol_error *err)
-{
-    const ol_step *step = device->step;
-    const double *energy;
-
-    if (device->n_ops > 0)
-        OL_TRY(gpu_step_run(device, 0, NULL, err));
-    energy = device->energies;
-    for (int s = 0; s < step->n_seqs; s++) {
-        const ol_step_seq *seq = &step->seqs[s];
-
-        for (int i = 0; seq->energy && i < seq->n_rows * seq->n_loras; i++)
-            seq->energy[i] += *energy++;
-    }
-    device->step = NULL;
-    return OL_OK;
-}
-
 /* -- the table ------------------------------------------------------------------------------ */
 
 static const ol_device_table table = {
@@ -249,6 +184,7 @@ static const ol_device_table table = {
     .mlp = gpu_op_mlp,
     .logits = gpu_op_logits,
     .step_end = gpu_step_end,
+    .choose = gpu_op_choose,
 };
 
 __attribute__((visibility("default"))) const ol_device_table *ol_device_entry_point(void);

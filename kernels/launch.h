@@ -18,6 +18,8 @@
 #ifndef OL_GPU_LAUNCH_H
 #define OL_GPU_LAUNCH_H
 
+#include "base/choice.h"
+
 #include <cuda_runtime.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -274,62 +276,17 @@ cudaError_t gpu_linear_run(const gpu_rows *rows, const gpu_linear *op, int n_row
 /* -- sample.cu
  * ------------------------------------------------------------------------------------------ */
 
-#define GPU_ALTERNATIVES 20
-
-/* How the token of a row of logits is chosen: the steps and their order are the engine's
- * (src/engine/sampler.h), and the random number is a function of seed and index alone. */
-typedef struct gpu_sampling {
-    uint64_t seed;
-    int32_t index;     /* of the output token, from 0 */
-    float temperature; /* 0: the best one */
-    int32_t top_k;     /* 0: off */
-    float top_p;       /* 1: off */
-    float floor;       /* min_p: temperature * logf(min_p), under the best logit; -INFINITY: off */
-    float repetition, presence, frequency;
-    int32_t logprobs;     /* -1: none; k: the chosen token's, and the k best */
-    int32_t seen, n_seen; /* penalised tokens are seen[this ..]; n_seen = 0: nothing is penalised */
-    int32_t bias, n_bias;
-    int32_t mask; /* the row's words start at masks[this]; -1: every token is allowed */
-} gpu_sampling;
-
-/* A token of the prompt or the output; of each row's every one once. */
-typedef struct gpu_seen {
-    int32_t token;
-    int32_t in_output; /* how often */
-} gpu_seen;
-
-typedef struct gpu_bias {
-    int32_t token;
-    float bias;
-} gpu_bias;
-
-typedef enum gpu_chosen {
-    GPU_CHOSEN,
-    GPU_NONE_ALLOWED, /* every logit is -INFINITY */
-    GPU_NOT_A_NUMBER, /* a logit is NaN, or infinite */
-} gpu_chosen;
-
-typedef struct gpu_choice {
-    int32_t status; /* gpu_chosen: unless it is the first nothing else is set */
-    int32_t token;
-    float logprob; /* of the raw logits, as the alternatives' */
-    int32_t n_alternatives;
-    gpu_bias alternatives[GPU_ALTERNATIVES]; /* best first; bias: the log-probability */
-} gpu_choice;
-
 typedef struct gpu_sample {
     const float *logits; /* [n_rows][ld], ld a multiple of GPU_PAD */
     float *edited;       /* the same size: of rows with penalties, biases or a mask */
     int64_t ld;
     int32_t vocab;
-    const gpu_sampling *how; /* [n_rows] */
-    const gpu_seen *seen;
-    const gpu_bias *bias;
-    const uint32_t *masks; /* token t: bit t % 32 of word t / 32 */
-    gpu_choice *choices;   /* [n_rows] */
+    const ol_pick *picks; /* [n_rows]; what they point to is in device memory, too */
+    ol_choice *choices;   /* [n_rows] */
 } gpu_sample;
 
-/* n_rows: of logits; counts->n_logit_rows of them are real. */
+/* Chooses a token from each row of logits: base/choice.h. n_rows: of logits;
+ * counts->n_logit_rows of them are real. */
 cudaError_t gpu_sample_run(const gpu_rows *rows, const gpu_sample *op, int n_rows,
                            cudaStream_t stream);
 

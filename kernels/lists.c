@@ -10,7 +10,8 @@
 
 /* Where each list starts. */
 typedef struct layout {
-    size_t counts, tokens, pos, page_start, logit_rows, decode_rows, tiles, member_start, pages;
+    size_t counts, tokens, pos, page_start, logit_rows, decode_rows, tiles, member_start, picks;
+    size_t pages; /* and behind those of a step what its picks point to */
     size_t members, row_members, items, bytes;
 } layout;
 
@@ -22,20 +23,22 @@ static size_t place(size_t *at, size_t n, size_t size)
     return here;
 }
 
-static layout lay_out(const ol_device *device, size_t pages, size_t members)
+static layout lay_out(const ol_device *device, size_t words, size_t members)
 {
     size_t rows = (size_t)device->options.max_rows, at = 0;
+    size_t logit_rows = (size_t)device->options.max_logit_rows;
     layout l;
 
     l.counts = place(&at, 1, sizeof(gpu_counts));
     l.tokens = place(&at, rows, sizeof(int32_t));
     l.pos = place(&at, rows, sizeof(int32_t));
     l.page_start = place(&at, rows, sizeof(int32_t));
-    l.logit_rows = place(&at, (size_t)device->options.max_logit_rows, sizeof(int32_t));
+    l.logit_rows = place(&at, logit_rows, sizeof(int32_t));
     l.decode_rows = place(&at, rows, sizeof(int32_t));
     l.tiles = place(&at, rows, sizeof(gpu_tile));
     l.member_start = place(&at, rows + 1, sizeof(int32_t));
-    l.pages = place(&at, pages, sizeof(int32_t));
+    l.picks = place(&at, logit_rows, sizeof(ol_pick));
+    l.pages = place(&at, words, sizeof(int32_t));
     l.members = place(&at, members, sizeof(gpu_member));
     l.row_members = place(&at, members, sizeof(int32_t));
     l.items = place(&at, members, sizeof(gpu_item));
@@ -72,32 +75,33 @@ static void point(ol_device *device, const layout *l)
     rows->items = (const gpu_item *)(at + l->items);
     rows->member_start = (const int32_t *)(at + l->member_start);
     rows->row_members = (const int32_t *)(at + l->row_members);
+    device->lists.picks = (const ol_pick *)(at + l->picks);
 }
 
 /* Doubles, so that a growing conversation does not do it at each page. */
-static ol_code make_room(ol_device *device, size_t pages, size_t members, ol_error *err)
+static ol_code make_room(ol_device *device, size_t words, size_t members, ol_error *err)
 {
     gpu_lists *lists = &device->lists;
-    size_t room_pages = lists->pages ? lists->pages : 4096;
+    size_t room_words = lists->words ? lists->words : 4096;
     size_t room_members = lists->members ? lists->members : (size_t)device->options.max_rows;
     layout l;
 
-    if (lists->pinned && pages <= lists->pages && members <= lists->members)
+    if (lists->pinned && words <= lists->words && members <= lists->members)
         return OL_OK;
-    while (room_pages < pages)
-        room_pages *= 2;
+    while (room_words < words)
+        room_words *= 2;
     while (room_members < members)
         room_members *= 2;
     gpu_graphs_drop(device);
     gpu_lists_free(device);
-    l = lay_out(device, room_pages, room_members);
+    l = lay_out(device, room_words, room_members);
     GPU_TRY(cudaHostAlloc((void **)&lists->pinned, l.bytes, cudaHostAllocDefault),
             "a step's lists");
     lists->device = gpu_block(&device->memory, l.bytes, "a step's lists", device->stream, err);
     if (!lists->device)
         return err->code;
     lists->bytes = l.bytes;
-    lists->pages = room_pages;
+    lists->words = room_words;
     lists->members = room_members;
     point(device, &l);
     return OL_OK;
@@ -151,6 +155,43 @@ static void fill_rows(ol_device *device, const layout *l)
                 *tiles++ =
                     (gpu_tile){seq->first_row + r,
                                seq->n_rows - r < GPU_TILE_ROWS ? seq->n_rows - r : GPU_TILE_ROWS};
+    }
+}
+
+/* -- how tokens are chosen -------------------------------------------------------------------- */
+
+static size_t words_of(const ol_pick *pick)
+{
+    return 2 * ((size_t)pick->n_seen + (size_t)pick->n_bias) + (size_t)pick->n_mask;
+}
+
+/* Copies a list behind others; returns where the device will have it. */
+static const void *append(const gpu_lists *lists, size_t *at, const void *list, size_t bytes)
+{
+    const void *there = lists->device + *at;
+
+    if (bytes)
+        memcpy(lists->pinned + *at, list, bytes);
+    *at += bytes;
+    return there;
+}
+
+/* From `at` on lies what picks point to. */
+static void fill_picks(ol_device *device, const layout *l, size_t at)
+{
+    const ol_step *step = device->step;
+    gpu_lists *lists = &device->lists;
+    ol_pick *picks = (ol_pick *)(lists->pinned + l->picks);
+
+    lists->edited = false;
+    for (int i = 0; step->picks && i < step->n_logit_rows; i++) {
+        const ol_pick *p = &step->picks[i];
+
+        picks[i] = *p;
+        picks[i].seen = append(lists, &at, p->seen, (size_t)p->n_seen * sizeof(ol_seen_token));
+        picks[i].bias = append(lists, &at, p->bias, (size_t)p->n_bias * sizeof(ol_logit_bias));
+        picks[i].mask = append(lists, &at, p->mask, (size_t)p->n_mask * sizeof(uint32_t));
+        lists->edited = lists->edited || words_of(p) > 0;
     }
 }
 
@@ -247,7 +288,7 @@ static void fill_members(ol_device *device, const layout *l)
 /* -- all of it
  * -------------------------------------------------------------------------------------- */
 
-static void count(ol_device *device, size_t *pages, size_t *members)
+static void count(ol_device *device, size_t *pages, size_t *words, size_t *members)
 {
     const ol_step *step = device->step;
 
@@ -260,6 +301,9 @@ static void count(ol_device *device, size_t *pages, size_t *members)
         *pages += pages_of(device, seq);
         *members += (size_t)seq->n_rows * (size_t)seq->n_loras;
     }
+    *words = *pages;
+    for (int i = 0; step->picks && i < step->n_logit_rows; i++)
+        *words += words_of(&step->picks[i]);
     device->sizes.n_members = (int32_t)*members;
 }
 
@@ -273,16 +317,17 @@ static ol_code send(ol_device *device, size_t from, size_t to, ol_error *err)
 
 ol_code gpu_lists_fill(ol_device *device, const ol_step *step, ol_error *err)
 {
-    size_t pages, members;
+    size_t pages, words, members;
     gpu_sizes *sizes = &device->sizes;
     layout l;
 
     device->step = step;
     device->stamp++;
-    count(device, &pages, &members);
-    OL_TRY(make_room(device, pages, members, err));
-    l = lay_out(device, device->lists.pages, device->lists.members);
+    count(device, &pages, &words, &members);
+    OL_TRY(make_room(device, words, members, err));
+    l = lay_out(device, device->lists.words, device->lists.members);
     fill_rows(device, &l);
+    fill_picks(device, &l, l.pages + pages * sizeof(int32_t));
     OL_TRY(find_groups(device, err));
     place_groups(device, &l);
     fill_members(device, &l);
@@ -293,7 +338,7 @@ ol_code gpu_lists_fill(ol_device *device, const ol_step *step, ol_error *err)
                      .n_tiles = sizes->n_tiles,
                      .n_items = sizes->n_items,
                      .n_members = sizes->n_members};
-    OL_TRY(send(device, 0, l.pages + pages * sizeof(int32_t), err));
+    OL_TRY(send(device, 0, l.pages + words * sizeof(int32_t), err));
     if (members)
         OL_TRY(send(device, l.members, l.items + (size_t)sizes->n_items * sizeof(gpu_item), err));
     return OL_OK;

@@ -8,7 +8,7 @@
 
 /* -- noting --------------------------------------------------------------------------------- */
 
-static ol_code note(ol_device *device, const gpu_op *op, ol_error *err)
+ol_code gpu_note(ol_device *device, const gpu_op *op, ol_error *err)
 {
     if (device->n_ops == GPU_MAX_OPS)
         return ol_fail(err, OL_LIMIT, "a step of more than %d operations", GPU_MAX_OPS);
@@ -27,42 +27,42 @@ static ol_code note(ol_device *device, const gpu_op *op, ol_error *err)
 
 ol_code gpu_op_embed(ol_device *device, const ol_weight *embedding, ol_buffer *x, ol_error *err)
 {
-    return note(device, &(gpu_op){.kind = GPU_OP_EMBED, .weight = embedding, .out = x}, err);
+    return gpu_note(device, &(gpu_op){.kind = GPU_OP_EMBED, .weight = embedding, .out = x}, err);
 }
 
 ol_code gpu_op_rms_norm(ol_device *device, const ol_buffer *x, const ol_weight *weight, float eps,
                         ol_buffer *y, ol_error *err)
 {
-    return note(device,
-                &(gpu_op){.kind = GPU_OP_NORM, .in = x, .weight = weight, .eps = eps, .out = y},
-                err);
+    return gpu_note(device,
+                    &(gpu_op){.kind = GPU_OP_NORM, .in = x, .weight = weight, .eps = eps, .out = y},
+                    err);
 }
 
 ol_code gpu_op_qkv(ol_device *device, const ol_layer *layer, const ol_buffer *y, ol_kv *kv,
                    ol_buffer *q, ol_error *err)
 {
-    return note(device, &(gpu_op){.kind = GPU_OP_QKV, .layer = layer, .in = y, .kv = kv, .out = q},
-                err);
+    return gpu_note(
+        device, &(gpu_op){.kind = GPU_OP_QKV, .layer = layer, .in = y, .kv = kv, .out = q}, err);
 }
 
 ol_code gpu_op_attention(ol_device *device, const ol_layer *layer, const ol_buffer *q,
                          const ol_kv *kv, ol_buffer *o, ol_error *err)
 {
-    return note(device,
-                &(gpu_op){.kind = GPU_OP_ATTENTION, .layer = layer, .in = q, .kv = kv, .out = o},
-                err);
+    return gpu_note(
+        device, &(gpu_op){.kind = GPU_OP_ATTENTION, .layer = layer, .in = q, .kv = kv, .out = o},
+        err);
 }
 
 ol_code gpu_op_attention_out(ol_device *device, const ol_layer *layer, const ol_buffer *o,
                              ol_buffer *x, ol_error *err)
 {
-    return note(device, &(gpu_op){.kind = GPU_OP_OUT, .layer = layer, .in = o, .out = x}, err);
+    return gpu_note(device, &(gpu_op){.kind = GPU_OP_OUT, .layer = layer, .in = o, .out = x}, err);
 }
 
 ol_code gpu_op_mlp(ol_device *device, const ol_layer *layer, const ol_buffer *y, ol_buffer *x,
                    ol_error *err)
 {
-    return note(device, &(gpu_op){.kind = GPU_OP_MLP, .layer = layer, .in = y, .out = x}, err);
+    return gpu_note(device, &(gpu_op){.kind = GPU_OP_MLP, .layer = layer, .in = y, .out = x}, err);
 }
 
 /* -- what the kernels get ---------------------------------------------------------------------- */
@@ -72,6 +72,17 @@ static gpu_linear_part part_of(const ol_layer *layer, ol_module module)
     return (gpu_linear_part){.w = layer->linear[module]->m,
                              .bias = layer->bias[module] ? layer->bias[module]->data : NULL,
                              .module = (int32_t)module};
+}
+
+static bool is_head(const gpu_op *op)
+{
+    return op->kind == GPU_OP_LOGITS || op->kind == GPU_OP_CHOOSE;
+}
+
+/* Of a row of logits: as they are for the host, aligned for a kernel. */
+static int64_t logits_ld(const gpu_op *op)
+{
+    return op->kind == GPU_OP_CHOOSE ? gpu_padded(op->head->rows) : op->head->rows;
 }
 
 static int64_t ffn_of(const gpu_op *op)
@@ -94,14 +105,14 @@ static int linears_of(const ol_device *device, const gpu_op *op, gpu_linear out[
                        .tickets = device->tickets};
 
     out[0] = out[1] = base;
-    if (op->kind == GPU_OP_LOGITS) {
+    if (is_head(op)) {
         out[0].logits = 1;
         out[0].finish = GPU_STORE_F32;
         out[0].parts[0].w = op->head->m;
         out[0].x = device->normed.data;
         out[0].ldx = op->in->ld;
         out[0].y = device->logits.data;
-        out[0].ldy = op->head->rows;
+        out[0].ldy = logits_ld(op);
     } else {
         out[0].x = op->in->data;
         out[0].ldx = op->in->ld;
@@ -143,7 +154,7 @@ static int linears_of(const ol_device *device, const gpu_op *op, gpu_linear out[
 static bool has_linear(const gpu_op *op)
 {
     return op->kind == GPU_OP_QKV || op->kind == GPU_OP_OUT || op->kind == GPU_OP_MLP ||
-           op->kind == GPU_OP_LOGITS;
+           is_head(op);
 }
 
 static gpu_kv_layer kv_of(const gpu_op *op)
@@ -211,7 +222,7 @@ static ol_code find_rope(ol_device *device, const ol_attention *a, const float *
 static ol_code prepare_linear(ol_device *device, const gpu_op *op, const gpu_sizes *sizes,
                               size_t *splits, ol_error *err)
 {
-    int n_rows = op->kind == GPU_OP_LOGITS ? sizes->n_logit_rows : sizes->n_rows;
+    int n_rows = is_head(op) ? sizes->n_logit_rows : sizes->n_rows;
     gpu_linear linear[2];
     int n = linears_of(device, op, linear);
 
@@ -241,12 +252,12 @@ static ol_code prepare_op(ol_device *device, const gpu_op *op, const gpu_sizes *
         OL_TRY(gpu_scratch_need(device, &device->act,
                                 rows * (size_t)gpu_padded(ffn_of(op)) * sizeof(uint16_t),
                                 "activations", err));
-    else if (op->kind == GPU_OP_LOGITS) {
+    else if (is_head(op)) {
         size_t n = (size_t)device->options.max_logit_rows;
 
         OL_TRY(gpu_scratch_need(device, &device->normed, n * (size_t)op->in->ld * sizeof(uint16_t),
                                 "logits", err));
-        OL_TRY(gpu_scratch_need(device, &device->logits, n * (size_t)op->head->rows * sizeof(float),
+        OL_TRY(gpu_scratch_need(device, &device->logits, n * (size_t)logits_ld(op) * sizeof(float),
                                 "logits", err));
     } else if (op->kind == GPU_OP_ATTENTION && sizes->n_decode) {
         gpu_attention a = attention_of(device, op);
@@ -295,7 +306,7 @@ static cudaError_t shrink(ol_device *device, const gpu_linear *linear, const gpu
 
 static cudaError_t launch_linears(ol_device *device, const gpu_op *op, const gpu_sizes *sizes)
 {
-    int n_rows = op->kind == GPU_OP_LOGITS ? sizes->n_logit_rows : sizes->n_rows;
+    int n_rows = is_head(op) ? sizes->n_logit_rows : sizes->n_rows;
     cudaError_t code = cudaSuccess;
     gpu_linear linear[2];
     int n = linears_of(device, op, linear);
@@ -355,6 +366,34 @@ static cudaError_t launch_attention(ol_device *device, const gpu_op *op, const g
     return code;
 }
 
+static cudaError_t launch_choose(ol_device *device, const gpu_op *op, const gpu_sizes *sizes)
+{
+    gpu_sample sample = {.logits = device->logits.data,
+                         .edited = device->edited.data,
+                         .ld = logits_ld(op),
+                         .vocab = (int32_t)op->head->rows,
+                         .picks = device->lists.picks,
+                         .choices = device->choices.data};
+
+    return gpu_sample_run(&device->rows, &sample, sizes->n_logit_rows, device->stream);
+}
+
+static cudaError_t launch_head(ol_device *device, const gpu_op *op, const gpu_sizes *sizes)
+{
+    cudaError_t code;
+
+    if (sizes->n_logit_rows == 0)
+        return cudaSuccess;
+    code = gpu_rms_norm(&device->rows, op->in->data, op->in->ld, op->weight->data, op->weight->cols,
+                        op->eps, 1, device->normed.data, op->in->ld, sizes->n_logit_rows,
+                        device->stream);
+    if (code == cudaSuccess)
+        code = launch_linears(device, op, sizes);
+    if (code == cudaSuccess && op->kind == GPU_OP_CHOOSE)
+        code = launch_choose(device, op, sizes);
+    return code;
+}
+
 static cudaError_t launch(ol_device *device, const gpu_op *op, const gpu_sizes *sizes)
 {
     cudaError_t code = cudaSuccess;
@@ -372,12 +411,8 @@ static cudaError_t launch(ol_device *device, const gpu_op *op, const gpu_sizes *
     case GPU_OP_ATTENTION:
         return launch_attention(device, op, sizes);
     case GPU_OP_LOGITS:
-        if (sizes->n_logit_rows == 0)
-            return cudaSuccess;
-        code = gpu_rms_norm(&device->rows, op->in->data, op->in->ld, op->weight->data,
-                            op->weight->cols, op->eps, 1, device->normed.data, op->in->ld,
-                            sizes->n_logit_rows, device->stream);
-        return code == cudaSuccess ? launch_linears(device, op, sizes) : code;
+    case GPU_OP_CHOOSE:
+        return launch_head(device, op, sizes);
     default:
         return launch_linears(device, op, sizes);
     }
@@ -385,20 +420,11 @@ static cudaError_t launch(ol_device *device, const gpu_op *op, const gpu_sizes *
 
 ol_code gpu_ops_launch(ol_device *device, const gpu_sizes *sizes, ol_error *err)
 {
-    static const char *const names[] = {"embedding", "a norm", "queries, keys and values",
-                                        "attention", "output", "the MLP",
-                                        "logits"};
+    static const char *const names[] = {"embedding", "a norm",         "queries, keys and values",
+                                        "attention", "output",         "the MLP",
+                                        "logits",    "choosing tokens"};
 
     for (int i = 0; i < device->n_ops; i++)
         GPU_TRY(launch(device, &device->ops[i], sizes), names[device->ops[i].kind]);
     return OL_OK;
-}
-
-ol_code gpu_op_logits(ol_device *device, const ol_buffer *x, const ol_weight *norm, float eps,
-                      const ol_weight *head, const float **logits, ol_error *err)
-{
-    gpu_op op = {.kind = GPU_OP_LOGITS, .in = x, .weight = norm, .eps = eps, .head = head};
-
-    OL_TRY(note(device, &op, err));
-    return gpu_step_run(device, (size_t)head->rows, logits, err);
 }

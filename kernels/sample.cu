@@ -1,6 +1,6 @@
 /*
- * sample.cu: from rows of logits to tokens. See launch.h; what the steps mean and their order
- * are src/engine/sampler.c's, which the tests compare with. A block has a row.
+ * sample.cu: from rows of logits to tokens. See base/choice.h for the steps and their order;
+ * src/engine/choose.c does the same, and tests compare the two. A block has a row.
  */
 #include "kernels/best.cuh"
 #include "kernels/launch.h"
@@ -10,10 +10,10 @@
 /* -- penalties, biases, masks ---------------------------------------------------------------------
  */
 
-static __device__ void penalise(const gpu_sample &op, const gpu_sampling &how, float *logits)
+static __device__ void penalise(const gpu_sample &op, const ol_pick &how, float *logits)
 {
     for (int i = (int)threadIdx.x; i < how.n_seen; i += BEST_THREADS) {
-        gpu_seen seen = op.seen[how.seen + i];
+        ol_seen_token seen = how.seen[i];
         float x;
 
         if (seen.token < 0 || seen.token >= op.vocab)
@@ -27,9 +27,9 @@ static __device__ void penalise(const gpu_sample &op, const gpu_sampling &how, f
 }
 
 /* A token may be named more than once: its first entry adds all, in their order. */
-static __device__ void add_biases(const gpu_sample &op, const gpu_sampling &how, float *logits)
+static __device__ void add_biases(const ol_pick &how, float *logits)
 {
-    const gpu_bias *bias = op.bias + how.bias;
+    const ol_logit_bias *bias = how.bias;
 
     for (int i = (int)threadIdx.x; i < how.n_bias; i += BEST_THREADS) {
         int token = bias[i].token;
@@ -44,23 +44,22 @@ static __device__ void add_biases(const gpu_sample &op, const gpu_sampling &how,
 }
 
 /* The row to choose from: the raw one, or a copy with all that. */
-static __device__ const float *edit(const gpu_sample &op, const gpu_sampling &how)
+static __device__ const float *edit(const gpu_sample &op, const ol_pick &how)
 {
     const float *raw = op.logits + blockIdx.x * op.ld;
     float *to = op.edited + blockIdx.x * op.ld;
-    const uint32_t *mask = op.masks + how.mask;
 
-    if (how.n_seen == 0 && how.n_bias == 0 && how.mask < 0)
+    if (how.n_seen == 0 && how.n_bias == 0 && how.n_mask == 0)
         return raw;
     each_logit(raw, op.vocab, [&](float logit, int token) { to[token] = logit; });
     __syncthreads();
     penalise(op, how, to);
     __syncthreads();
-    add_biases(op, how, to);
+    add_biases(how, to);
     __syncthreads();
-    if (how.mask >= 0)
+    if (how.n_mask > 0)
         for (int i = (int)threadIdx.x; i < op.vocab; i += BEST_THREADS)
-            if (!(mask[i / 32] >> (i % 32) & 1))
+            if (i / 32 >= how.n_mask || !(how.mask[i / 32] >> (i % 32) & 1))
                 to[i] += -INFINITY; /* what is no number shows still */
     __syncthreads();
     return to;
@@ -99,8 +98,7 @@ static __device__ double count_candidates(const best_row &row, best_shared *s, i
     return block_sum(sum, &s->room);
 }
 
-static __device__ int draw_cut(const best_row &row, best_shared *s, const gpu_sampling &how,
-                               double u)
+static __device__ int draw_cut(const best_row &row, best_shared *s, const ol_pick &how, double u)
 {
     int n, limit;
     double total = count_candidates(row, s, &n);
@@ -177,12 +175,12 @@ static __device__ int draw_all(const best_row &row, best_shared *s, double u)
 /* -- log-probabilities
  * --------------------------------------------------------------------------------- */
 
-static __device__ void report(best_row row, best_shared *s, const gpu_sampling &how,
-                              gpu_choice *choice, int token)
+static __device__ void report(best_row row, best_shared *s, const ol_pick &how, ol_choice *choice,
+                              int token)
 {
     uint64_t best = 0;
     double sum = 0, total;
-    int n = min(min(how.logprobs, GPU_ALTERNATIVES), row.vocab);
+    int n = min(min(how.logprobs, OL_MAX_LOGPROBS), row.vocab);
 
     each_logit(row.logits, row.vocab,
                [&](float logit, int token) { best = max(best, key_of(logit, token)); });
@@ -216,9 +214,9 @@ static __global__ void __launch_bounds__(BEST_THREADS, 1)
 {
     GPU_SHARED(shared);
     best_shared *s = (best_shared *)shared;
-    gpu_choice *choice = op.choices + blockIdx.x;
+    ol_choice *choice = op.choices + blockIdx.x;
     uint64_t best = 0;
-    const gpu_sampling &how = op.how[blockIdx.x];
+    const ol_pick &how = op.picks[blockIdx.x];
     best_row row;
     int token;
 
@@ -232,14 +230,16 @@ static __global__ void __launch_bounds__(BEST_THREADS, 1)
     token = token_of(best);
     if (threadIdx.x == 0) {
         s->below = 0;
-        choice->status = row.max == -INFINITY ? GPU_NONE_ALLOWED
-                         : row.max < INFINITY ? GPU_CHOSEN
-                                              : GPU_NOT_A_NUMBER;
+        choice->status = row.max == -INFINITY ? OL_CHOICE_NONE_ALLOWED
+                         : row.max < INFINITY ? OL_CHOICE_MADE
+                                              : OL_CHOICE_NO_NUMBER;
     }
     __syncthreads();
     if (!(row.max > -INFINITY && row.max < INFINITY))
         return;
-    if (how.temperature > 0 && how.top_k != 1) {
+    if (how.given >= 0)
+        token = how.given;
+    else if (how.temperature > 0 && how.top_k != 1) {
         double u = uniform(how.seed, how.index);
 
         row.inverse = 1.0 / (double)how.temperature;

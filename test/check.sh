@@ -98,6 +98,7 @@ wanted unit && unit_programs build ""
 if wanted unit; then
 	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
 	step simt-same env OL_TEST_DEVICE=simt build/test/test_engine_same
+	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
 fi
 if wanted cli && [ -x test/cli.sh ]; then
 	step command-line bash test/cli.sh

@@ -27,7 +27,7 @@ forbid "$(ls -d src/engine/*.c src/engine/*.h src/engine/formats src/engine/toke
 forbid src/engine/tokenizer 'engine/(engine|model|formats)|device/' 'the tokenizer knows base alone'
 forbid src/engine/formats 'engine/(engine|model|scheduler|adapters|sampler)' 'formats know base and the device seam'
 forbid kernels 'cpu/|engine/|wire/|pg/|ledger/' 'a device knows base and device.h alone'
-forbid 'kernels/launch.h kernels/gpu.cuh kernels/*.cu kernels/*.cuh' 'base/|device/|kernels/core' 'kernels know launch.h alone'
+forbid 'kernels/launch.h kernels/gpu.cuh kernels/*.cu kernels/*.cuh' 'base/(arena|buf|file|keccak|log|status|tensor)|device/|kernels/core' 'kernels know launch.h and choice.h alone'
 forbid src/wire 'cpu/|pg/|engine/(formats|tokenizer|model|scheduler|adapters|kvpages)' 'the wire knows engine.h alone'
 forbid src/merge 'cpu/|wire/|pg/|engine/(engine|model|scheduler|adapters)' 'merging knows formats alone'
 forbid src/ledger 'device/|cpu/|engine/|wire/|pg/' 'the ledger knows base alone'

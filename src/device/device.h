@@ -13,7 +13,7 @@
  *     not hold up a step.
  *  2. Operations between step_begin and step_end are ordered and may be
  *     asynchronous; results are visible to the host after step_end, or after
- *     `logits`, whichever comes first. Errors may surface at either.
+ *     `logits` or `choose`, whichever comes first. Errors may surface at either.
  *  3. Every reduction runs in an order that depends on the row alone, never on
  *     how many or which other rows share the step: promise P6.
  *  4. Handles belong to the device that made them. Host memory passed in is only
@@ -27,10 +27,11 @@
 #ifndef OL_DEVICE_H
 #define OL_DEVICE_H
 
+#include "base/choice.h"
 #include "base/status.h"
 #include "base/tensor.h"
 
-#define OL_DEVICE_ABI 1u
+#define OL_DEVICE_ABI 2u
 #define OL_DEVICE_SYMBOL "ol_device_entry_point"
 
 typedef struct ol_device ol_device; /* an opened device */
@@ -154,6 +155,7 @@ typedef struct ol_step {
     const ol_step_seq *seqs;
     int n_logit_rows;
     const int32_t *logit_rows; /* rows whose logits are wanted, ascending */
+    const ol_pick *picks;      /* [n_logit_rows]: how `choose` takes their tokens; or NULL */
 } ol_step;
 
 typedef struct ol_kv_desc {
@@ -232,7 +234,13 @@ typedef struct ol_device_table {
     ol_code (*step_end)(ol_device *device, ol_error *err);
 
     /* -- optional: NULL where the device has none --------------------------- */
-    /* (device-side sampling, graph capture: with the CUDA device) */
+    /* In place of `logits`: tokens are chosen on the device, as step->picks say, and the choices
+     * alone come to the host. *choices: [n_logit_rows], host memory of the device, valid until the
+     * next step_begin. Picks are checked by the engine: tokens of biases and given ones are below
+     * the head's rows, masks cover them. Choices are the engine's own (engine/choose.h), but where
+     * the random number falls between two tokens' shares by less than sums round. */
+    ol_code (*choose)(ol_device *device, const ol_buffer *x, const ol_weight *norm, float eps,
+                      const ol_weight *head, const ol_choice **choices, ol_error *err);
 } ol_device_table;
 
 typedef const ol_device_table *(*ol_device_entry)(void);

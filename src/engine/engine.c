@@ -215,12 +215,12 @@ static ol_code whole_chunk(whole *w, int first, int n, ol_error *err)
                     .n_logit_rows = n,
                     .logit_rows = engine->step_logits};
     size_t vocab = (size_t)engine->config->vocab;
-    const float *logits;
+    ol_model_output output;
 
     for (int i = 0; i < n; i++)
         engine->step_logits[i] = i;
-    OL_TRY(ol_model_forward(engine->model, &step, engine->kv, &logits, err));
-    memcpy(w->out + (size_t)first * vocab, logits, (size_t)n * vocab * sizeof(float));
+    OL_TRY(ol_model_forward(engine->model, &step, engine->kv, &output, err));
+    memcpy(w->out + (size_t)first * vocab, output.logits, (size_t)n * vocab * sizeof(float));
     return OL_OK;
 }
 

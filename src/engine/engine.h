@@ -56,6 +56,7 @@ typedef struct ol_engine_options {
     int step_ms;             /* how long a step with prompts in it may take while others
                               * generate; 0: 200. Only waiting depends on it */
     bool no_prefix_cache;    /* compute every prompt anew */
+    bool host_sampling;      /* choose tokens on the host, even if the device could */
     int kv_dtype;            /* an ol_dtype, or -1: F32 for F32 models, else F16 */
     ol_progress_fn progress; /* of loading, bytes; may be NULL */
     void *progress_context;
@@ -94,6 +95,15 @@ typedef struct ol_adapter_use {
     float weight;
 } ol_adapter_use;
 
+/* Constrained decoding: `allow` is asked before each token what may follow the output so far, and
+ * sets bit t % 32 of mask[t / 32] for each token t that may: end-of-generation tokens, too. The
+ * words, enough for the vocabulary, are zero before. Called within a step; it may call nothing of
+ * the engine. */
+typedef struct ol_constraint {
+    void (*allow)(void *context, const int32_t *output, int n_output, uint32_t *mask);
+    void *context; /* lives until the request has ended */
+} ol_constraint;
+
 typedef struct ol_request {
     uint64_t tag; /* the host's name for it; unique among live requests */
     ol_task task;
@@ -111,11 +121,12 @@ typedef struct ol_request {
     int n_completion_tokens;
     int n_adapters; /* <= OL_MAX_REQUEST_ADAPTERS, digests distinct */
     const ol_adapter_use *adapters;
-    ol_sampling sampling; /* copied, arrays too */
-    uint32_t tenant;      /* whose it is: the engine's work is shared fairly between tenants */
-    float tenant_weight;  /* a tenant's part of the work; 0: 1 */
-    int priority;         /* higher goes first, whoever's it is; -OL_MAX_PRIORITY .. */
-    uint32_t timeout_ms;  /* from now; then it fails with OL_CANCELLED. 0: none */
+    ol_sampling sampling;            /* copied, arrays too */
+    const ol_constraint *constraint; /* OL_TASK_GENERATE: copied; NULL: none */
+    uint32_t tenant;     /* whose it is: the engine's work is shared fairly between tenants */
+    float tenant_weight; /* a tenant's part of the work; 0: 1 */
+    int priority;        /* higher goes first, whoever's it is; -OL_MAX_PRIORITY .. */
+    uint32_t timeout_ms; /* from now; then it fails with OL_CANCELLED. 0: none */
     /* Metering: the host's own record, <= OL_MAX_METER_BYTES, copied and not looked into. It
      * comes back in an OL_EVENT_USAGE when the request ends, however it ends, and now and then
      * before. Empty: no such event. */
@@ -151,12 +162,6 @@ typedef enum ol_outcome {
     OL_OUTCOME_CANCELLED,
     OL_OUTCOME_SO_FAR, /* it goes on */
 } ol_outcome;
-
-typedef struct ol_token_logprob {
-    int32_t token;
-    float logprob; /* natural log, of the model's own distribution: before
-                    * temperature, penalties, bias and cuts */
-} ol_token_logprob;
 
 typedef struct ol_event {
     uint64_t tag;

@@ -7,7 +7,7 @@
  *   admission.c  when a request has its adapters, and which are asked for
  *   step.c       plan -> step -> logits
  *   offers.c     adapters that are read beside the steps
- *   output.c     a row of logits -> token, text, events, the end
+ *   output.c     how a token is chosen; token -> text, events, the end
  *
  * A request is in one of two states: waiting for adapters (`pending`, in order of age),
  * or with the scheduler, all of its adapters pinned. (It goes back when the device has no
@@ -18,6 +18,7 @@
 #define OL_ENGINE_INTERNAL_H
 
 #include "engine/adapters.h"
+#include "engine/choose.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
 #include "engine/events.h"
@@ -77,6 +78,7 @@ typedef struct limits {
 typedef struct counters {
     uint64_t steps, prompt_tokens, generated_tokens, requests, failed, cancelled;
     uint64_t cached_tokens, rows, sequences, busy_us, rejected;
+    uint64_t device_choices; /* logit rows whose tokens the device chose */
 } counters;
 
 struct ol_engine {
@@ -112,12 +114,15 @@ struct ol_engine {
     ol_events *events;
     counters counters;
     /* Working memory of a step, sized at opening. */
-    ol_sampler_scratch *scratch;
-    int32_t *step_tokens;   /* [limits.step_tokens] */
-    ol_step_seq *step_seqs; /* [limits.max_seqs] */
-    int32_t *step_logits;   /* [limits.max_logit_rows] */
-    double *step_energy;    /* [limits.step_tokens][adapters of the row] */
-    ol_buf piece, released; /* text of a token; what of it may be told */
+    bool device_chooses; /* else it gives logits, and the chooser is ours */
+    ol_chooser *chooser;
+    int32_t *step_tokens;    /* [limits.step_tokens] */
+    ol_step_seq *step_seqs;  /* [limits.max_seqs] */
+    int32_t *step_logits;    /* [limits.max_logit_rows] */
+    ol_pick *step_picks;     /* the same */
+    ol_choice *step_choices; /* the same, of the chooser */
+    double *step_energy;     /* [limits.step_tokens][adapters of the row] */
+    ol_buf piece, released;  /* text of a token; what of it may be told */
 };
 
 static inline bool engine_is_eos(const ol_engine *engine, int32_t token)
@@ -166,8 +171,11 @@ int step_find_computed(void *engine, ol_sched_seq *seq, int n_tokens, int32_t *p
 void offer_drop(ol_job *job, void *engine);
 
 /* -- output.c ------------------------------------------------------------------- */
-/* Takes the logits [n][vocab] of the last n computed rows of a request. */
-void output_take(ol_engine *engine, request *r, const float *logits, int n);
+/* How the token of row k of those of a part that give logits is chosen; or, of a given one, what
+ * is to be known. */
+void output_pick(const request *r, int k, ol_pick *pick);
+/* Takes the choices of the last n computed rows of a request. */
+void output_take(ol_engine *engine, request *r, const ol_choice *choices, int n);
 /* Nothing (more) is to be generated. */
 void output_finish(ol_engine *engine, request *r, ol_finish finish);
 

@@ -205,17 +205,27 @@ static ol_code run_layer(ol_model *m, const ol_layer *layer, ol_kv *kv, ol_error
     return t->mlp(m->device, layer, m->y, m->x, err);
 }
 
-ol_code ol_model_forward(ol_model *m, const ol_step *step, ol_kv *kv, const float **logits,
+static ol_code run_head(ol_model *m, const ol_step *step, ol_model_output *output, ol_error *err)
+{
+    float eps = m->config.norm_eps;
+
+    if (step->picks)
+        return m->table->choose(m->device, m->x, m->final_norm, eps, m->head, &output->choices,
+                                err);
+    return m->table->logits(m->device, m->x, m->final_norm, eps, m->head, &output->logits, err);
+}
+
+ol_code ol_model_forward(ol_model *m, const ol_step *step, ol_kv *kv, ol_model_output *output,
                          ol_error *err)
 {
     const ol_device_table *t = m->table;
 
-    *logits = NULL;
+    *output = (ol_model_output){0};
     OL_TRY(t->step_begin(m->device, step, err));
     OL_TRY(t->embed(m->device, m->embed, m->x, err));
     for (int i = 0; i < m->config.n_layers; i++)
         OL_TRY(run_layer(m, &m->layers[i], kv, err));
     if (step->n_logit_rows)
-        OL_TRY(t->logits(m->device, m->x, m->final_norm, m->config.norm_eps, m->head, logits, err));
+        OL_TRY(run_head(m, step, output, err));
     return t->step_end(m->device, err);
 }

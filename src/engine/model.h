@@ -28,9 +28,16 @@ void ol_model_free(ol_model *model); /* NULL is fine */
 
 const ol_model_config *ol_model_config_of(const ol_model *model);
 
-/* Runs a step: step_begin to step_end. *logits: [step->n_logit_rows][vocab], valid until
- * the next step; NULL when the step wants none. A failure means that the device failed. */
-ol_code ol_model_forward(ol_model *model, const ol_step *step, ol_kv *kv, const float **logits,
+/* Of a step's logit rows, valid until the next step: choices where step->picks says how (only for
+ * a device that chooses), else logits, [n_logit_rows][vocab]. The other is NULL; both are when the
+ * step has no such rows. */
+typedef struct ol_model_output {
+    const ol_choice *choices;
+    const float *logits;
+} ol_model_output;
+
+/* Runs a step: step_begin to step_end. A failure means that the device failed. */
+ol_code ol_model_forward(ol_model *model, const ol_step *step, ol_kv *kv, ol_model_output *output,
                          ol_error *err);
 
 #endif

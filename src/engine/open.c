@@ -344,15 +344,18 @@ static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_err
     engine->step_tokens = calloc((size_t)l->step_tokens, sizeof(int32_t));
     engine->step_seqs = calloc((size_t)l->max_seqs, sizeof(ol_step_seq));
     engine->step_logits = calloc((size_t)l->max_logit_rows, sizeof(int32_t));
+    engine->step_picks = calloc((size_t)l->max_logit_rows, sizeof(ol_pick));
+    engine->step_choices = calloc((size_t)l->max_logit_rows, sizeof(ol_choice));
     engine->step_energy =
         calloc((size_t)l->step_tokens * OL_MAX_REQUEST_ADAPTERS, sizeof(*engine->step_energy));
     if (!engine->tags || !engine->step_tokens || !engine->step_seqs || !engine->step_logits ||
-        !engine->step_energy)
+        !engine->step_picks || !engine->step_choices || !engine->step_energy)
         return ol_fail_nomem(err, buckets * sizeof(request *), "the engine");
     OL_TRY(ol_adapters_create(&adapters, &engine->adapters, err));
     OL_TRY(ol_loader_create(&engine->loader, err));
     OL_TRY(ol_events_create(&engine->events, err));
-    OL_TRY(ol_sampler_scratch_create(engine->config->vocab, &engine->scratch, err));
+    engine->device_chooses = engine->table->choose && !o->host_sampling;
+    OL_TRY(ol_chooser_create(engine->config->vocab, &engine->chooser, err));
     return make_eos(engine, err);
 }
 
@@ -409,7 +412,7 @@ void ol_engine_close(ol_engine *engine)
     ol_tokenizer_free(engine->tok);
     ol_model_source_close(engine->source); /* last: the device may use its bytes */
     ol_events_free(engine->events);
-    ol_sampler_scratch_free(engine->scratch);
+    ol_chooser_free(engine->chooser);
     ol_buf_free(&engine->piece);
     ol_buf_free(&engine->released);
     free(engine->eos);
@@ -417,6 +420,8 @@ void ol_engine_close(ol_engine *engine)
     free(engine->step_tokens);
     free(engine->step_seqs);
     free(engine->step_logits);
+    free(engine->step_picks);
+    free(engine->step_choices);
     free(engine->step_energy);
     free(engine);
 }

@@ -1,12 +1,20 @@
-/* output.c: from logits to tokens, text and events. */
+/* output.c: how tokens are chosen; from tokens to text and events. */
 #include "engine/engine_internal.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* Of a quiet request, until they are told: whoever meters wants to hear now and then. */
 #define HELD_BYTES 2048
 #define HELD_TOKENS 32
+
+void output_pick(const request *r, int k, ol_pick *pick)
+{
+    if (r->task == OL_TASK_SCORE)
+        *pick = (ol_pick){.given = r->tokens[r->n_prompt + r->n_output + k],
+                          .logprobs = r->logprobs > 0 ? r->logprobs : 0};
+    else
+        ol_sampler_pick(r->sampler, r->tokens + r->n_prompt, r->n_output, pick);
+}
 
 /* -- text -------------------------------------------------------------------------------- */
 
@@ -104,27 +112,26 @@ static ol_code append_token(request *r, int32_t token, ol_error *err)
 }
 
 /* *finish is set when *ended. */
-static ol_code generate(ol_engine *engine, request *r, const float *logits, bool *ended,
+static ol_code generate(ol_engine *engine, request *r, const ol_choice *choice, bool *ended,
                         ol_finish *finish, ol_error *err)
 {
-    ol_choice choice;
     bool stopped;
 
-    OL_TRY(ol_sampler_choose(r->sampler, engine->scratch, logits, r->n_output, &choice, err));
+    OL_TRY(ol_choice_check(choice, err));
     *ended = true;
     *finish = OL_FINISH_EOS;
-    if (!r->ignore_eos && engine_is_eos(engine, choice.token))
+    if (!r->ignore_eos && engine_is_eos(engine, choice->token))
         return OL_OK;
-    OL_TRY(append_token(r, choice.token, err));
-    OL_TRY(take_text(engine, r, choice.token, &stopped, err));
+    OL_TRY(append_token(r, choice->token, err));
+    OL_TRY(take_text(engine, r, choice->token, &stopped, err));
     engine->counters.generated_tokens++;
-    OL_TRY(tell_token(engine, r, &choice, err));
+    OL_TRY(tell_token(engine, r, choice, err));
     *finish = stopped ? OL_FINISH_STOP : OL_FINISH_LENGTH;
     *ended = stopped || r->n_output == r->max_output;
     return OL_OK;
 }
 
-static void take_generated(ol_engine *engine, request *r, const float *logits)
+static void take_generated(ol_engine *engine, request *r, const ol_choice *choice)
 {
     ol_finish finish;
     ol_error err;
@@ -132,7 +139,7 @@ static void take_generated(ol_engine *engine, request *r, const float *logits)
 
     if (!r->first_us)
         r->first_us = ol_now_us();
-    if (generate(engine, r, logits, &ended, &finish, &err) != OL_OK) {
+    if (generate(engine, r, choice, &ended, &finish, &err) != OL_OK) {
         request_fail(engine, r, &err);
     } else if (ended && finish == OL_FINISH_STOP) {
         ol_buf_reset(&engine->released); /* what followed the stop string is dropped */
@@ -146,34 +153,26 @@ static void take_generated(ol_engine *engine, request *r, const float *logits)
 
 /* -- scoring ---------------------------------------------------------------------------------- */
 
-static ol_code score(ol_engine *engine, request *r, const float *logits, ol_error *err)
+static ol_code score(ol_engine *engine, request *r, const ol_choice *choice, ol_error *err)
 {
-    int vocab = engine->config->vocab;
-    ol_choice choice = {.token = r->tokens[r->n_prompt + r->n_output]};
     bool stopped;
 
-    choice.logprob = ol_logprob_of(logits, vocab, choice.token);
-    if (isnan(choice.logprob)) {
-        ol_fail(err, OL_INTERNAL, "the model gave logits that are not numbers");
-        return ol_hint(err, "The weights of the model or of an adapter may be damaged.");
-    }
+    OL_TRY(ol_choice_check(choice, err));
     r->n_output++;
     r->seq.logits_from++;
-    r->logprob_sum += choice.logprob;
+    r->logprob_sum += choice->logprob;
     if (r->logprobs < 0)
         return OL_OK;
-    choice.n_alternatives = r->logprobs < vocab ? r->logprobs : vocab;
-    ol_logprob_top(logits, vocab, choice.n_alternatives, choice.alternatives);
-    OL_TRY(take_text(engine, r, choice.token, &stopped, err));
-    return tell_token(engine, r, &choice, err);
+    OL_TRY(take_text(engine, r, choice->token, &stopped, err));
+    return tell_token(engine, r, choice, err);
 }
 
-static void take_scored(ol_engine *engine, request *r, const float *logits, int n)
+static void take_scored(ol_engine *engine, request *r, const ol_choice *choices, int n)
 {
     for (int i = 0; i < n; i++) {
         ol_error err;
 
-        if (score(engine, r, logits + (size_t)i * (size_t)engine->config->vocab, &err) != OL_OK) {
+        if (score(engine, r, &choices[i], &err) != OL_OK) {
             request_fail(engine, r, &err);
             return;
         }
@@ -184,10 +183,10 @@ static void take_scored(ol_engine *engine, request *r, const float *logits, int 
         request_tell_so_far(engine, r);
 }
 
-void output_take(ol_engine *engine, request *r, const float *logits, int n)
+void output_take(ol_engine *engine, request *r, const ol_choice *choices, int n)
 {
     if (r->task == OL_TASK_SCORE)
-        take_scored(engine, r, logits, n);
+        take_scored(engine, r, choices, n);
     else
-        take_generated(engine, r, logits);
+        take_generated(engine, r, choices);
 }

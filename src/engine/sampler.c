@@ -5,31 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How often a token was seen; open addressing, empty slots hold token -1. */
-typedef struct seen {
-    int32_t token;
-    int32_t in_output;
-    bool in_prompt;
-} seen;
-
 struct ol_sampler {
-    ol_sampling how; /* its bias is our copy; stops are not ours */
-    ol_logit_bias *bias;
-    int vocab;
+    ol_pick pick; /* but what changes with each token */
     bool penalised;
-    seen *table;
-    size_t table_size; /* a power of two, or 0 */
-    size_t table_used;
-};
-
-typedef struct candidate {
-    float logit;
-    int32_t token;
-} candidate;
-
-struct ol_sampler_scratch {
-    float *logits;
-    candidate *candidates;
+    ol_logit_bias *bias;
+    ol_seen_token *seen; /* [pick.n_seen] */
+    int max_seen;
+    int32_t *slots; /* index into seen, or -1: open addressing; 4 * max_seen of them */
+    ol_constraint constraint;
+    uint32_t *mask; /* NULL: no constraint */
 };
 
 ol_sampling ol_sampling_default(void)
@@ -100,35 +84,9 @@ ol_code ol_sampling_check(const ol_sampling *s, int vocab, ol_error *err)
 
 /* -- life -------------------------------------------------------------------- */
 
-ol_code ol_sampler_scratch_create(int vocab, ol_sampler_scratch **scratch, ol_error *err)
+ol_code ol_sampler_create(const ol_sampling *how, ol_sampler **sampler, ol_error *err)
 {
-    ol_sampler_scratch *s = calloc(1, sizeof(*s));
-
-    if (s) {
-        s->logits = malloc((size_t)vocab * sizeof(float));
-        s->candidates = malloc((size_t)vocab * sizeof(candidate));
-    }
-    if (!s || !s->logits || !s->candidates) {
-        ol_sampler_scratch_free(s);
-        return ol_fail_nomem(err, (size_t)vocab * sizeof(candidate), "the sampler");
-    }
-    *scratch = s;
-    return OL_OK;
-}
-
-void ol_sampler_scratch_free(ol_sampler_scratch *s)
-{
-    if (!s)
-        return;
-    free(s->logits);
-    free(s->candidates);
-    free(s);
-}
-
-ol_code ol_sampler_create(const ol_sampling *sampling, int vocab, ol_sampler **sampler,
-                          ol_error *err)
-{
-    size_t bytes = (size_t)sampling->n_bias * sizeof(ol_logit_bias);
+    size_t bytes = (size_t)how->n_bias * sizeof(ol_logit_bias);
     ol_sampler *s = calloc(1, sizeof(*s));
 
     if (s && bytes)
@@ -138,15 +96,36 @@ ol_code ol_sampler_create(const ol_sampling *sampling, int vocab, ol_sampler **s
         return ol_fail_nomem(err, sizeof(*s) + bytes, "a request's sampler");
     }
     if (bytes)
-        memcpy(s->bias, sampling->bias, bytes);
-    s->how = *sampling;
-    s->how.bias = s->bias;
-    s->how.stops = NULL;
-    s->how.n_stops = 0;
-    s->vocab = vocab;
-    s->penalised = sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 ||
-                   sampling->frequency_penalty != 0;
+        memcpy(s->bias, how->bias, bytes);
+    s->penalised =
+        how->repetition_penalty != 1 || how->presence_penalty != 0 || how->frequency_penalty != 0;
+    s->pick = (ol_pick){.seed = how->seed,
+                        .bias = s->bias,
+                        .n_bias = how->n_bias,
+                        .given = -1,
+                        .temperature = how->temperature,
+                        .top_k = how->top_k,
+                        .top_p = how->top_p,
+                        .floor = how->min_p > 0 ? how->temperature * logf(how->min_p) : -INFINITY,
+                        .repetition = how->repetition_penalty,
+                        .presence = how->presence_penalty,
+                        .frequency = how->frequency_penalty,
+                        .logprobs = how->logprobs};
     *sampler = s;
+    return OL_OK;
+}
+
+ol_code ol_sampler_constrain(ol_sampler *s, const ol_constraint *constraint, int vocab,
+                             ol_error *err)
+{
+    int words = (vocab + 31) / 32;
+
+    s->mask = malloc((size_t)words * sizeof(uint32_t));
+    if (!s->mask)
+        return ol_fail_nomem(err, (size_t)words * sizeof(uint32_t), "a request's sampler");
+    s->constraint = *constraint;
+    s->pick.mask = s->mask;
+    s->pick.n_mask = words;
     return OL_OK;
 }
 
@@ -155,60 +134,63 @@ void ol_sampler_free(ol_sampler *s)
     if (!s)
         return;
     free(s->bias);
-    free(s->table);
+    free(s->seen);
+    free(s->slots);
+    free(s->mask);
     free(s);
 }
 
-/* -- penalties --------------------------------------------------------------- */
+/* -- what was seen ------------------------------------------------------------ */
 
-static seen *find_slot(seen *table, size_t size, int32_t token)
+static int32_t *find_slot(ol_sampler *s, int32_t token)
 {
-    size_t at = ((uint32_t)token * 2654435761u) & (size - 1);
+    uint32_t mask = 4 * (uint32_t)s->max_seen - 1;
+    uint32_t at = ((uint32_t)token * 2654435761u) & mask;
 
-    while (table[at].token != -1 && table[at].token != token)
-        at = (at + 1) & (size - 1);
-    return &table[at];
+    while (s->slots[at] >= 0 && s->seen[s->slots[at]].token != token)
+        at = (at + 1) & mask;
+    return &s->slots[at];
 }
 
-static ol_code grow_table(ol_sampler *s, ol_error *err)
+static ol_code grow_seen(ol_sampler *s, ol_error *err)
 {
-    size_t size = s->table_size ? 2 * s->table_size : 64;
-    seen *table = malloc(size * sizeof(seen));
+    size_t most = s->max_seen ? 2 * (size_t)s->max_seen : 32;
+    size_t bytes = most * (sizeof(ol_seen_token) + 4 * sizeof(int32_t));
+    ol_seen_token *seen = realloc(s->seen, most * sizeof(*seen));
+    int32_t *slots = seen ? malloc(4 * most * sizeof(*slots)) : NULL;
 
-    if (!table)
-        return ol_fail_nomem(err, size * sizeof(seen), "the penalties of a request");
-    for (size_t i = 0; i < size; i++)
-        table[i] = (seen){.token = -1};
-    for (size_t i = 0; i < s->table_size; i++)
-        if (s->table[i].token != -1)
-            *find_slot(table, size, s->table[i].token) = s->table[i];
-    free(s->table);
-    s->table = table;
-    s->table_size = size;
+    if (seen)
+        s->pick.seen = s->seen = seen;
+    if (!slots)
+        return ol_fail_nomem(err, bytes, "the penalties of a request");
+    free(s->slots);
+    s->slots = slots;
+    s->max_seen = (int)most;
+    for (size_t i = 0; i < 4 * most; i++)
+        slots[i] = -1;
+    for (int i = 0; i < s->pick.n_seen; i++)
+        *find_slot(s, s->seen[i].token) = i;
     return OL_OK;
 }
 
 static ol_code see(ol_sampler *s, int32_t token, bool output, ol_error *err)
 {
-    seen *slot;
+    int32_t *slot;
 
-    if (2 * (s->table_used + 1) > s->table_size)
-        OL_TRY(grow_table(s, err));
-    slot = find_slot(s->table, s->table_size, token);
-    if (slot->token == -1) {
-        slot->token = token;
-        s->table_used++;
+    if (s->pick.n_seen == s->max_seen)
+        OL_TRY(grow_seen(s, err));
+    slot = find_slot(s, token);
+    if (*slot < 0) {
+        *slot = s->pick.n_seen++;
+        s->seen[*slot] = (ol_seen_token){.token = token};
     }
-    if (output)
-        slot->in_output++;
-    else
-        slot->in_prompt = true;
+    s->seen[*slot].in_output += output;
     return OL_OK;
 }
 
 ol_code ol_sampler_see_prompt(ol_sampler *s, const int32_t *tokens, size_t n, ol_error *err)
 {
-    if (s->how.repetition_penalty == 1) /* the only one that looks at the prompt */
+    if (s->pick.repetition == 1) /* the only one that looks at the prompt */
         return OL_OK;
     for (size_t i = 0; i < n; i++)
         OL_TRY(see(s, tokens[i], false, err));
@@ -220,251 +202,14 @@ ol_code ol_sampler_see_output(ol_sampler *s, int32_t token, ol_error *err)
     return s->penalised ? see(s, token, true, err) : OL_OK;
 }
 
-static void apply_penalties(const ol_sampler *s, float *logits)
-{
-    for (size_t i = 0; i < s->table_size; i++) {
-        const seen *t = &s->table[i];
-        float *logit;
+/* -- the next token ----------------------------------------------------------- */
 
-        if (t->token < 0 || t->token >= s->vocab)
-            continue;
-        logit = &logits[t->token];
-        *logit =
-            *logit > 0 ? *logit / s->how.repetition_penalty : *logit * s->how.repetition_penalty;
-        if (t->in_output)
-            *logit -= s->how.presence_penalty + s->how.frequency_penalty * (float)t->in_output;
+void ol_sampler_pick(ol_sampler *s, const int32_t *output, int n_output, ol_pick *pick)
+{
+    if (s->mask) {
+        memset(s->mask, 0, (size_t)s->pick.n_mask * sizeof(uint32_t));
+        s->constraint.allow(s->constraint.context, output, n_output, s->mask);
     }
-}
-
-/* -- log-probabilities ------------------------------------------------------- */
-
-/* NaN when any logit is. Lanes keep the loop free of a serial dependency. */
-static float max_of(const float *logits, int n)
-{
-    enum { LANES = 16 };
-    float lane[LANES], max = -INFINITY;
-    int nans[LANES] = {0};
-
-    for (int k = 0; k < LANES; k++)
-        lane[k] = -INFINITY;
-    for (int i = 0; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            float x = logits[i + k];
-
-            lane[k] = x > lane[k] ? x : lane[k];
-            nans[k] |= x != x;
-        }
-    for (int i = n & ~(LANES - 1); i < n; i++) {
-        lane[0] = logits[i] > lane[0] ? logits[i] : lane[0];
-        nans[0] |= isnan(logits[i]);
-    }
-    for (int k = 0; k < LANES; k++) {
-        if (nans[k])
-            return NAN;
-        max = lane[k] > max ? lane[k] : max;
-    }
-    return max;
-}
-
-static double log_sum_exp(const float *logits, int n)
-{
-    float max = max_of(logits, n);
-    double sum = 0;
-
-    for (int i = 0; i < n; i++)
-        sum += (double)expf(logits[i] - max);
-    return (double)max + log(sum);
-}
-
-float ol_logprob_of(const float *logits, int vocab, int32_t token)
-{
-    return (float)((double)logits[token] - log_sum_exp(logits, vocab));
-}
-
-static void top_with(const float *logits, int vocab, int n, double lse, ol_token_logprob *top)
-{
-    int have = 0;
-
-    n = n < vocab ? n : vocab;
-    for (int i = 0; i < vocab && n > 0; i++) {
-        int at;
-
-        if (have == n && !(logits[i] > top[n - 1].logprob))
-            continue;
-        at = have < n ? have++ : n - 1;
-        for (; at > 0 && logits[i] > top[at - 1].logprob; at--)
-            top[at] = top[at - 1];
-        top[at] = (ol_token_logprob){i, logits[i]};
-    }
-    for (int i = 0; i < have; i++)
-        top[i].logprob = (float)((double)top[i].logprob - lse);
-}
-
-void ol_logprob_top(const float *logits, int vocab, int n, ol_token_logprob *top)
-{
-    top_with(logits, vocab, n, log_sum_exp(logits, vocab), top);
-}
-
-/* -- the draw ---------------------------------------------------------------- */
-
-/* Uniform in [0, 1), a function of (seed, index): two rounds of the splitmix64
- * finaliser (Steele, Lea, Flood 2014). */
-static double uniform(uint64_t seed, int index)
-{
-    uint64_t z = seed;
-
-    for (int round = 0; round < 2; round++) {
-        z += 0x9E3779B97F4A7C15u * ((uint64_t)index + 1 + (uint64_t)round);
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-        z ^= z >> 31;
-    }
-    return (double)(z >> 11) * 0x1p-53;
-}
-
-static bool better(candidate a, candidate b)
-{
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-}
-
-static void sift_down(candidate *heap, int n, int at)
-{
-    for (;;) {
-        int child = 2 * at + 1;
-        candidate moved;
-
-        if (child >= n)
-            return;
-        if (child + 1 < n && better(heap[child + 1], heap[child]))
-            child++;
-        if (!better(heap[child], heap[at]))
-            return;
-        moved = heap[at];
-        heap[at] = heap[child];
-        heap[child] = moved;
-        at = child;
-    }
-}
-
-/* Moves the best of heap[0..n) to heap[n - 1] and restores heap[0..n - 1). */
-static candidate pop_best(candidate *heap, int n)
-{
-    candidate best = heap[0];
-
-    heap[0] = heap[n - 1];
-    heap[n - 1] = best;
-    sift_down(heap, n - 1, 0);
-    return best;
-}
-
-/* Draws among candidates[0..n) by cutting to top_k and top_p, best first. Popped
- * candidates gather at the end of the array, so kept[i] = candidates[n - 1 - i]. */
-static int32_t draw_cut(const ol_sampling *how, candidate *c, int n, float max, double u)
-{
-    double inverse = 1.0 / (double)how->temperature, total = 0, mass = 0, target;
-    int limit = how->top_k > 0 && how->top_k < n ? how->top_k : n;
-    int kept = 0;
-
-    for (int i = n / 2 - 1; i >= 0; i--)
-        sift_down(c, n, i);
-    if (limit == n) {
-        for (int i = 0; i < n; i++)
-            total += exp((double)(c[i].logit - max) * inverse);
-    } else { /* top_p is a share of what top_k leaves */
-        for (int i = 0; i < limit; i++)
-            total += exp((double)(pop_best(c, n - i).logit - max) * inverse);
-        kept = limit;
-    }
-    for (int i = 0; i < limit; i++) {
-        candidate best = i < kept ? c[n - 1 - i] : pop_best(c, n - i);
-
-        mass += exp((double)(best.logit - max) * inverse);
-        if (i >= kept)
-            kept = i + 1;
-        if (mass >= (double)how->top_p * total) {
-            kept = i + 1;
-            break;
-        }
-    }
-    target = u * mass;
-    for (int i = 0; i < kept; i++) {
-        target -= exp((double)(c[n - 1 - i].logit - max) * inverse);
-        if (target < 0)
-            return c[n - 1 - i].token;
-    }
-    return c[n - kept].token;
-}
-
-static int32_t draw_all(const ol_sampling *how, const candidate *c, int n, float max, double u)
-{
-    double inverse = 1.0 / (double)how->temperature, total = 0, target;
-
-    for (int i = 0; i < n; i++)
-        total += exp((double)(c[i].logit - max) * inverse);
-    target = u * total;
-    for (int i = 0; i < n; i++) {
-        target -= exp((double)(c[i].logit - max) * inverse);
-        if (target < 0)
-            return c[i].token;
-    }
-    return c[n - 1].token;
-}
-
-static int32_t draw(const ol_sampler *s, ol_sampler_scratch *scratch, const float *logits,
-                    float max, int index)
-{
-    const ol_sampling *how = &s->how;
-    double u = uniform(how->seed, index);
-    float floor = how->min_p > 0 ? max + how->temperature * logf(how->min_p) : -INFINITY;
-    int n = 0;
-
-    for (int i = 0; i < s->vocab; i++)
-        if (logits[i] >= floor && logits[i] != -INFINITY)
-            scratch->candidates[n++] = (candidate){logits[i], i};
-    if (how->top_k > 0 || how->top_p < 1)
-        return draw_cut(how, scratch->candidates, n, max, u);
-    return draw_all(how, scratch->candidates, n, max, u);
-}
-
-static int32_t first_index_of(const float *logits, int n, float value)
-{
-    for (int i = 0; i < n; i++)
-        if (logits[i] == value)
-            return i;
-    return -1;
-}
-
-ol_code ol_sampler_choose(ol_sampler *s, ol_sampler_scratch *scratch, const float *logits,
-                          int index, ol_choice *choice, ol_error *err)
-{
-    const float *row = logits;
-    float max;
-
-    choice->n_alternatives = 0;
-    choice->logprob = 0;
-    if (s->penalised || s->how.n_bias) {
-        memcpy(scratch->logits, logits, (size_t)s->vocab * sizeof(float));
-        apply_penalties(s, scratch->logits);
-        for (int i = 0; i < s->how.n_bias; i++)
-            scratch->logits[s->bias[i].token] += s->bias[i].bias;
-        row = scratch->logits;
-    }
-    max = max_of(row, s->vocab);
-    if (max == -INFINITY)
-        return ol_fail(err, OL_INVALID, "logit_bias forbids every token");
-    if (isnan(max) || max == INFINITY) {
-        ol_fail(err, OL_INTERNAL, "the model gave logits that are not numbers");
-        return ol_hint(err, "The weights of the model or of an adapter may be damaged.");
-    }
-    choice->token = first_index_of(row, s->vocab, max);
-    if (s->how.temperature > 0 && s->how.top_k != 1)
-        choice->token = draw(s, scratch, row, max, index);
-    if (s->how.logprobs >= 0) {
-        double lse = log_sum_exp(logits, s->vocab);
-
-        choice->logprob = (float)((double)logits[choice->token] - lse);
-        choice->n_alternatives = s->how.logprobs < s->vocab ? s->how.logprobs : s->vocab;
-        top_with(logits, s->vocab, choice->n_alternatives, lse, choice->alternatives);
-    }
-    return OL_OK;
+    *pick = s->pick;
+    pick->index = n_output;
 }

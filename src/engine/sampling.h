@@ -5,19 +5,14 @@
 #ifndef OL_ENGINE_SAMPLING_H
 #define OL_ENGINE_SAMPLING_H
 
+#include "base/choice.h"
+
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 
-#define OL_MAX_LOGPROBS 20 /* alternatives per token */
 #define OL_MAX_LOGIT_BIAS 1024
 #define OL_MAX_STOPS 16
 #define OL_MAX_STOP_BYTES 1024
-
-typedef struct ol_logit_bias {
-    int32_t token;
-    float bias; /* added to the logit; -INFINITY forbids the token */
-} ol_logit_bias;
 
 typedef struct ol_text {
     const char *data;

@@ -56,15 +56,18 @@ static void fill_step(ol_engine *engine, const ol_sched_plan *plan, ol_step *ste
         memcpy(engine->step_tokens + row, r->tokens + part->first_pos,
                (size_t)part->n_rows * sizeof(int32_t));
         row += part->n_rows;
-        for (int k = 0; k < part->n_logits; k++)
-            engine->step_logits[logit++] = row - part->n_logits + k;
+        for (int k = 0; k < part->n_logits; k++, logit++) {
+            engine->step_logits[logit] = row - part->n_logits + k;
+            output_pick(r, k, &engine->step_picks[logit]);
+        }
     }
     *step = (ol_step){.n_rows = row,
                       .tokens = engine->step_tokens,
                       .n_seqs = plan->n_parts,
                       .seqs = engine->step_seqs,
                       .n_logit_rows = logit,
-                      .logit_rows = engine->step_logits};
+                      .logit_rows = engine->step_logits,
+                      .picks = engine->device_chooses ? engine->step_picks : NULL};
 }
 
 static void note_start(ol_engine *engine, const ol_sched_plan *plan)
@@ -130,16 +133,17 @@ static void note_plan(ol_engine *engine, const ol_sched_plan *plan)
 
 /* A device that finds no working memory may find it where adapters lie idle; a step can be
  * done again, as it only writes what it has not read. */
-static ol_code forward(ol_engine *engine, const ol_step *step, const float **logits, ol_error *err)
+static ol_code forward(ol_engine *engine, const ol_step *step, ol_model_output *output,
+                       ol_error *err)
 {
     ol_code code;
 
     clear_energies(engine, step);
-    code = ol_model_forward(engine->model, step, engine->kv, logits, err);
+    code = ol_model_forward(engine->model, step, engine->kv, output, err);
     if (code != OL_NOMEM || !ol_adapters_drop_idle(engine->adapters))
         return code;
     clear_energies(engine, step);
-    return ol_model_forward(engine->model, step, engine->kv, logits, err);
+    return ol_model_forward(engine->model, step, engine->kv, output, err);
 }
 
 /* The newest request of a plan; among those with adapters when there are such. */
@@ -172,8 +176,24 @@ static void shed(ol_engine *engine, const ol_sched_plan *plan, ol_error *err)
     request_fail(engine, r, err);
 }
 
+/* The device's choices; or, from its logits, ours. */
+static const ol_choice *choose(ol_engine *engine, const ol_step *step,
+                               const ol_model_output *output)
+{
+    size_t vocab = (size_t)engine->config->vocab;
+
+    if (output->choices) {
+        engine->counters.device_choices += (uint64_t)step->n_logit_rows;
+        return output->choices;
+    }
+    for (int i = 0; i < step->n_logit_rows; i++)
+        ol_choose(engine->chooser, &engine->step_picks[i], output->logits + (size_t)i * vocab,
+                  &engine->step_choices[i]);
+    return engine->step_choices;
+}
+
 /* A request may end here, and is then no more. */
-static void deliver(ol_engine *engine, const ol_sched_plan *plan, const float *logits)
+static void deliver(ol_engine *engine, const ol_sched_plan *plan, const ol_choice *choices)
 {
     for (int i = 0; i < plan->n_parts; i++) {
         const ol_sched_part *part = &plan->parts[i];
@@ -182,8 +202,8 @@ static void deliver(ol_engine *engine, const ol_sched_plan *plan, const float *l
             request_tell_so_far(engine, request_of(part->seq));
             continue;
         }
-        output_take(engine, request_of(part->seq), logits, part->n_logits);
-        logits += (size_t)part->n_logits * (size_t)engine->config->vocab;
+        output_take(engine, request_of(part->seq), choices, part->n_logits);
+        choices += part->n_logits;
     }
 }
 
@@ -215,20 +235,20 @@ static void note_time(ol_engine *engine, const ol_sched_plan *plan, uint64_t us)
 static ol_code run_plan(ol_engine *engine, ol_sched_plan *plan, ol_error *err)
 {
     uint64_t start = ol_now_us();
-    const float *logits;
+    ol_model_output output;
     ol_step step;
 
     group_parts(plan);
     fill_step(engine, plan, &step);
     note_start(engine, plan);
-    OL_TRY(forward(engine, &step, &logits, err));
+    OL_TRY(forward(engine, &step, &output, err));
     ol_sched_done(engine->sched);
     note_plan(engine, plan);
     note_time(engine, plan, ol_now_us() - start);
     engine->counters.steps++;
     engine->counters.rows += (uint64_t)plan->n_rows;
     engine->counters.sequences += (uint64_t)plan->n_parts;
-    deliver(engine, plan, logits);
+    deliver(engine, plan, choose(engine, &step, &output));
     return OL_OK;
 }
 

@@ -221,8 +221,10 @@ static ol_code take_sampling(const ol_engine *engine, const ol_request *q, reque
         r->detok = ol_detok_begin(engine->tok, OL_DETOK_SKIP_SPECIAL | OL_DETOK_CONTINUE);
     if (q->task == OL_TASK_SCORE)
         return OL_OK;
-    OL_TRY(ol_sampler_create(&q->sampling, engine->config->vocab, &r->sampler, err));
+    OL_TRY(ol_sampler_create(&q->sampling, &r->sampler, err));
     OL_TRY(ol_sampler_see_prompt(r->sampler, r->tokens, (size_t)r->n_prompt, err));
+    if (q->constraint)
+        OL_TRY(ol_sampler_constrain(r->sampler, q->constraint, engine->config->vocab, err));
     if (q->sampling.n_stops == 0)
         return OL_OK;
     return ol_stops_create(q->sampling.stops, q->sampling.n_stops, &r->stops, err);

@@ -111,7 +111,7 @@ static void next_step(batch *b, rig_device *d, rig_rng *rng, int n, int most, bo
     }
     for (int r = 0; r < row; r++)
         b->tokens[r] = rig_below(rng, d->model->shape.vocab);
-    b->step = (ol_step){row, b->tokens, n, b->seqs, 0, b->logit_rows};
+    b->step = (ol_step){row, b->tokens, n, b->seqs, 0, b->logit_rows, NULL};
     for (int r = 0; r < row; r++)
         if (rig_below(rng, 2))
             b->logit_rows[b->step.n_logit_rows++] = r;

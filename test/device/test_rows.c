@@ -121,7 +121,7 @@ static void step_of(run *r, const int *chosen, const int *rows, int n)
     }
     for (int i = 0; i < row; i++)
         all[i] = i;
-    step = (ol_step){row, tokens, n, seqs, row, all};
+    step = (ol_step){row, tokens, n, seqs, row, all, NULL};
     forward(r, &step, &logits);
     for (int i = 0; i < n; i++) {
         memcpy(r->logits + (chosen[i] * MAX_LENGTH + r->done[chosen[i]]) * vocab,

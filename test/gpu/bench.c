@@ -413,8 +413,8 @@ static double step_time(model *m, const load *l)
     for (int i = -3; i < REPEAT; i++) {
         double from = now();
 
-        forward(m,
-                &(ol_step){l->n_seqs * l->n_rows, tokens, l->n_seqs, seqs, l->n_seqs, logit_rows});
+        forward(m, &(ol_step){l->n_seqs * l->n_rows, tokens, l->n_seqs, seqs, l->n_seqs, logit_rows,
+                              NULL});
         t[i < 0 ? 0 : i] = now() - from;
     }
     return median(t, REPEAT);

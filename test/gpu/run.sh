@@ -18,7 +18,7 @@ else
 	arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 	[ "$arch" = 90 ] && arch=90a
 	make -s -j"$(nproc)" CUDA_ARCHS="$arch" CUDA_PTX= engine gpu-tests build/test/test_golden \
-		build/test/test_engine_same || exit 1
+		build/test/test_engine_same build/test/test_engine_sampling || exit 1
 fi
 
 # With this machine's C library, or where it is too old with the packed one.
@@ -53,6 +53,7 @@ for program in "$build"/gpu_*; do
 done
 OL_TEST_DEVICE=cuda step golden "${loader[@]}" "$build/test/test_golden"
 OL_TEST_DEVICE=cuda step same "${loader[@]}" "$build/test/test_engine_same"
+OL_TEST_DEVICE=cuda step sampling "${loader[@]}" "$build/test/test_engine_sampling"
 if command -v compute-sanitizer >/dev/null 2>&1 && [ ${#loader[@]} = 0 ]; then
 	for program in element rope shrink linear attention; do
 		step "memcheck-$program" compute-sanitizer --tool memcheck --error-exitcode 1 "$build/gpu_$program"

@@ -9,6 +9,7 @@
 #include "gpu_rig.h"
 
 #include "device/device.h"
+#include "engine/choose.h"
 #include "kernels/core.h"
 
 #include <math.h>
@@ -144,6 +145,8 @@ typedef struct model {
     ol_kv *kv;
     ol_buffer *x, *y, *q, *o;
     ol_lora *loras[LORAS];
+    const ol_pick *picks; /* steps choose, instead of giving logits */
+    const ol_choice *choices;
 } model;
 
 static ol_weight *place(model *m, const ol_tensor *t, int use, ol_quantization quantization)
@@ -304,7 +307,10 @@ static void forward(model *m, const ol_step *step, const float **logits)
         OK(t->rms_norm(m->device, m->x, layer->mlp_norm, 1e-5f, m->y, &error));
         OK(t->mlp(m->device, layer, m->y, m->x, &error));
     }
-    OK(t->logits(m->device, m->x, m->norm, 1e-5f, m->head, logits, &error));
+    if (step->picks)
+        OK(t->choose(m->device, m->x, m->norm, 1e-5f, m->head, &m->choices, &error));
+    else
+        OK(t->logits(m->device, m->x, m->norm, 1e-5f, m->head, logits, &error));
     OK(t->step_end(m->device, &error));
 }
 
@@ -315,7 +321,7 @@ static void run(model *m, sequence *const *order, const int *rows, int n)
     int32_t tokens[MAX_ROWS], logit_rows[MAX_SEQS];
     ol_lora_ref refs[MAX_SEQS][3];
     ol_step_seq seqs[MAX_SEQS];
-    const float *logits;
+    const float *logits = NULL;
     int row = 0, energies = 0;
 
     memset(energy, 0, sizeof(energy));
@@ -336,12 +342,13 @@ static void run(model *m, sequence *const *order, const int *rows, int n)
         row += rows[i];
         logit_rows[i] = row - 1;
     }
-    forward(m, &(ol_step){row, tokens, n, seqs, n, logit_rows}, &logits);
+    forward(m, &(ol_step){row, tokens, n, seqs, n, logit_rows, m->picks}, &logits);
     for (int i = 0; i < n; i++) {
         sequence *q = order[i];
 
-        memcpy(q->logits, logits + (size_t)i * (size_t)m->w->s.vocab,
-               (size_t)m->w->s.vocab * sizeof(float));
+        if (logits)
+            memcpy(q->logits, logits + (size_t)i * (size_t)m->w->s.vocab,
+                   (size_t)m->w->s.vocab * sizeof(float));
         for (int r = 0; seqs[i].energy && r < rows[i]; r++)
             for (int k = 0; k < q->n_loras; k++)
                 q->energy[k] += seqs[i].energy[r * q->n_loras + k];
@@ -489,6 +496,123 @@ static void same_bits_in_any_step(void **state)
     rig_free_all();
 }
 
+/* -- choosing tokens
+ * --------------------------------------------------------------------------------- */
+
+#define SEEN 3000 /* more than a step's lists have room for at first */
+
+/* Penalties, biases and a mask when `edits`. */
+static void random_pick(ol_pick *p, bool edits)
+{
+    static ol_seen_token seen[SEEN];
+    static ol_logit_bias bias[3];
+    static uint32_t mask[(131 + 31) / 32];
+
+    for (int i = 0; i < SEEN; i++) /* those beyond the vocabulary are passed over */
+        seen[i] = (ol_seen_token){i, i % 3};
+    for (int i = 0; i < 3; i++)
+        bias[i] = (ol_logit_bias){7 * i, 0.5f};
+    for (size_t i = 0; i < sizeof(mask) / sizeof(mask[0]); i++)
+        mask[i] = 0x5fffff5f;
+    *p = (ol_pick){.seed = rig_next(),
+                   .index = rig_below(100),
+                   .given = rig_below(5) ? -1 : rig_below(wide.vocab),
+                   .temperature = rig_below(3) ? 1 : 0,
+                   .top_k = rig_below(2) ? 20 : 0,
+                   .top_p = rig_below(2) ? 0.8f : 1,
+                   .floor = -INFINITY,
+                   .repetition = 1.2f,
+                   .presence = 0.3f,
+                   .logprobs = rig_below(OL_MAX_LOGPROBS + 2) - 1};
+    if (!edits)
+        return;
+    p->seen = seen;
+    p->n_seen = rig_below(2) ? rig_below(SEEN) : 0;
+    p->bias = bias;
+    p->n_bias = rig_below(4);
+    p->mask = mask;
+    p->n_mask = rig_below(2) ? (int32_t)(sizeof(mask) / sizeof(mask[0])) : 0;
+}
+
+static void check_choice(ol_chooser *chooser, const ol_pick *how, const float *logits,
+                         const ol_choice *got)
+{
+    ol_choice want;
+
+    ol_choose(chooser, how, logits, &want);
+    assert_int_equal(got->status, OL_CHOICE_MADE);
+    assert_int_equal(got->token, want.token);
+    assert_int_equal(got->n_alternatives, want.n_alternatives);
+    assert_true(fabsf(got->logprob - want.logprob) < 1e-4f);
+    for (int i = 0; i < want.n_alternatives; i++)
+        assert_int_equal(got->alternatives[i].token, want.alternatives[i].token);
+}
+
+/* What it chooses is what the engine does of its logits; in other steps, at that. */
+static void chooses_as_the_engine(void **state)
+{
+    static const int rows[][3] = {{70, 33, 90}, {1, 1, 1}, {1, 1, 1}, {1, 40, 1}, {1, 1, 1}};
+    const weights *w = make_weights(&wide, OL_BF16);
+    sequence seqs[2][3], *logits[3], *choices[3];
+    ol_pick picks[3];
+    ol_chooser *chooser;
+    model m;
+
+    (void)state;
+    OK(ol_chooser_create(wide.vocab, &chooser, &error));
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    for (int i = 0; i < LORAS; i++)
+        place_lora(&m, NULL, i, OL_BF16);
+    for (int i = 0; i < 3; i++) {
+        random_sequence(&seqs[0][i], &wide, i, i);
+        logits[i] = &seqs[0][i];
+        seqs[1][i] = seqs[0][i];
+        choices[2 - i] = &seqs[1][i];
+        for (int p = 0; p < SEQ_PAGES; p++)
+            seqs[1][i].pages[p] = (seqs[0][i].pages[p] + 64) % PAGES;
+    }
+    for (size_t step = 0; step < sizeof(rows) / sizeof(rows[0]); step++) {
+        const int *n = rows[step];
+
+        for (int i = 0; i < 3; i++)
+            random_pick(&picks[i], step >= 2 && step != 4);
+        m.picks = NULL;
+        run(&m, logits, n, 3);
+        m.picks = picks;
+        m.choices = NULL;
+        run(&m, choices, (int[]){n[2], n[1], n[0]}, 3);
+        for (int i = 0; i < 3; i++)
+            check_choice(chooser, &picks[2 - i], seqs[0][i].logits, &m.choices[2 - i]);
+    }
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < seqs[0][i].n_loras; k++)
+            assert_true(seqs[0][i].energy[k] == seqs[1][i].energy[k]);
+    ol_chooser_free(chooser);
+    close_model(&m);
+    rig_free_all();
+}
+
+static void says_that_nothing_can_be_chosen(void **state)
+{
+    const weights *w = make_weights(&small, OL_BF16);
+    const uint32_t none[2] = {0, 0};
+    ol_pick pick = {.given = -1, .top_p = 1, .floor = -INFINITY, .mask = none, .n_mask = 2};
+    sequence seq;
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    random_sequence(&seq, &small, 0, 0);
+    m.picks = &pick;
+    run(&m, (sequence *[]){&seq}, (int[]){20}, 1);
+    assert_int_equal(m.choices[0].status, OL_CHOICE_NONE_ALLOWED);
+    pick.n_mask = 0;
+    run(&m, (sequence *[]){&seq}, (int[]){1}, 1);
+    assert_int_equal(m.choices[0].status, OL_CHOICE_MADE);
+    close_model(&m);
+    rig_free_all();
+}
+
 /* A graph of so many members serves those of higher ranks, too, who need more room. */
 static void room_grows_with_ranks(void **state)
 {
@@ -602,8 +726,9 @@ int main(void)
         cmocka_unit_test(agrees_with_cpu),
         cmocka_unit_test(agrees_in_blocks),
         cmocka_unit_test(same_bits_in_any_step),
+        cmocka_unit_test(chooses_as_the_engine),
+        cmocka_unit_test(says_that_nothing_can_be_chosen),
         cmocka_unit_test(room_grows_with_ranks),
-
         cmocka_unit_test(copies_pages),
         cmocka_unit_test(gives_memory_back),
         cmocka_unit_test(refuses_beyond_the_limit),

@@ -1,7 +1,7 @@
 /* test_sample.c: the device's choice of a token against the engine's sampler. */
 #include "gpu_rig.h"
 
-#include "engine/sampler.h"
+#include "engine/choose.h"
 
 #include <math.h>
 
@@ -11,14 +11,11 @@
 #define MAX_VOCAB 8192
 #define WORDS (MAX_VOCAB / 32)
 
-/* What a row asks for: the engine's form, and the lists. */
+/* What a row asks for, and the lists. */
 typedef struct ask {
-    ol_sampling how;
-    int index;
+    ol_pick how;
     ol_logit_bias bias[MAX_BIAS];
-    gpu_seen seen[MAX_SEEN];
-    int n_seen;
-    bool masked;
+    ol_seen_token seen[MAX_SEEN];
     uint32_t mask[WORDS];
 } ask;
 
@@ -30,58 +27,36 @@ typedef struct batch {
 
 /* -- the device's ----------------------------------------------------------------------------- */
 
-static void lower(const ask *a, int row, gpu_sampling *how)
+/* Its pick, of device memory. */
+static ol_pick lower(const ask *a)
 {
-    const ol_sampling *s = &a->how;
+    ol_pick how = a->how;
 
-    *how = (gpu_sampling){.seed = s->seed,
-                          .index = a->index,
-                          .temperature = s->temperature,
-                          .top_k = s->top_k,
-                          .top_p = s->top_p,
-                          .floor = s->min_p > 0 ? s->temperature * logf(s->min_p) : -INFINITY,
-                          .repetition = s->repetition_penalty,
-                          .presence = s->presence_penalty,
-                          .frequency = s->frequency_penalty,
-                          .logprobs = s->logprobs,
-                          .seen = row * MAX_SEEN,
-                          .n_seen = a->n_seen,
-                          .bias = row * MAX_BIAS,
-                          .n_bias = s->n_bias,
-                          .mask = a->masked ? row * WORDS : -1};
+    how.seen = rig_device_copy(a->seen, sizeof(a->seen));
+    how.bias = rig_device_copy(a->bias, sizeof(a->bias));
+    how.mask = rig_device_copy(a->mask, sizeof(a->mask));
+    return how;
 }
 
 /* The rows of the batch in the given order, `n` of them real. */
-static void run(const batch *b, const int *order, int n, gpu_choice *choices)
+static void run(const batch *b, const int *order, int n, ol_choice *choices)
 {
     gpu_counts counts = {.n_logit_rows = n};
     gpu_rows rows = {.counts = rig_device_copy(&counts, sizeof(counts))};
     size_t bytes = (size_t)(ROWS * b->ld) * sizeof(float);
     float *logits = rig_host(bytes), *after = rig_host(bytes);
-    gpu_sampling *how = rig_host(ROWS * sizeof(*how));
-    gpu_seen *seen = rig_host(ROWS * MAX_SEEN * sizeof(*seen));
-    gpu_bias *bias = rig_host(ROWS * MAX_BIAS * sizeof(*bias));
-    uint32_t *masks = rig_host(ROWS * WORDS * sizeof(*masks));
+    ol_pick *picks = rig_host(ROWS * sizeof(*picks));
     gpu_sample op = {.ld = b->ld, .vocab = b->vocab};
 
     memset(logits, 0xff, bytes);
-    memset(how, 0xff, ROWS * sizeof(*how));
+    memset((void *)picks, 0xff, ROWS * sizeof(*picks));
     for (int i = 0; i < n; i++) {
-        const ask *a = &b->rows[order[i]];
-
         memcpy(logits + i * b->ld, b->logits + order[i] * b->ld, (size_t)b->vocab * sizeof(float));
-        lower(a, i, &how[i]);
-        memcpy(seen + i * MAX_SEEN, a->seen, sizeof(a->seen));
-        for (int j = 0; j < a->how.n_bias; j++)
-            bias[i * MAX_BIAS + j] = (gpu_bias){a->bias[j].token, a->bias[j].bias};
-        memcpy(masks + i * WORDS, a->mask, sizeof(a->mask));
+        picks[i] = lower(&b->rows[order[i]]);
     }
     op.logits = rig_device_copy(logits, bytes);
     op.edited = rig_device(bytes);
-    op.how = rig_device_copy(how, ROWS * sizeof(*how));
-    op.seen = rig_device_copy(seen, ROWS * MAX_SEEN * sizeof(*seen));
-    op.bias = rig_device_copy(bias, ROWS * MAX_BIAS * sizeof(*bias));
-    op.masks = rig_device_copy(masks, ROWS * WORDS * sizeof(*masks));
+    op.picks = rig_device_copy(picks, ROWS * sizeof(*picks));
     op.choices = rig_device(ROWS * sizeof(*choices));
     GPU_OK(gpu_sample_run(&rows, &op, ROWS, rig_stream()));
     rig_fetch(choices, op.choices, ROWS * sizeof(*choices));
@@ -91,7 +66,7 @@ static void run(const batch *b, const int *order, int n, gpu_choice *choices)
         assert_int_equal(choices[i].status & choices[i].token, -1); /* poison */
 }
 
-static void run_all(const batch *b, gpu_choice *choices)
+static void run_all(const batch *b, ol_choice *choices)
 {
     int order[ROWS];
 
@@ -103,71 +78,43 @@ static void run_all(const batch *b, gpu_choice *choices)
 /* -- the engine's -------------------------------------------------------------------------------
  */
 
-/* Its sampler knows no masks: it gets logits with what they leave. */
-static ol_code choose(const batch *b, int row, ol_choice *choice, ol_error *err)
+static void check_logprobs(const ol_choice *got, const ol_choice *want)
 {
-    const ask *a = &b->rows[row];
-    size_t bytes = (size_t)b->vocab * sizeof(float);
-    float *logits = rig_host(bytes);
-    ol_sampler_scratch *scratch = NULL;
-    ol_sampler *sampler = NULL;
-    ol_code code;
-
-    memcpy(logits, b->logits + row * b->ld, bytes);
-    for (int i = 0; a->masked && i < b->vocab; i++)
-        if (!(a->mask[i / 32] >> (i % 32) & 1))
-            logits[i] = -INFINITY;
-    assert_int_equal(ol_sampling_check(&a->how, b->vocab, err), OL_OK);
-    assert_int_equal(ol_sampler_scratch_create(b->vocab, &scratch, err), OL_OK);
-    assert_int_equal(ol_sampler_create(&a->how, b->vocab, &sampler, err), OL_OK);
-    for (int i = 0; i < a->n_seen; i++) {
-        assert_int_equal(ol_sampler_see_prompt(sampler, &a->seen[i].token, 1, err), OL_OK);
-        for (int j = 0; j < a->seen[i].in_output; j++)
-            assert_int_equal(ol_sampler_see_output(sampler, a->seen[i].token, err), OL_OK);
-    }
-    code = ol_sampler_choose(sampler, scratch, logits, a->index, choice, err);
-    ol_sampler_free(sampler);
-    ol_sampler_scratch_free(scratch);
-    return code;
-}
-
-static void check_logprobs(const batch *b, int row, const gpu_choice *got)
-{
-    const ask *a = &b->rows[row];
-    const float *logits = b->logits + row * b->ld;
-    ol_token_logprob top[OL_MAX_LOGPROBS];
-
-    assert_int_equal(got->n_alternatives, a->how.logprobs < b->vocab ? a->how.logprobs : b->vocab);
-    assert_true(fabsf(got->logprob - ol_logprob_of(logits, b->vocab, got->token)) < 1e-4f);
-    ol_logprob_top(logits, b->vocab, got->n_alternatives, top);
+    assert_int_equal(got->n_alternatives, want->n_alternatives);
+    assert_true(got->logprob == want->logprob || fabsf(got->logprob - want->logprob) < 1e-4f);
     for (int i = 0; i < got->n_alternatives; i++) {
-        assert_int_equal(got->alternatives[i].token, top[i].token);
-        assert_true(got->alternatives[i].bias == top[i].logprob ||
-                    fabsf(got->alternatives[i].bias - top[i].logprob) < 1e-4f);
+        const ol_token_logprob *g = &got->alternatives[i], *w = &want->alternatives[i];
+
+        assert_int_equal(g->token, w->token);
+        assert_true(g->logprob == w->logprob || fabsf(g->logprob - w->logprob) < 1e-4f);
     }
 }
 
-static void check(const batch *b, const gpu_choice *choices)
+static void check(const batch *b, const ol_choice *choices)
 {
-    for (int r = 0; r < ROWS; r++) {
-        const ol_sampling *s = &b->rows[r].how;
-        ol_choice want;
-        ol_error err;
-        ol_code code = choose(b, r, &want, &err);
+    ol_chooser *chooser = NULL;
+    ol_error err;
 
-        assert_int_equal(choices[r].status, code == OL_OK        ? GPU_CHOSEN
-                                            : code == OL_INVALID ? GPU_NONE_ALLOWED
-                                                                 : GPU_NOT_A_NUMBER);
-        if (code != OL_OK)
+    assert_int_equal(ol_chooser_create(b->vocab, &chooser, &err), OL_OK);
+    for (int r = 0; r < ROWS; r++) {
+        const ol_pick *how = &b->rows[r].how;
+        ol_choice want;
+
+        ol_choose(chooser, how, b->logits + r * b->ld, &want);
+        assert_int_equal(choices[r].status, want.status);
+        if (want.status != OL_CHOICE_MADE)
             continue;
         if (choices[r].token != want.token)
             fail_msg("row %d of %d: token %d, not %d (temperature %g, top_k %d, top_p %g, "
-                     "min_p %g)",
-                     r, b->vocab, choices[r].token, want.token, (double)s->temperature, s->top_k,
-                     (double)s->top_p, (double)s->min_p);
-        if (s->logprobs >= 0)
-            check_logprobs(b, r, &choices[r]);
+                     "floor %g)",
+                     r, b->vocab, choices[r].token, want.token, (double)how->temperature,
+                     how->top_k, (double)how->top_p, (double)how->floor);
+        if (how->logprobs >= 0)
+            check_logprobs(&choices[r], &want);
+        else
+            assert_int_equal(choices[r].n_alternatives, 0);
     }
+    ol_chooser_free(chooser);
 }
 
 /* -- making
@@ -187,10 +134,19 @@ static batch *make_batch(int vocab, double scale, double grain)
         b->logits[i] = (float)(grain > 0 ? floor(v / grain) * grain : v);
     }
     for (int r = 0; r < ROWS; r++) {
-        b->rows[r].how = ol_sampling_default();
-        b->rows[r].how.seed = rig_next();
-        b->rows[r].how.temperature = (float)(1 + 0.8 * rig_uniform());
-        b->rows[r].index = rig_below(1000);
+        ask *a = &b->rows[r];
+
+        a->how = (ol_pick){.seed = rig_next(),
+                           .index = rig_below(1000),
+                           .seen = a->seen,
+                           .bias = a->bias,
+                           .mask = a->mask,
+                           .given = -1,
+                           .temperature = (float)(1 + 0.8 * rig_uniform()),
+                           .top_p = 1,
+                           .floor = -INFINITY,
+                           .repetition = 1,
+                           .logprobs = -1};
     }
     return b;
 }
@@ -202,21 +158,22 @@ static void complicate(ask *a, int vocab)
 
     a->how.top_k = rig_below(2) ? 1 + rig_below(vocab) : 0;
     a->how.top_p = rig_below(2) ? (float)(0.5 + 0.5 * rig_uniform()) : 1;
-    a->how.min_p = rig_below(2) ? (float)(0.05 + 0.05 * rig_uniform()) : 0;
+    if (rig_below(2))
+        a->how.floor = a->how.temperature * logf((float)(0.05 + 0.05 * rig_uniform()));
+    a->how.given = rig_below(6) ? -1 : rig_below(vocab);
     a->how.logprobs = rig_below(OL_MAX_LOGPROBS + 2) - 1;
     if (rig_below(2)) {
-        a->how.repetition_penalty = 1.3f;
-        a->how.presence_penalty = 2;
-        a->how.frequency_penalty = -0.7f;
-        a->n_seen = MAX_SEEN < vocab ? MAX_SEEN : vocab;
-        for (int i = 0; i < a->n_seen; i++) /* each once */
-            a->seen[i] = (gpu_seen){(token + i) % vocab, rig_below(3)};
+        a->how.repetition = 1.3f;
+        a->how.presence = 2;
+        a->how.frequency = -0.7f;
+        a->how.n_seen = MAX_SEEN < vocab ? MAX_SEEN : vocab;
+        for (int i = 0; i < a->how.n_seen; i++) /* each once */
+            a->seen[i] = (ol_seen_token){(token + i) % vocab, rig_below(3)};
     }
     a->how.n_bias = rig_below(MAX_BIAS);
     for (int i = 0; i < a->how.n_bias; i++)
         a->bias[i] = (ol_logit_bias){i % 3 ? rig_below(vocab) : token, (float)(4 * rig_uniform())};
-    a->how.bias = a->bias;
-    a->masked = rig_below(2);
+    a->how.n_mask = rig_below(2) ? (vocab + 31) / 32 : 0;
     for (int i = 0; i < WORDS; i++)
         a->mask[i] = (uint32_t)rig_next() | 1;
 }
@@ -232,7 +189,7 @@ static void draws_as_the_engine(void **state)
     for (size_t i = 0; i < sizeof(vocabs) / sizeof(vocabs[0]); i++)
         for (int cut = 0; cut < 3; cut++) {
             batch *b = make_batch(vocabs[i], cut ? 6 : 3, 0);
-            gpu_choice choices[ROWS];
+            ol_choice choices[ROWS];
 
             for (int r = 0; r < ROWS; r++)
                 if (cut == 1)
@@ -252,7 +209,7 @@ static void obeys_everything_at_once(void **state)
     (void)state;
     for (int round = 0; round < 20; round++) {
         batch *b = make_batch(round % 4 ? 1 + rig_below(50) : 300 + rig_below(1200), 2, 0);
-        gpu_choice choices[ROWS];
+        ol_choice choices[ROWS];
 
         for (int r = 0; r < ROWS; r++)
             complicate(&b->rows[r], b->vocab);
@@ -268,7 +225,7 @@ static void cuts_far_down(void **state)
     (void)state;
     for (int round = 0; round < 5; round++) {
         batch *b = make_batch(2900, round == 4 ? 0 : 0.3, round % 2 ? 0.5 : 0);
-        gpu_choice choices[ROWS];
+        ol_choice choices[ROWS];
 
         for (int r = 0; r < ROWS; r++) {
             b->rows[r].how.top_p = r % 2 ? 0.95f : 1;
@@ -284,7 +241,7 @@ static void cuts_far_down(void **state)
 static void greedy_takes_the_first_of_the_best(void **state)
 {
     batch *b = make_batch(700, 2, 1);
-    gpu_choice choices[ROWS];
+    ol_choice choices[ROWS];
 
     (void)state;
     for (int r = 0; r < ROWS; r++) {
@@ -301,7 +258,7 @@ static void greedy_takes_the_first_of_the_best(void **state)
 static void says_what_is_wrong(void **state)
 {
     batch *b = make_batch(200, 2, 0);
-    gpu_choice choices[ROWS];
+    ol_choice choices[ROWS];
 
     (void)state;
     b->logits[7] = NAN;
@@ -310,13 +267,13 @@ static void says_what_is_wrong(void **state)
     b->rows[2].how.temperature = 0;
     for (int i = 0; i < b->vocab; i++)
         b->logits[3 * b->ld + i] = -INFINITY;
-    b->rows[4].masked = true;
+    b->rows[4].how.n_mask = (b->vocab + 31) / 32;
     for (int i = 0; i < b->vocab; i += 2)
         b->logits[5 * b->ld + i] = -INFINITY;
     b->rows[5].how.logprobs = 20;
     run_all(b, choices);
-    assert_int_equal(choices[0].status, GPU_NOT_A_NUMBER);
-    assert_int_equal(choices[4].status, GPU_NONE_ALLOWED);
+    assert_int_equal(choices[0].status, OL_CHOICE_NO_NUMBER);
+    assert_int_equal(choices[4].status, OL_CHOICE_NONE_ALLOWED);
     check(b, choices);
     rig_free_all();
 }
@@ -325,7 +282,7 @@ static void says_what_is_wrong(void **state)
 static void rows_stand_alone(void **state)
 {
     batch *b = make_batch(1500, 4, 0);
-    gpu_choice choices[ROWS], again[ROWS];
+    ol_choice choices[ROWS], again[ROWS];
     int order[] = {4, 2, 5, 0};
 
     (void)state;
@@ -334,11 +291,11 @@ static void rows_stand_alone(void **state)
     run_all(b, choices);
     run(b, order, 4, again);
     for (int i = 0; i < 4; i++) {
-        const gpu_choice *was = &choices[order[i]];
+        const ol_choice *was = &choices[order[i]];
 
-        assert_memory_equal(&again[i], was, offsetof(gpu_choice, alternatives));
+        assert_memory_equal(&again[i], was, offsetof(ol_choice, alternatives));
         assert_memory_equal(again[i].alternatives, was->alternatives,
-                            (size_t)was->n_alternatives * sizeof(gpu_bias));
+                            (size_t)was->n_alternatives * sizeof(ol_token_logprob));
     }
     rig_free_all();
 }

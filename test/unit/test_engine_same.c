@@ -124,6 +124,7 @@ static void run_together(ol_engine *engine, const load *l, const char *what)
         util_expect_idle(engine);
     }
     assert_int_equal(engine->counters.cached_tokens > 0, engine->prefix != NULL);
+    assert_int_equal(engine->counters.device_choices > 0, util_on_cuda());
 }
 
 static void check_with(const kind *k, const load *l, ol_engine_options options, const char *what)

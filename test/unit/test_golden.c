@@ -10,6 +10,8 @@
  */
 #include "engine_util.h"
 
+#include "engine/engine_internal.h"
+
 #include <dirent.h>
 #include <jansson.h>
 #include <math.h>
@@ -120,6 +122,7 @@ static void compare_greedy(ol_engine *engine, const golden *g)
     util_run(engine, &r, 1);
     assert_true(r.done);
     assert_int_equal(r.n, n);
+    assert_int_equal(engine->counters.device_choices > 0, util_on_cuda());
     for (int i = 0; i < n && g->exact && !util_on_cuda(); i++)
         if (r.tokens[i] != want[i])
             fail_msg("%s: token %d is %d, not %d", g->label, i, r.tokens[i], want[i]);

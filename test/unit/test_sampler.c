@@ -1,5 +1,6 @@
 /* test_sampler.c: the sampler and the stop matcher, against definitions written out
  * here in the plainest way. */
+#include "engine/choose.h"
 #include "engine/sampler.h"
 #include "engine/stops.h"
 
@@ -22,17 +23,27 @@ static void fill_logits(void)
         logits[i] = (float)((i * 37) % VOCAB) / 8.0f - 2.0f;
 }
 
+/* Output token number `index` of `logits`. */
+static ol_code choose_by(ol_sampler *s, ol_chooser *chooser, int index, ol_choice *choice)
+{
+    ol_pick pick;
+
+    ol_sampler_pick(s, NULL, index, &pick);
+    ol_choose(chooser, &pick, logits, choice);
+    return ol_choice_check(choice, &err);
+}
+
 static int32_t choose(const ol_sampling *how, int index, ol_choice *choice)
 {
-    ol_sampler_scratch *scratch;
+    ol_chooser *chooser;
     ol_sampler *s;
 
     assert_int_equal(ol_sampling_check(how, VOCAB, &err), OL_OK);
-    assert_int_equal(ol_sampler_scratch_create(VOCAB, &scratch, &err), OL_OK);
-    assert_int_equal(ol_sampler_create(how, VOCAB, &s, &err), OL_OK);
-    assert_int_equal(ol_sampler_choose(s, scratch, logits, index, choice, &err), OL_OK);
+    assert_int_equal(ol_chooser_create(VOCAB, &chooser, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(how, &s, &err), OL_OK);
+    assert_int_equal(choose_by(s, chooser, index, choice), OL_OK);
     ol_sampler_free(s);
-    ol_sampler_scratch_free(scratch);
+    ol_chooser_free(chooser);
     return choice->token;
 }
 
@@ -41,18 +52,18 @@ static void check_distribution(ol_sampling how, const double *probabilities)
 {
     enum { DRAWS = 40000 };
     int counts[VOCAB] = {0};
-    ol_sampler_scratch *scratch;
+    ol_chooser *chooser;
     ol_sampler *s;
     ol_choice c;
 
-    assert_int_equal(ol_sampler_scratch_create(VOCAB, &scratch, &err), OL_OK);
-    assert_int_equal(ol_sampler_create(&how, VOCAB, &s, &err), OL_OK);
+    assert_int_equal(ol_chooser_create(VOCAB, &chooser, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(&how, &s, &err), OL_OK);
     for (int i = 0; i < DRAWS; i++) {
-        assert_int_equal(ol_sampler_choose(s, scratch, logits, i, &c, &err), OL_OK);
+        assert_int_equal(choose_by(s, chooser, i, &c), OL_OK);
         counts[c.token]++;
     }
     ol_sampler_free(s);
-    ol_sampler_scratch_free(scratch);
+    ol_chooser_free(chooser);
     for (int i = 0; i < VOCAB; i++) {
         double p = probabilities[i], sigma = sqrt(DRAWS * p * (1 - p)) + 1e-9;
 
@@ -198,16 +209,16 @@ static void test_logprobs(void **state)
         assert_true(fabs(exp((double)c.alternatives[i].logprob) - p[c.alternatives[i].token]) <
                     1e-6);
     }
-    assert_true(fabs((double)ol_logprob_of(logits, VOCAB, 3) - log(p[3])) < 1e-6);
 }
 
 static void test_penalties_and_bias(void **state)
 {
     ol_logit_bias bias[] = {{3, 50}, {4, -INFINITY}};
     ol_sampling how = ol_sampling_default();
-    ol_sampler_scratch *scratch;
+    ol_chooser *chooser;
     ol_sampler *s;
     ol_choice c;
+    ol_pick pick;
 
     (void)state;
     for (int i = 0; i < VOCAB; i++)
@@ -220,35 +231,97 @@ static void test_penalties_and_bias(void **state)
     assert_int_equal(choose(&how, 0, &c), 3);
     bias[0].bias = 0;
     how.repetition_penalty = 2; /* 4 / 2 < 3 */
-    assert_int_equal(ol_sampler_scratch_create(VOCAB, &scratch, &err), OL_OK);
-    assert_int_equal(ol_sampler_create(&how, VOCAB, &s, &err), OL_OK);
+    assert_int_equal(ol_chooser_create(VOCAB, &chooser, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(&how, &s, &err), OL_OK);
     assert_int_equal(ol_sampler_see_prompt(s, (int32_t[]){5, 9}, 2, &err), OL_OK);
-    assert_int_equal(ol_sampler_choose(s, scratch, logits, 0, &c, &err), OL_OK);
+    assert_int_equal(choose_by(s, chooser, 0, &c), OL_OK);
     assert_int_equal(c.token, 6);
     ol_sampler_free(s);
 
     how.repetition_penalty = 1;
     how.frequency_penalty = 0.4f; /* 4 - 3 * 0.4 < 3 */
-    assert_int_equal(ol_sampler_create(&how, VOCAB, &s, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(&how, &s, &err), OL_OK);
     for (int i = 0; i < 3; i++) {
-        assert_int_equal(ol_sampler_choose(s, scratch, logits, i, &c, &err), OL_OK);
+        assert_int_equal(choose_by(s, chooser, i, &c), OL_OK);
         assert_int_equal(c.token, 5);
         assert_int_equal(ol_sampler_see_output(s, 5, &err), OL_OK);
     }
-    assert_int_equal(ol_sampler_choose(s, scratch, logits, 3, &c, &err), OL_OK);
+    assert_int_equal(choose_by(s, chooser, 3, &c), OL_OK);
     assert_int_equal(c.token, 6);
     for (int i = 0; i < 1000; i++) /* the table grows */
         assert_int_equal(ol_sampler_see_output(s, i % VOCAB, &err), OL_OK);
-    assert_int_equal(ol_sampler_choose(s, scratch, logits, 4, &c, &err), OL_OK);
+    assert_int_equal(choose_by(s, chooser, 4, &c), OL_OK);
+    ol_sampler_pick(s, NULL, 5, &pick);
+    assert_int_equal(pick.n_seen, VOCAB); /* each once */
+    for (int i = 0; i < pick.n_seen; i++)
+        assert_int_equal(pick.seen[i].in_output, 1000 / VOCAB + 3 * (pick.seen[i].token == 5));
     ol_sampler_free(s);
-    ol_sampler_scratch_free(scratch);
+    ol_chooser_free(chooser);
+}
+
+/* Multiples of a number that is more than those before. */
+static void allow_multiples(void *context, const int32_t *output, int n_output, uint32_t *mask)
+{
+    int of = *(int *)context + n_output;
+
+    (void)output;
+    for (int i = of; i < VOCAB; i += of)
+        mask[i / 32] |= (uint32_t)1 << i % 32;
+}
+
+static void test_constraints(void **state)
+{
+    int first = 7;
+    ol_constraint constraint = {allow_multiples, &first};
+    ol_sampling how = ol_sampling_default();
+    ol_chooser *chooser;
+    ol_sampler *s;
+    ol_choice c;
+
+    (void)state;
+    for (int i = 0; i < VOCAB; i++)
+        logits[i] = (float)i; /* the last that is allowed is the best */
+    how.logprobs = 1;
+    assert_int_equal(ol_chooser_create(VOCAB, &chooser, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(&how, &s, &err), OL_OK);
+    assert_int_equal(ol_sampler_constrain(s, &constraint, VOCAB, &err), OL_OK);
+    for (int i = 0; i < 33; i++) {
+        assert_int_equal(choose_by(s, chooser, i, &c), OL_OK);
+        assert_int_equal(c.token, (VOCAB - 1) / (7 + i) * (7 + i));
+        assert_int_equal(c.alternatives[0].token, VOCAB - 1); /* of the raw logits */
+    }
+    assert_int_equal(choose_by(s, chooser, VOCAB - 7, &c), OL_INVALID);
+    assert_non_null(strstr(err.message, "no token may follow"));
+    logits[1] = NAN; /* forbidden or not, it is seen */
+    assert_int_equal(choose_by(s, chooser, 2, &c), OL_INTERNAL);
+    ol_sampler_free(s);
+    ol_chooser_free(chooser);
+}
+
+static void test_given_tokens(void **state)
+{
+    ol_pick pick = {.given = 9, .logprobs = 2};
+    ol_chooser *chooser;
+    double p[VOCAB];
+    ol_choice c;
+
+    (void)state;
+    fill_logits();
+    softmax(1.0, p);
+    assert_int_equal(ol_chooser_create(VOCAB, &chooser, &err), OL_OK);
+    ol_choose(chooser, &pick, logits, &c);
+    assert_int_equal(c.token, 9);
+    assert_true(fabs((double)c.logprob - log(p[9])) < 1e-6);
+    assert_int_equal(c.n_alternatives, 2);
+    assert_true(c.alternatives[0].logprob > c.alternatives[1].logprob);
+    ol_chooser_free(chooser);
 }
 
 static void test_bad_input(void **state)
 {
     ol_logit_bias bias[VOCAB];
     ol_sampling how = ol_sampling_default();
-    ol_sampler_scratch *scratch;
+    ol_chooser *chooser;
     ol_sampler *s;
     ol_choice c;
 
@@ -268,21 +341,21 @@ static void test_bad_input(void **state)
     how.bias = bias;
     how.n_bias = VOCAB;
     fill_logits();
-    assert_int_equal(ol_sampler_scratch_create(VOCAB, &scratch, &err), OL_OK);
-    assert_int_equal(ol_sampler_create(&how, VOCAB, &s, &err), OL_OK);
-    assert_int_equal(ol_sampler_choose(s, scratch, logits, 0, &c, &err), OL_INVALID);
+    assert_int_equal(ol_chooser_create(VOCAB, &chooser, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(&how, &s, &err), OL_OK);
+    assert_int_equal(choose_by(s, chooser, 0, &c), OL_INVALID);
     ol_sampler_free(s);
     bias[0].token = VOCAB;
     assert_int_equal(ol_sampling_check(&how, VOCAB, &err), OL_INVALID);
     how = ol_sampling_default();
-    assert_int_equal(ol_sampler_create(&how, VOCAB, &s, &err), OL_OK);
+    assert_int_equal(ol_sampler_create(&how, &s, &err), OL_OK);
     for (int at = 0; at < VOCAB; at++) { /* a NaN anywhere is seen */
         fill_logits();
         logits[at] = NAN;
-        assert_int_equal(ol_sampler_choose(s, scratch, logits, 0, &c, &err), OL_INTERNAL);
+        assert_int_equal(choose_by(s, chooser, 0, &c), OL_INTERNAL);
     }
     ol_sampler_free(s);
-    ol_sampler_scratch_free(scratch);
+    ol_chooser_free(chooser);
 }
 
 /* Feeds `text` in pieces of `step` bytes and checks what comes out. */
@@ -332,6 +405,8 @@ int main(void)
         cmocka_unit_test(test_seed_and_index_alone_decide),
         cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_penalties_and_bias),
+        cmocka_unit_test(test_constraints),
+        cmocka_unit_test(test_given_tokens),
         cmocka_unit_test(test_bad_input),
         cmocka_unit_test(test_stops),
     };
