@@ -42,6 +42,20 @@ typedef struct gpu_scratch {
     size_t bytes;
 } gpu_scratch;
 
+/* -- proof.c: whether products of groups may be used --------------------------------------- */
+
+typedef enum gpu_proof {
+    GPU_PROOF_SAME,    /* the card rounds in them as elsewhere */
+    GPU_PROOF_DIFFERS, /* it does not */
+    GPU_PROOF_FAILED,  /* that could not be seen */
+    GPU_PROOF_NONE,    /* it has none */
+    GPU_PROOF_NO_CARD, /* there is none that this process, or its child, can use */
+} gpu_proof;
+
+gpu_proof gpu_prove_here(int device_index);
+/* In a process of its own: for a process that has not used CUDA yet. */
+gpu_proof gpu_prove_apart(int device_index);
+
 /* -- upload.c: host to device through pinned memory ----------------------------------------- */
 
 #define UPLOAD_SLOTS 4
@@ -192,6 +206,8 @@ typedef struct gpu_lists {
 struct ol_device {
     ol_device_options options;
     struct cudaDeviceProp card;
+    gpu_way way; /* of prefill's products */
+    const char *way_note;
     gpu_memory memory;
     cudaStream_t stream;
     gpu_upload upload;

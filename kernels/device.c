@@ -65,6 +65,36 @@ static ol_code choose_card(ol_device *device, ol_error *err)
     return OL_OK;
 }
 
+/* Products of groups, if they are proven; OL_CUDA_PRODUCT=mma does without, =wgmma asks for no
+ * proof: for measuring both. */
+static void choose_way(ol_device *device, gpu_proof found)
+{
+    static const char *const notes[] = {
+        [GPU_PROOF_SAME] = ", wgmma",
+        [GPU_PROOF_DIFFERS] = ", wgmma not used: it rounds otherwise",
+        [GPU_PROOF_FAILED] = ", wgmma not used: it failed on this card",
+        [GPU_PROOF_NONE] = "",
+        [GPU_PROOF_NO_CARD] = "",
+    };
+    const char *asked = getenv("OL_CUDA_PRODUCT");
+
+    if (asked && strcmp(asked, "wgmma") == 0 && gpu_linear_has_groups()) {
+        device->way = GPU_WAY_GROUP;
+        device->way_note = ", wgmma unproven";
+        return;
+    }
+    if (found == GPU_PROOF_NO_CARD) /* to a child of this process */
+        found = gpu_prove_here(device->options.device_index);
+    device->way = found == GPU_PROOF_SAME ? GPU_WAY_GROUP : GPU_WAY_WARP;
+    device->way_note = notes[found];
+}
+
+/* Before this process uses CUDA for the first time. */
+static gpu_proof prove(const ol_device_options *options)
+{
+    return getenv("OL_CUDA_PRODUCT") ? GPU_PROOF_NONE : gpu_prove_apart(options->device_index);
+}
+
 static ol_code start(ol_device *device, ol_error *err)
 {
     OL_TRY(choose_card(device, err));
@@ -82,6 +112,7 @@ static ol_code start(ol_device *device, ol_error *err)
 static ol_code gpu_open(const ol_device_options *options, ol_device **out, ol_error *err)
 {
     ol_device *device;
+    gpu_proof found;
 
     if (options->max_rows < 1 || options->max_seqs < 1 || options->max_logit_rows < 0)
         return ol_fail(err, OL_INVALID, "a device for %d rows, %d sequences, %d logit rows",
@@ -93,7 +124,9 @@ static ol_code gpu_open(const ol_device_options *options, ol_device **out, ol_er
     device->options.isa = NULL; /* the caller's string */
     device->memory.limit = options->memory_limit;
     device->page_tokens = 16;
+    found = prove(options);
     if (start(device, err) == OL_OK) {
+        choose_way(device, found);
         *out = device;
         return OL_OK;
     }
@@ -105,8 +138,8 @@ static void gpu_info(ol_device *device, ol_device_info *info)
 {
     memset(info, 0, sizeof(*info));
     snprintf(info->name, sizeof(info->name), "cuda");
-    snprintf(info->description, sizeof(info->description), "%.128s, compute capability %d.%d",
-             device->card.name, device->card.major, device->card.minor);
+    snprintf(info->description, sizeof(info->description), "%.90s, compute capability %d.%d%s",
+             device->card.name, device->card.major, device->card.minor, device->way_note);
     info->memory_used = device->memory.used;
     info->memory_total = device->card.totalGlobalMem;
     info->kv_dtypes = 1u << OL_BF16;

@@ -1,7 +1,7 @@
 /*
  * gpu.cuh: what kernels ask of the hardware beyond CUDA C++: matrix products of a warp,
  * copies that run beside, conversions of packed numbers. Nothing else in kernels/ holds
- * assembly.
+ * assembly, but group.cuh.
  *
  * Compiled by nvcc this is PTX of sm_80 and later. With OL_SIMT it is the same functions in
  * C++ (test/simt), so that every kernel runs on a processor, thread by thread, under
@@ -23,8 +23,8 @@
 #define WARP 32
 #define FULL_MASK 0xffffffffu
 
-/* Dynamic shared memory of the block, 16-byte aligned. */
-#define GPU_SHARED(name) extern __shared__ __align__(128) uint8_t name[]
+/* Dynamic shared memory of the block: at an address of which group.cuh can count. */
+#define GPU_SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 
 static __device__ __forceinline__ uint32_t shared_address(const void *p)
 {

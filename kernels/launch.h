@@ -246,6 +246,15 @@ typedef enum gpu_finish {
     GPU_SWIGLU,     /* y[r][i] = silu(part 0) * part 1, bf16 */
 } gpu_finish;
 
+/* Which instructions sum prefill-sized products: mma.sync, or a group of warps together (wgmma).
+ * Results are the same bits, or else the device uses only the first (proof.c). */
+typedef enum gpu_way {
+    GPU_WAY_WARP,
+    GPU_WAY_GROUP,
+    GPU_WAY_GROUP_128, /* for tests: always, by blocks of so many tokens */
+    GPU_WAY_GROUP_256,
+} gpu_way;
+
 typedef struct gpu_linear_part {
     gpu_matrix w;
     const float *bias; /* or NULL */
@@ -258,6 +267,7 @@ typedef struct gpu_linear {
     int32_t layer;  /* of the adapters; -1: none apply */
     int32_t logits; /* the real rows are counts->n_logit_rows, not n_rows */
     gpu_finish finish;
+    gpu_way way;       /* but for GPU_WAY_WARP only where gpu_linear_has_groups() */
     const uint16_t *x; /* [n_rows][ldx] */
     int64_t ldx;
     void *y;
@@ -269,6 +279,8 @@ typedef struct gpu_linear {
 /* splits of a matrix of that shape: a function of the shape and kind alone. */
 int gpu_linear_splits(int rows, int cols);
 size_t gpu_linear_partial(const gpu_linear *op, int n_rows);
+/* Whether the device that is chosen has what products of groups need. */
+int gpu_linear_has_groups(void);
 /* y = W x (+ bias) + sum over the row's members of B h, in this order. */
 cudaError_t gpu_linear_run(const gpu_rows *rows, const gpu_linear *op, int n_rows,
                            cudaStream_t stream);

@@ -56,6 +56,18 @@ static cudaError_t limits_of_device(device_limits *out)
     return cudaSuccess;
 }
 
+extern "C" int gpu_linear_has_groups(void)
+{
+    int device, major, shared;
+
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+               cudaSuccess &&
+           major == 9 && shared >= GROUP_SHARED;
+}
+
 /* -- memory between blocks --------------------------------------------------------------------- */
 
 static int max_splits(const gpu_linear *op, int first, int end)
@@ -130,6 +142,24 @@ static cudaError_t launch_walk_of(const linear_kernels *kernels, const linear_ar
     return kernels->walk(args, n_rows, stream);
 }
 
+/* Rounds of blocks until all are done, in quarters of the time that 128 tokens take: 256 take less
+ * than twice that. */
+static int64_t rounds(int tiles, int64_t n_tiles, const device_limits *limits, int quarters)
+{
+    return (tiles * n_tiles + limits->multiprocessors - 1) / limits->multiprocessors * quarters;
+}
+
+static cudaError_t launch_group_of(const linear_kernels *kernels, const linear_args *args,
+                                   const device_limits *limits, int n_rows, cudaStream_t stream)
+{
+    int wide = (n_rows + 255) / 256, narrow = (n_rows + 127) / 128;
+    bool far = args->op.way == GPU_WAY_GROUP ? rounds(wide, args->n_tiles, limits, 7) <=
+                                                   rounds(narrow, args->n_tiles, limits, 4)
+                                             : args->op.way == GPU_WAY_GROUP_256;
+
+    return far ? kernels->group_far(args, n_rows, stream) : kernels->group(args, n_rows, stream);
+}
+
 /* Parts first .. end - 1, of one kind. */
 static cudaError_t launch_parts(const gpu_rows *rows, const gpu_linear *op, int first, int end,
                                 int column, int n_rows, cudaStream_t stream)
@@ -154,10 +184,14 @@ static cudaError_t launch_parts(const gpu_rows *rows, const gpu_linear *op, int 
     args.max_splits = max_splits(op, first, end);
     if (args.n_tiles > GPU_TICKETS)
         return cudaErrorInvalidValue;
+    if (op->way > GPU_WAY_GROUP)
+        return launch_group_of(kernels, &args, &limits, n_rows, stream);
     if (n_rows <= kernels->few_rows)
         return kernels->few(&args, n_rows, stream);
     if (n_rows <= tiles_by_runs(op, n_rows, &limits) * RUNS_ROWS)
         return kernels->runs(&args, n_rows, stream);
+    if (op->way == GPU_WAY_GROUP)
+        return launch_group_of(kernels, &args, &limits, n_rows, stream);
     return launch_walk_of(kernels, &args, &limits, n_rows, stream);
 }
 

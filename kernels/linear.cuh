@@ -30,6 +30,7 @@ struct linear_args {
 #define TILE_UNITS 8 /* of a block of many rows */
 #define TILE_FEATURES (TILE_UNITS * 16)
 #define WALK_FAR_SHARED (96 * 1024 + 256 * TILE_FEATURES * 4) /* bytes, of walk_far */
+#define GROUP_SHARED (WALK_FAR_SHARED + 2048)                 /* at most, of group_far */
 
 struct linear_kernels {
     int few_rows; /* at most, of few */
@@ -37,6 +38,8 @@ struct linear_kernels {
     cudaError_t (*runs)(const linear_args *args, int n_rows, cudaStream_t stream);
     cudaError_t (*walk)(const linear_args *args, int n_rows, cudaStream_t stream);
     cudaError_t (*walk_far)(const linear_args *args, int n_rows, cudaStream_t stream);
+    cudaError_t (*group)(const linear_args *args, int n_rows, cudaStream_t stream);
+    cudaError_t (*group_far)(const linear_args *args, int n_rows, cudaStream_t stream);
 };
 extern const linear_kernels linear_bf16, linear_int8, linear_int4;
 
@@ -188,32 +191,44 @@ static __device__ __forceinline__ void store4(const gpu_linear &op, int64_t at, 
     }
 }
 
+/* Features that a block of so many units gives y. */
+static __device__ __forceinline__ int width_of(const linear_args &args, int units)
+{
+    return units * (args.op.finish == GPU_SWIGLU ? 8 : 16);
+}
+
+/* The i-th four features of the block's tokens, the first of which is row first_row. */
+static __device__ __forceinline__ void finish4(const linear_args &args, const linear_place &place,
+                                               int width, const linear_sums &sums, int first_row,
+                                               int i)
+{
+    const gpu_linear &op = args.op;
+    const gpu_linear_part &part = op.parts[place.part];
+    int token = i / (width / 4), at = i % (width / 4) * 4, feature = place.row_tile * 16 + at;
+    float4 v;
+
+    if (feature >= part.w.rows)
+        return;
+    v = whole_sum(sums, part, token, at, feature);
+    if (op.finish == GPU_SWIGLU) {
+        float4 up = whole_sum(sums, op.parts[1], token, at + width, feature);
+
+        v = make_float4(silu_times(v.x, up.x), silu_times(v.y, up.y), silu_times(v.z, up.z),
+                        silu_times(v.w, up.w));
+    }
+    store4(op, (int64_t)(first_row + token) * op.ldy + place.column + feature, v,
+           part.w.rows - feature);
+}
+
 /* The block's tokens 0 .. n_tokens - 1 are rows from first_row on. */
 static __device__ __forceinline__ void finish(const linear_args &args, const linear_place &place,
                                               int units, const linear_sums &sums, int first_row,
                                               int n_tokens)
 {
-    const gpu_linear &op = args.op;
-    const gpu_linear_part &part = op.parts[place.part];
-    bool swiglu = op.finish == GPU_SWIGLU;
-    int width = units * (swiglu ? 8 : 16), fours = width / 4;
+    int width = width_of(args, units);
 
-    for (int i = (int)threadIdx.x; i < n_tokens * fours; i += (int)blockDim.x) {
-        int token = i / fours, at = i % fours * 4, feature = place.row_tile * 16 + at;
-        float4 v;
-
-        if (feature >= part.w.rows)
-            continue;
-        v = whole_sum(sums, part, token, at, feature);
-        if (swiglu) {
-            float4 up = whole_sum(sums, op.parts[1], token, at + width, feature);
-
-            v = make_float4(silu_times(v.x, up.x), silu_times(v.y, up.y), silu_times(v.z, up.z),
-                            silu_times(v.w, up.w));
-        }
-        store4(op, (int64_t)(first_row + token) * op.ldy + place.column + feature, v,
-               part.w.rows - feature);
-    }
+    for (int i = (int)threadIdx.x; i < n_tokens * (width / 4); i += (int)blockDim.x)
+        finish4(args, place, width, sums, first_row, i);
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define OL_LINEAR_KIND_CUH
 
 #include "kernels/linear_few.cuh"
+#include "kernels/linear_group.cuh"
 #include "kernels/linear_tile.cuh"
 
 template <int KIND>
@@ -21,7 +22,7 @@ static cudaError_t launch_runs_of(const linear_args *args, int n_rows, cudaStrea
 #define LINEAR_KERNELS(kind, few_rows)                                                             \
     {                                                                                              \
         few_rows, launch_few<kind>, launch_runs_of<kind>, launch_walk<kind, 128>,                  \
-            launch_walk<kind, 256>                                                                 \
+            launch_walk<kind, 256>, launch_group<kind, 128>, launch_group<kind, 256>               \
     }
 
 #endif

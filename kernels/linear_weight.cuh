@@ -22,15 +22,23 @@ struct weight_scales {
     uint32_t low, high;
 };
 
+/* From what is stored. */
+template <int KIND>
+static __device__ __forceinline__ weight_scales scales_of(uint32_t low, uint32_t high)
+{
+    if (KIND == GPU_INT8)
+        return {__float_as_uint(f16_value((uint16_t)low)),
+                __float_as_uint(f16_value((uint16_t)high))};
+    return {low * 0x10001u, high * 0x10001u};
+}
+
 /* `from`: the scales of 16 rows in one group of columns. */
 template <int KIND>
 static __device__ __forceinline__ weight_scales load_scales(const uint16_t *from)
 {
     int g = (int)threadIdx.x % WARP / 4;
 
-    if (KIND == GPU_INT8)
-        return {__float_as_uint(f16_value(from[g])), __float_as_uint(f16_value(from[g + 8]))};
-    return {from[g] * 0x10001u, from[g + 8] * 0x10001u};
+    return scales_of<KIND>(from[g], from[g + 8]);
 }
 
 /* Two bytes of u, each with 128 added, the low and the high 16 bits' `which`-th: scaled. */

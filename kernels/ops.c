@@ -101,6 +101,7 @@ static int64_t qkv_of(const gpu_op *op)
 static int linears_of(const ol_device *device, const gpu_op *op, gpu_linear out[2])
 {
     gpu_linear base = {.layer = op->layer ? op->layer->index : -1,
+                       .way = device->way,
                        .partial = device->linear.data,
                        .tickets = device->tickets};
 

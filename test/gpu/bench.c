@@ -443,9 +443,12 @@ static void adapters(double copy, double host, double gemm)
     ol_lora *same[MAX_SEQS], *many[MAX_SEQS];
     double none, one, all, seconds, load_s[MAX_SEQS], prefill, with;
     double flops = 2.0 * parameters() * MAX_ROWS;
+    ol_device_info info;
     model m;
 
     open_model(&m, OL_QUANT_AS_IS);
+    m.t->info(m.device, &info);
+    row("%s", info.description);
     for (int i = 0; i < MAX_SEQS; i++) {
         many[i] = make_lora(&m, 16, &seconds);
         load_s[i] = seconds;
@@ -474,6 +477,26 @@ static void adapters(double copy, double host, double gemm)
     close_model(&m);
 }
 
+/* Prefill by either kind of instructions, whatever the card has proven. */
+static void prefill_by_each(double gemm)
+{
+    static const char *const ways[] = {"mma", "wgmma"};
+    double flops = 2.0 * parameters() * MAX_ROWS;
+
+    for (int i = 0; i < 2; i++) {
+        double s;
+        model m;
+
+        setenv("OL_CUDA_PRODUCT", ways[i], 1);
+        open_model(&m, OL_QUANT_AS_IS);
+        s = step_time(&m, &(load){1, MAX_ROWS, 0, NULL});
+        row("prefill by %-9s  %8.0f tokens/s  %.2f of the product's rate", ways[i], MAX_ROWS / s,
+            flops / s / gemm);
+        close_model(&m);
+    }
+    unsetenv("OL_CUDA_PRODUCT");
+}
+
 int main(int argc, char **argv)
 {
     double copy, host, gemm, bf16;
@@ -499,6 +522,7 @@ int main(int argc, char **argv)
     decode_one(OL_QUANT_INT8, 8.5, copy, "INT8", bf16);
     decode_one(OL_QUANT_INT4, 4.5, copy, "INT4", bf16);
     adapters(copy, host, gemm);
+    prefill_by_each(gemm);
     printf("\n");
     for (int i = 0; i < n_lines; i++)
         printf("%s\n", lines[i]);

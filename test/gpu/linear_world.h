@@ -16,13 +16,14 @@
 #define ADAPTERS 5
 #define POISON (ADAPTERS - 2)
 #define ENTRIES 3 /* of a row's list, at most */
-#define MAX_RANK 64
+#define MAX_RANK 112
 
 typedef struct shape {
     gpu_finish finish;
     int kinds[3], rows[3], n_parts;
     int cols, splits; /* splits 0: as gpu_linear_splits says */
     bool bias, adapters, logits;
+    bool alike; /* all rows have the same adapters */
 } shape;
 
 typedef struct adapter {
@@ -142,7 +143,7 @@ static const uint16_t *pack_b(const uint16_t *dense, int rows, int rank)
  * must not reach those beside it. */
 static void make_adapter(world *w, int number)
 {
-    static const int ranks[] = {0, 1, 8, 16, 17, 40, 64};
+    static const int ranks[] = {0, 1, 8, 16, 17, 40, 64, 100};
     adapter *a = &w->adapters[number];
     gpu_lora lora = {.n_layers = number == ADAPTERS - 1 ? LAYER : LAYERS};
     int h = 0;
@@ -150,7 +151,7 @@ static void make_adapter(world *w, int number)
     memset(a->parts, 0xff, sizeof(a->parts));
     for (int i = 0; i < w->s.n_parts; i++) {
         gpu_lora_part *p = &a->parts[LAYER * GPU_MODULES + w->op.parts[i].module];
-        int rank = number ? ranks[rig_below(7)] : 16, rows = w->s.rows[i];
+        int rank = number ? ranks[rig_below(8)] : 16, rows = w->s.rows[i];
         uint16_t *dense = rig_random_bf16((size_t)rows * (size_t)rank, 1, &a->b[i]);
 
         for (int k = 0; number == POISON && k < rows * rank; k++)
@@ -180,12 +181,33 @@ static void make_h(world *w, const adapter *a, int at)
     }
 }
 
+/* The adapters of row 0, none of them poison, for all; their h differ. */
+static void lists_alike(world *w)
+{
+    w->n_entries[0] = 1 + rig_below(ENTRIES);
+    for (int i = 0; i < w->n_entries[0]; i++)
+        w->lists[0][i].adapter = rig_below(POISON);
+    w->lists[0][w->n_entries[0] - 1].adapter = rig_below(2) ? ADAPTERS - 1 : 0;
+    for (int r = 0; r < POOL; r++) {
+        w->n_entries[r] = w->n_entries[0];
+        for (int i = 0; i < w->n_entries[0]; i++) {
+            w->lists[r][i] = (entry){w->lists[0][i].adapter, w->h_size};
+            make_h(w, &w->adapters[w->lists[r][i].adapter], w->h_size);
+            w->h_size += 3 * MAX_RANK;
+        }
+    }
+}
+
 /* Every third row has no adapter, the others up to ENTRIES. */
 static void make_lists(world *w)
 {
     w->h_bits = rig_host(POOL * ENTRIES * 3 * MAX_RANK * 2);
     w->h = rig_host(POOL * ENTRIES * 3 * MAX_RANK * sizeof(double));
     memset(w->h_bits, 0xff, POOL * ENTRIES * 3 * MAX_RANK * 2);
+    if (w->s.alike) {
+        lists_alike(w);
+        return;
+    }
     for (int r = 0; w->s.adapters && r < POOL; r++) {
         w->n_entries[r] = r % 3 == 2 ? 0 : rig_below(4) ? 1 : 1 + rig_below(ENTRIES);
         for (int i = 0; i < w->n_entries[r]; i++) {

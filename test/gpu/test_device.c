@@ -613,6 +613,87 @@ static void says_that_nothing_can_be_chosen(void **state)
     rig_free_all();
 }
 
+
+#ifdef OL_SIMT
+/* What the device says of the card, opened on one of capability 9. */
+static void describe_card(char *to, size_t size, gpu_way *way)
+{
+    ol_device_options options = {.max_rows = 16, .max_seqs = 2, .max_logit_rows = 2};
+    const ol_device_table *t = ol_device_entry_point();
+    ol_device_info info;
+    ol_device *device;
+
+    simt_settings.capability = 9;
+    OK(t->open(&options, &device, &error));
+    t->info(device, &info);
+    snprintf(to, size, "%s", info.description);
+    *way = device->way;
+    t->close(device);
+    simt_settings.capability = 0;
+}
+
+/* Products of groups are used when they round as those of warps, and only then. */
+static void groups_are_proven_first(void **state)
+{
+    char text[256];
+    gpu_way way;
+
+    (void)state;
+    describe_card(text, sizeof(text), &way);
+    assert_non_null(strstr(text, "capability 9.0, wgmma"));
+    assert_null(strstr(text, "not used"));
+    assert_int_equal(way, GPU_WAY_GROUP);
+    simt_settings.group_differs = 1;
+    describe_card(text, sizeof(text), &way);
+    simt_settings.group_differs = 0;
+    assert_non_null(strstr(text, "wgmma not used: it rounds otherwise"));
+    assert_int_equal(way, GPU_WAY_WARP);
+}
+
+/* A proof that fails costs the card's products of groups, not the card. */
+static void a_failed_proof_is_survived(void **state)
+{
+    char text[256];
+    gpu_way way;
+
+    (void)state;
+    simt_settings.fail_after = (int)simt_launches + 5;
+    describe_card(text, sizeof(text), &way);
+    simt_settings.fail_after = -1;
+    assert_non_null(strstr(text, "wgmma not used: it failed"));
+    assert_int_equal(way, GPU_WAY_WARP);
+}
+
+static void measuring_may_choose(void **state)
+{
+    char text[256];
+    gpu_way way;
+
+    (void)state;
+    setenv("OL_CUDA_PRODUCT", "mma", 1);
+    describe_card(text, sizeof(text), &way);
+    assert_null(strstr(text, "wgmma"));
+    assert_int_equal(way, GPU_WAY_WARP);
+    setenv("OL_CUDA_PRODUCT", "wgmma", 1);
+    simt_settings.group_differs = 1;
+    describe_card(text, sizeof(text), &way);
+    simt_settings.group_differs = 0;
+    unsetenv("OL_CUDA_PRODUCT");
+    assert_non_null(strstr(text, "wgmma unproven"));
+    assert_int_equal(way, GPU_WAY_GROUP);
+}
+
+static void same_bits_with_groups(void **state)
+{
+    unsigned long long before = simt_group_products;
+
+    simt_settings.capability = 9;
+    same_bits_in_any_step(state);
+    simt_settings.capability = 0;
+    assert_true(simt_group_products > before);
+}
+#endif
+
 /* A graph of so many members serves those of higher ranks, too, who need more room. */
 static void room_grows_with_ranks(void **state)
 {
@@ -677,6 +758,22 @@ static void gives_memory_back(void **state)
     rig_free_all();
 }
 
+/* Which card this is, and how it multiplies: to be read in a run's log. */
+static void says_what_it_uses(void **state)
+{
+    ol_device_options options = {.max_rows = 16, .max_seqs = 2, .max_logit_rows = 2};
+    const ol_device_table *t = ol_device_entry_point();
+    ol_device_info info;
+    ol_device *device;
+
+    (void)state;
+    OK(t->open(&options, &device, &error));
+    t->info(device, &info);
+    print_message("%s\n", info.description);
+    assert_non_null(strstr(info.description, "compute capability"));
+    t->close(device);
+}
+
 static void refuses_beyond_the_limit(void **state)
 {
     ol_device_options options = {
@@ -729,8 +826,17 @@ int main(void)
         cmocka_unit_test(chooses_as_the_engine),
         cmocka_unit_test(says_that_nothing_can_be_chosen),
         cmocka_unit_test(room_grows_with_ranks),
+
+#ifdef OL_SIMT
+        cmocka_unit_test(groups_are_proven_first),
+        cmocka_unit_test(a_failed_proof_is_survived),
+        cmocka_unit_test(measuring_may_choose),
+        cmocka_unit_test(same_bits_with_groups),
+#endif
+
         cmocka_unit_test(copies_pages),
         cmocka_unit_test(gives_memory_back),
+        cmocka_unit_test(says_what_it_uses),
         cmocka_unit_test(refuses_beyond_the_limit),
         cmocka_unit_test(refuses_what_is_not_finite),
     };

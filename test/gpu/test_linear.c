@@ -126,6 +126,41 @@ static void launch(world *w, const int *rows, int n, int n_launch)
         assert_int_equal(tickets[i], 0);
 }
 
+/* Products by groups of warps, where the device has them: of the same rows, the same bits. */
+static bool with_groups(void)
+{
+#ifdef OL_SIMT
+    simt_settings.capability = 9;
+#endif
+    return gpu_linear_has_groups();
+}
+
+static void launch_groups(world *w, const int *rows, int n, int n_launch)
+{
+    for (gpu_way way = GPU_WAY_GROUP_128; way <= GPU_WAY_GROUP_256; way++) {
+        w->op.way = way;
+        launch(w, rows, n, n_launch);
+    }
+    w->op.way = GPU_WAY_WARP;
+}
+
+static void check_groups(shape s, const int *sizes)
+{
+    world *w = make_world(s);
+
+    if (!with_groups())
+        skip();
+    for (int i = 0; sizes[i]; i++) {
+        int rows[ROWS], n = i % 3 == 2 ? 1 + rig_below(sizes[i]) : sizes[i];
+
+        for (int r = 0; r < n; r++)
+            rows[r] = rig_below(POOL);
+        launch_groups(w, rows, n, sizes[i]);
+        launch(w, rows, n < 20 ? n : 20, n < 20 ? n : 20);
+    }
+    rig_free_all();
+}
+
 /* Launches of these sizes, all rows real or some, any rows. */
 static void check_shape(shape s, const int *sizes)
 {
@@ -257,6 +292,63 @@ static void many_rows(void **state)
     }
 }
 
+static const int group_sizes[] = {100, 257, 300, 0};
+
+static void groups_of_every_kind_and_finish(void **state)
+{
+    (void)state;
+    for (int kind = GPU_BF16; kind <= GPU_INT4; kind++)
+        for (int finish = GPU_STORE_BF16; finish <= GPU_SWIGLU; finish++) {
+            shape s = {.finish = (gpu_finish)finish,
+                       .kinds = {kind, kind},
+                       .rows = {150, 150},
+                       .n_parts = finish == GPU_SWIGLU ? 2 : 1,
+                       .cols = 420,
+                       .splits = 1 + rig_below(4),
+                       .bias = rig_below(2),
+                       .adapters = true,
+                       .alike = (kind + finish) % 2};
+
+            check_groups(s, group_sizes);
+        }
+}
+
+/* Several adapters a row, ranks beyond a stage, parts with modules of their own. */
+static void groups_with_adapters_alike(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        shape s = {.finish = i % 2 ? GPU_SWIGLU : GPU_STORE_BF16,
+                   .rows = {130, i % 2 ? 130 : 64, 20},
+                   .n_parts = i % 2 ? 2 : 3,
+                   .cols = 70 + 64 * i,
+                   .bias = i > 1,
+                   .adapters = true,
+                   .alike = true};
+
+        check_groups(s, group_sizes);
+    }
+}
+
+/* One row, few columns, runs without columns, more stages than the ring has. */
+static void groups_of_odd_shapes(void **state)
+{
+    static const int cols[] = {1, 64, 65, 128, 1100}, sizes[] = {1, 129, 0};
+
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        shape s = {.finish = (gpu_finish)rig_below(3),
+                   .kinds = {rig_below(3)},
+                   .rows = {1 + rig_below(140)},
+                   .n_parts = 1,
+                   .cols = cols[i],
+                   .splits = i == 3 ? 4 : 1 + i % 2,
+                   .bias = rig_below(2)};
+
+        check_groups(s, sizes);
+    }
+}
+
 static void runs_have_sense(void **state)
 {
     (void)state;
@@ -315,6 +407,28 @@ static void in_any_order(void **state)
     }
     simt_settings.seed = was;
 }
+
+static void groups_in_any_order(void **state)
+{
+    static const int sizes[] = {256, 140, 0};
+    unsigned was = simt_settings.seed;
+
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        shape s = {.finish = i % 2 ? GPU_SWIGLU : GPU_ADD_F32,
+                   .kinds = {i % 3, i % 3},
+                   .rows = {100, 100},
+                   .n_parts = 1 + i % 2,
+                   .cols = 600,
+                   .splits = 1 + i,
+                   .adapters = true,
+                   .alike = i > 1};
+
+        simt_settings.seed = ((unsigned)rig_next() | 1) + (unsigned)(i % 2);
+        check_groups(s, sizes);
+    }
+    simt_settings.seed = was;
+}
 #endif
 
 int main(void)
@@ -326,10 +440,14 @@ int main(void)
         cmocka_unit_test(rows_of_logits),
         cmocka_unit_test(few_features),
         cmocka_unit_test(many_rows),
+        cmocka_unit_test(groups_of_every_kind_and_finish),
+        cmocka_unit_test(groups_with_adapters_alike),
+        cmocka_unit_test(groups_of_odd_shapes),
         cmocka_unit_test(runs_have_sense),
         cmocka_unit_test(refuses),
 #ifdef OL_SIMT
         cmocka_unit_test(in_any_order),
+        cmocka_unit_test(groups_in_any_order),
 #endif
     };
 

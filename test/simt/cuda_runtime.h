@@ -103,14 +103,17 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 /* -- for tests -------------------------------------------------------------------------------- */
 typedef struct simt_options {
-    int threads;    /* of the processor */
-    unsigned seed;  /* of the order in which threads of a block go on; 0: their own; odd:
-                     * a warp after another, each as far as it can */
-    size_t memory;  /* of the device; 0: no limit */
-    int fail_after; /* the launch that fails with cudaErrorIllegalAddress; -1: none */
+    int threads;       /* of the processor */
+    unsigned seed;     /* of the order in which threads of a block go on; 0: their own; odd:
+                        * a warp after another, each as far as it can */
+    size_t memory;     /* of the device; 0: no limit */
+    int fail_after;    /* the launch that fails with cudaErrorIllegalAddress; -1: none */
+    int capability;    /* of the device: 8 or 9; 0: OL_SIMT_CAPABILITY, or 8 */
+    int group_differs; /* whether products of groups round otherwise than those of warps */
 } simt_options;
 extern simt_options simt_settings;
 extern unsigned long long simt_launches;
+extern unsigned long long simt_group_products; /* of this process, a thread's each */
 
 #ifdef __cplusplus
 }

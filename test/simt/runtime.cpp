@@ -111,12 +111,19 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int index)
     return cudaSuccess;
 }
 
+static int capability()
+{
+    const char *given = getenv("OL_SIMT_CAPABILITY");
+
+    return simt_settings.capability ? simt_settings.capability : given ? atoi(given) : 8;
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index)
 {
     (void)index;
     memset(p, 0, sizeof(*p));
     strcpy(p->name, "threads of a processor");
-    p->major = 8;
+    p->major = capability();
     p->multiProcessorCount = 4;
     p->sharedMemPerBlockOptin = 227 * 1024;
     p->l2CacheSize = 1 << 20;

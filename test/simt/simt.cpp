@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include "fiber.h"
+#include "group.h"
 #include "simt.h"
 
 #include <algorithm>
@@ -46,8 +47,11 @@ struct simt_fiber {
     bool done;
     bool (*ready)(simt_fiber *f); /* NULL: may go on */
     unsigned waits_for;           /* a turn of the block's barrier, or of the warp's exchange */
+    bool (*until)(const void *arg, unsigned value); /* simt_wait_until() */
+    const void *until_arg;
     std::vector<pending_copy> copies;
     int groups; /* of copies that were ended */
+    simt_group_state group;
 };
 
 /* What one thread of the processor needs to run blocks. */
@@ -56,7 +60,7 @@ struct worker {
     std::vector<simt_fiber *> fibers;
     std::vector<warp_state> warps;
     std::vector<int> order;
-    uint8_t *shared;
+    simt_block_state block;
     const std::function<void()> *body;
     int live, at_barrier;
     unsigned barrier_turn;
@@ -64,7 +68,7 @@ struct worker {
 
 static thread_local simt_fiber *self;
 
-simt_options simt_settings = {2, 0, 0, -1};
+simt_options simt_settings = {2, 0, 0, -1, 0, 0};
 
 const simt_thread *simt_self()
 {
@@ -73,7 +77,17 @@ const simt_thread *simt_self()
 
 uint8_t *simt_shared()
 {
-    return self->home->shared;
+    return self->home->block.shared;
+}
+
+simt_group_state *simt_group_of_thread()
+{
+    return &self->group;
+}
+
+simt_block_state *simt_block_of_thread()
+{
+    return &self->home->block;
 }
 
 int simt_lane()
@@ -88,6 +102,22 @@ static void give_way(bool (*ready)(simt_fiber *))
     f->ready = ready;
     fiber_switch(&f->stack, &f->home->main);
     self = f;
+}
+
+static bool condition_holds(simt_fiber *f)
+{
+    return f->until(f->until_arg, f->waits_for);
+}
+
+void simt_wait_until(bool (*ready)(const void *arg, unsigned value), const void *arg,
+                     unsigned value)
+{
+    if (ready(arg, value))
+        return;
+    self->until = ready;
+    self->until_arg = arg;
+    self->waits_for = value;
+    give_way(condition_holds);
 }
 
 /* -- barriers ---------------------------------------------------------------------------- */
@@ -242,6 +272,7 @@ void simt_copy_wait(int n)
             memcpy(copies[done].to, copies[done].from, 16);
         else
             memset(copies[done].to, 0, 16);
+        simt_landed(copies[done].to);
         done++;
     }
     copies.erase(copies.begin(), copies.begin() + (ptrdiff_t)done);
@@ -286,6 +317,7 @@ static void thread_main()
         fprintf(stderr, "simt: a thread ended with copies under way\n");
         abort();
     }
+    simt_group_end();
     f->done = true;
     w->live--;
     w->warps[(size_t)f->index / WARP].lanes--;
@@ -404,11 +436,15 @@ static void run_some(worker *w, std::atomic<unsigned> *next, dim3 grid, dim3 blo
 
     for (unsigned i = (*next)++; i < n; i = (*next)++) {
         /* of exactly this size, so that AddressSanitizer sees what goes beyond */
-        w->shared = (uint8_t *)aligned_alloc(128, (shared + 127) / 128 * 128 + (shared ? 0 : 128));
-        memset(w->shared, 0xff, shared);
+        if (posix_memalign((void **)&w->block.shared, 1024, shared ? shared : 1))
+            abort();
+        w->block.bytes = shared;
+        w->block.unfenced.assign((shared + 15) / 16, 0);
+        memset(w->block.arrived, 0, sizeof(w->block.arrived));
+        memset(w->block.shared, 0xff, shared);
         run_block(w, dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y), grid, block, body,
                   simt_settings.seed ? simt_settings.seed + 2 * i : 0);
-        free(w->shared);
+        free(w->block.shared);
     }
 }
 
