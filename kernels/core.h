@@ -208,6 +208,8 @@ struct ol_device {
     struct cudaDeviceProp card;
     gpu_way way; /* of prefill's products */
     const char *way_note;
+    bool weights_under_way; /* on the upload's stream: a step has to wait for them */
+    bool no_graphs;         /* recording has failed: steps are launched one by one */
     gpu_memory memory;
     cudaStream_t stream;
     gpu_upload upload;
@@ -233,6 +235,8 @@ struct ol_device {
     int n_ropes;
 };
 
+/* card.c: the GPU that the options name, for this thread; or why it cannot be had. */
+ol_code gpu_choose_card(ol_device *device, ol_error *err);
 /* Keeps what it has when that suffices; otherwise zeros anew, and graphs go. */
 ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, const char *what,
                          ol_error *err);

@@ -61,7 +61,10 @@ $(BUILD)/simt/gpu_%.o: test/gpu/%.c
 $(BUILD)/test/simt_%: $(BUILD)/simt/gpu_test_%.o $(BUILD)/simt/gpu_gpu_rig.o $(SIMT_OBJECTS) $(call obj,src/device/load.c)
 	@mkdir -p $(@D)
 	$(SIMT_CXX) $(OPTIMISE) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
-simt-tests: $(patsubst %,$(BUILD)/test/simt_%,$(GPU_TESTS)) $(BUILD)/simt/openlora_cuda.so
+GPU_BENCH := $(patsubst test/gpu/%.c,%,$(sort $(wildcard test/gpu/bench*.c)))
+$(BUILD)/simt_bench: $(patsubst %,$(BUILD)/simt/gpu_%.o,$(GPU_BENCH)) $(SIMT_OBJECTS)
+	$(SIMT_CXX) $(OPTIMISE) -o $@ $^ -lcrypto -ldl -lpthread -lm
+simt-tests: $(patsubst %,$(BUILD)/test/simt_%,$(GPU_TESTS)) $(BUILD)/simt/openlora_cuda.so $(BUILD)/simt_bench $(BUILD)/churn
 
 $(BUILD)/cuda/gpu_%.o: test/gpu/%.c
 	@mkdir -p $(@D)
@@ -70,8 +73,8 @@ $(BUILD)/cuda/gpu_%.o: test/gpu/%.c
 $(BUILD)/cuda/libkernels.a: $(CUDA_OBJECTS) $(BASE_OBJECTS) $(call obj,src/device/load.c)
 	@rm -f $@
 	$(AR) rcs $@ $^
-$(BUILD)/gpu_bench: $(BUILD)/cuda/gpu_bench.o $(BUILD)/cuda/gpu_bench_attention.o $(BUILD)/cuda/libkernels.a
-	$(NVCC) -o $@ $^ -lcublasLt -lcrypto -lpthread -lm
+$(BUILD)/gpu_bench: $(patsubst %,$(BUILD)/cuda/gpu_%.o,$(GPU_BENCH)) $(BUILD)/cuda/libkernels.a
+	$(NVCC) -o $@ $^ -lcrypto -ldl -lpthread -lm
 $(BUILD)/test/simt_sample $(BUILD)/gpu_sample $(BUILD)/test/simt_device $(BUILD)/gpu_device: $(call obj,src/engine/choose.c)
 $(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
@@ -84,7 +87,7 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
 PACK_ARCH ?= 90a
 pack-gpu:
 	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
-		build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling
+		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling
 	bash test/gpu/pack.sh build/gpu
 check-gpu:
 	bash test/gpu/run.sh check

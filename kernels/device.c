@@ -42,29 +42,6 @@ static void gpu_close(ol_device *device)
     free(device);
 }
 
-static ol_code choose_card(ol_device *device, ol_error *err)
-{
-    int index = device->options.device_index, n = 0;
-    cudaError_t code = cudaGetDeviceCount(&n);
-
-    if (code != cudaSuccess || n == 0) {
-        ol_fail(err, OL_NOT_FOUND, "there is no GPU that CUDA can use");
-        return ol_detail(err, "%s: %s", cudaGetErrorName(code), cudaGetErrorString(code));
-    }
-    if (index < 0 || index >= n) {
-        ol_fail(err, OL_INVALID, "there is no GPU number %d", index);
-        return ol_detail(err, "There are %d; the first one is number 0.", n);
-    }
-    GPU_TRY(cudaSetDevice(index), "choosing it");
-    GPU_TRY(cudaGetDeviceProperties(&device->card, index), "asking what it is");
-    if (device->card.major < 8) {
-        ol_fail(err, OL_UNSUPPORTED, "GPU %d (%s) is too old", index, device->card.name);
-        return ol_detail(err, "Its compute capability is %d.%d; 8.0 is needed.", device->card.major,
-                         device->card.minor);
-    }
-    return OL_OK;
-}
-
 /* Products of groups, if they are proven; OL_CUDA_PRODUCT=mma does without, =wgmma asks for no
  * proof: for measuring both. */
 static void choose_way(ol_device *device, gpu_proof found)
@@ -97,7 +74,7 @@ static gpu_proof prove(const ol_device_options *options)
 
 static ol_code start(ol_device *device, ol_error *err)
 {
-    OL_TRY(choose_card(device, err));
+    OL_TRY(gpu_choose_card(device, err));
     OL_TRY(gpu_upload_open(device, err));
     OL_TRY(gpu_pool_keep(device->options.device_index, err));
     GPU_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "making a stream");
@@ -186,7 +163,10 @@ ol_code gpu_step_begin(ol_device *device, const ol_step *step, ol_error *err)
                        step->n_rows, step->n_seqs, step->n_logit_rows);
     memset(device->ops, 0, (size_t)device->n_ops * sizeof(gpu_op));
     device->n_ops = 0;
-    /* What the loader's stream has written for this step was waited for there. */
+    /* Adapters were waited for by whoever made them; weights by nobody yet. */
+    if (device->weights_under_way)
+        GPU_TRY(cudaStreamSynchronize(device->upload.stream), "placing weights");
+    device->weights_under_way = false;
     return gpu_lists_fill(device, step, err);
 }
 

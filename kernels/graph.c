@@ -1,7 +1,13 @@
 /* graph.c: steps that only go on with sequences, a row each, are launched as graphs: a launch for
  * each kernel of each layer would take longer than small kernels run. A graph serves all steps of
- * at most its sizes, as kernels read the real numbers from device memory. */
+ * at most its sizes, as kernels read the real numbers from device memory.
+ *
+ * The first step of its kind is launched kernel by kernel, which also brings in kernels that the
+ * process has not used yet, and recorded while it runs. A recording that fails costs speed alone.
+ */
 #include "kernels/core.h"
+
+#include "base/log.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -94,14 +100,13 @@ static ol_code capture(ol_device *device, const gpu_sizes *sizes, cudaGraphExec_
     return code;
 }
 
-static ol_code make(ol_device *device, const gpu_sizes *sizes, gpu_graph **out, ol_error *err)
+static ol_code record(ol_device *device, const gpu_sizes *sizes, ol_error *err)
 {
     size_t bytes = (size_t)device->n_ops * sizeof(gpu_op);
     cudaGraphExec_t exec;
     gpu_graph *graph;
     gpu_op *ops;
 
-    OL_TRY(gpu_ops_prepare(device, sizes, err));
     OL_TRY(capture(device, sizes, &exec, err));
     ops = malloc(bytes);
     if (!ops) {
@@ -110,8 +115,22 @@ static ol_code make(ol_device *device, const gpu_sizes *sizes, gpu_graph **out, 
     }
     memcpy(ops, device->ops, bytes);
     graph = oldest(device);
-    *graph = (gpu_graph){.exec = exec, .sizes = *sizes, .ops = ops, .n_ops = device->n_ops};
-    *out = graph;
+    *graph = (gpu_graph){
+        .exec = exec, .sizes = *sizes, .ops = ops, .n_ops = device->n_ops, .used = device->stamp};
+    return OL_OK;
+}
+
+static ol_code first_of_kind(ol_device *device, const gpu_sizes *sizes, ol_error *err)
+{
+    ol_error why;
+
+    OL_TRY(gpu_ops_prepare(device, sizes, err));
+    OL_TRY(gpu_ops_launch(device, sizes, err));
+    if (device->no_graphs || record(device, sizes, &why) == OL_OK)
+        return OL_OK;
+    device->no_graphs = true;
+    (void)cudaGetLastError(); /* of the recording; what is wrong with the step shows at its end */
+    ol_log(OL_LOG_WARNING, "steps run without CUDA graphs: %s (%s)", why.message, why.detail);
     return OL_OK;
 }
 
@@ -130,7 +149,7 @@ ol_code gpu_run_ops(ol_device *device, ol_error *err)
                             "adapters", err));
     graph = find(device, &sizes);
     if (!graph)
-        OL_TRY(make(device, &sizes, &graph, err));
+        return first_of_kind(device, &sizes, err);
     graph->used = device->stamp;
     GPU_TRY(cudaGraphLaunch(graph->exec, device->stream), "running a step");
     return OL_OK;

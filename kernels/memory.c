@@ -15,6 +15,17 @@ ol_code gpu_fail(ol_error *err, cudaError_t code, const char *what)
     return ol_detail(err, "%s: %s", cudaGetErrorName(code), cudaGetErrorString(code));
 }
 
+/* Whose memory it is that does not suffice: within openlora's limit the card's. */
+static void no_memory(const gpu_memory *memory, size_t bytes, const char *what, ol_error *err)
+{
+    size_t left = 0, all = 0;
+
+    gpu_fail(err, cudaErrorMemoryAllocation, what);
+    if (cudaMemGetInfo(&left, &all) == cudaSuccess)
+        ol_detail(err, "It needs %zu bytes; of the card's %zu %zu are free, %zu in use here.",
+                  bytes, all, left, (size_t)memory->used - bytes);
+}
+
 static bool reserve(gpu_memory *memory, size_t bytes, const char *what, ol_error *err)
 {
     size_t used = memory->used;
@@ -25,9 +36,31 @@ static bool reserve(gpu_memory *memory, size_t bytes, const char *what, ol_error
             continue;
         ol_fail(err, OL_NOMEM, "the device's memory limit does not admit %s", what);
         ol_detail(err, "It needs %zu bytes; %zu of %zu are in use.", bytes, used, memory->limit);
+        ol_hint(err, "Raise openlora.memory_limit, lower openlora.kv_cache_size or "
+                     "openlora.adapter_cache_size, or choose a smaller openlora.quantization.");
         return false;
     } while (!atomic_compare_exchange_weak(&memory->used, &used, used + bytes));
     return true;
+}
+
+static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream, bool ordered)
+{
+    cudaError_t code = ordered ? cudaMallocAsync(p, bytes, stream) : cudaMalloc(p, bytes);
+    cudaMemPool_t pool;
+    int device;
+
+    if (code != cudaErrorMemoryAllocation)
+        return code;
+    (void)cudaGetLastError(); /* memory is no fault of the device: later calls work */
+    /* What adapters have given back to CUDA's pool is out of reach for others. */
+    if (ordered || cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
+        cudaMemPoolTrimTo(pool, 0) != cudaSuccess)
+        return code;
+    code = cudaMalloc(p, bytes);
+    if (code == cudaErrorMemoryAllocation)
+        (void)cudaGetLastError();
+    return code;
 }
 
 static void *take(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
@@ -39,7 +72,7 @@ static void *take(gpu_memory *memory, size_t bytes, const char *what, cudaStream
 
     if (!reserve(memory, bytes, what, err))
         return NULL;
-    code = ordered ? cudaMallocAsync(&p, room, stream) : cudaMalloc(&p, room);
+    code = allocate(&p, room, stream, ordered);
     if (code == cudaSuccess) {
         code = cudaMemsetAsync(p, 0, room, stream);
         if (code == cudaSuccess)
@@ -47,8 +80,9 @@ static void *take(gpu_memory *memory, size_t bytes, const char *what, cudaStream
         (void)(ordered ? cudaFreeAsync(p, stream) : cudaFree(p));
     }
     if (code == cudaErrorMemoryAllocation)
-        (void)cudaGetLastError(); /* memory is no fault of the device: later calls work */
-    gpu_fail(err, code, what);
+        no_memory(memory, bytes, what, err);
+    else
+        gpu_fail(err, code, what);
     memory->used -= bytes;
     return NULL;
 }

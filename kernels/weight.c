@@ -124,6 +124,7 @@ ol_code gpu_weight_create(ol_device *device, const ol_weight_desc *desc, ol_weig
     w->cols = t->shape[t->n_dims - 1];
     code = is_packed(desc) ? make_matrix(device, desc, w, err)
                            : make_plain(device, desc, desc->use == OL_WEIGHT_VECTOR, w, err);
+    device->weights_under_way = true;
     if (code == OL_OK) {
         *out = w;
         return OL_OK;

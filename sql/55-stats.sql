@@ -41,7 +41,7 @@ FROM openlora.live_adapters() l JOIN openlora.adapters a ON a.digest = l.digest
 $$, options);
     EXECUTE format($$
 CREATE VIEW openlora.stat_engine %s AS
-SELECT s.state, s.model, s.running, s.waiting, c.requests, c.failed, c.cancelled, c.rejected, c.prompt_tokens, c.cached_tokens,
+SELECT s.state, s.model, s.device, s.device_description, s.device_memory, s.running, s.waiting, c.requests, c.failed, c.cancelled, c.rejected, c.prompt_tokens, c.cached_tokens,
        c.generated_tokens, c.steps,
        pg_catalog.round(c.sequences::numeric / NULLIF(c.steps, 0)::numeric, 2) AS batch_size,
        pg_catalog.round(c.busy_us::numeric / 1000000.0, 3) AS busy_seconds,

@@ -99,6 +99,7 @@ if wanted unit; then
 	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
 	step simt-same env OL_TEST_DEVICE=simt build/test/test_engine_same
 	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
+	step simt-bench env OL_GPU=simt bash test/gpu/run.sh bench
 fi
 if wanted cli && [ -x test/cli.sh ]; then
 	step command-line bash test/cli.sh
@@ -116,6 +117,10 @@ mkdir -p "$WORK/regress/sql" && cp sql/tests/*.sql "$WORK/regress/sql/"
 [ "$(id -u)" = 0 ] && chown -R "$RUN_USER" "$WORK/regress" "$WORK/test"
 install -m 755 build/fake_engine "$STAGED_LIB/fake_engine"
 export OPENLORA_FAKE_ENGINE=$STAGED_LIB/fake_engine
+# The engine beside the CUDA device on the processor: devices are found beside the program.
+mkdir -p "$STAGED_LIB/simt"
+install -m 755 build/openlora-engine build/openlora_cpu.so build/simt/openlora_cuda.so "$STAGED_LIB/simt"
+export OPENLORA_SIMT=$STAGED_LIB/simt/openlora-engine
 export OPENLORA_TEST_MODEL=$MODEL OPENLORA_DEMO=$WORK/test/data/demo OPENLORA_ENGINE=$STAGED_LIB/openlora-engine
 
 regress() {

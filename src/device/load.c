@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 ol_code ol_device_load(const char *dir, const char *name, const ol_device_table **table,
                        ol_error *err)
@@ -15,9 +16,14 @@ ol_code ol_device_load(const char *dir, const char *name, const ol_device_table 
 
     if ((size_t)snprintf(path, sizeof(path), "%s/openlora_%s.so", dir, name) >= sizeof(path))
         return ol_fail(err, OL_LIMIT, "path of device \"%s\" is too long", name);
+    if (access(path, F_OK) != 0) {
+        ol_fail(err, OL_NOT_FOUND, "there is no device \"%s\" here", name);
+        ol_detail(err, "\"%s\" does not exist.", path);
+        return ol_hint(err, "Devices lie beside the engine; a GPU's is built where nvcc is.");
+    }
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
-        ol_fail(err, OL_NOT_FOUND, "could not load device \"%s\"", name);
+        ol_fail(err, OL_DEVICE, "could not load device \"%s\"", name);
         return ol_detail(err, "%s", dlerror());
     }
     symbol = dlsym(handle, OL_DEVICE_SYMBOL);

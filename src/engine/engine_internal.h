@@ -112,6 +112,7 @@ struct ol_engine {
     double row_us;         /* what a row of such a step takes, as measured lately */
     uint64_t patience_us;  /* how long an asked host may take before others are asked */
     ol_events *events;
+    ol_error device_error; /* of placing an adapter, or OL_OK: the next step ends with it */
     counters counters;
     /* Working memory of a step, sized at opening. */
     bool device_chooses; /* else it gives logits, and the chooser is ours */

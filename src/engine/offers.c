@@ -112,7 +112,9 @@ static void take_offer(ol_engine *engine, offer *o, ol_adapter_result *result)
     }
     if (verdict.ours) {
         admission_arrived(engine, &o->what.expected);
-        if (result->code != OL_OK)
+        if (result->code == OL_DEVICE)
+            engine->device_error = result->error; /* no fault of the adapter's */
+        else if (result->code != OL_OK)
             admission_refuse(engine, &o->what.expected, &result->error);
     }
     engine->admission_due = true;

@@ -76,8 +76,19 @@ static ol_code own_folder(char *out, size_t size, ol_error *err)
     return OL_OK;
 }
 
-static ol_code open_named(ol_engine *engine, const ol_engine_options *o, const char *name,
-                          int index, ol_error *err)
+static ol_code load_device(ol_engine *engine, const ol_engine_options *o, const char *name,
+                           ol_error *err)
+{
+    char folder[4096];
+
+    if (o->device_dir)
+        snprintf(folder, sizeof(folder), "%s", o->device_dir);
+    else
+        OL_TRY(own_folder(folder, sizeof(folder), err));
+    return ol_device_load(folder, name, &engine->table, err);
+}
+
+static ol_code open_loaded(ol_engine *engine, const ol_engine_options *o, int index, ol_error *err)
 {
     ol_device_options how = {.threads = o->threads,
                              .device_index = index,
@@ -86,25 +97,30 @@ static ol_code open_named(ol_engine *engine, const ol_engine_options *o, const c
                              .max_rows = engine->limits.step_tokens,
                              .max_seqs = engine->limits.max_seqs,
                              .max_logit_rows = engine->limits.max_logit_rows};
-    char folder[4096];
 
-    if (o->device_dir)
-        snprintf(folder, sizeof(folder), "%s", o->device_dir);
-    else
-        OL_TRY(own_folder(folder, sizeof(folder), err));
-    OL_TRY(ol_device_load(folder, name, &engine->table, err));
     return engine->table->open(&how, &engine->device, err);
 }
 
-/* A GPU when there is one, without a word when there is no device for it. */
+static ol_code open_named(ol_engine *engine, const ol_engine_options *o, const char *name,
+                          int index, ol_error *err)
+{
+    OL_TRY(load_device(engine, o, name, err));
+    return open_loaded(engine, o, index, err);
+}
+
+/* A GPU when there is one; otherwise it is told why not, unless no device for it is installed. */
 static ol_code open_best(ol_engine *engine, const ol_engine_options *o, ol_error *err)
 {
-    ol_code code = open_named(engine, o, "cuda", 0, err);
+    ol_code code = load_device(engine, o, "cuda", err);
 
+    if (code == OL_NOT_FOUND)
+        return open_named(engine, o, "cpu", 0, err);
+    if (code == OL_OK)
+        code = open_loaded(engine, o, 0, err);
     if (code == OL_OK)
         return OL_OK;
-    if (code != OL_NOT_FOUND)
-        ol_log(OL_LOG_WARNING, "no GPU in use: %s", err->message);
+    ol_log(code == OL_NOT_FOUND ? OL_LOG_INFO : OL_LOG_WARNING,
+           "the CPU computes, as no GPU can: %s. %s", err->message, err->detail);
     return open_named(engine, o, "cpu", 0, err);
 }
 

@@ -209,7 +209,8 @@ static void deliver(ol_engine *engine, const ol_sched_plan *plan, const ol_choic
 
 bool ol_engine_busy(const ol_engine *engine)
 {
-    return ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
+    return engine->device_error.code != OL_OK ||
+           ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
 }
 
 /* A step with a prompt in it tells what such rows take; others wait for their tokens meanwhile. */
@@ -256,6 +257,10 @@ ol_code ol_engine_step(ol_engine *engine, ol_error *err)
 {
     ol_sched_plan *plan;
 
+    if (engine->device_error.code != OL_OK) {
+        *err = engine->device_error;
+        return err->code;
+    }
     request_check_deadlines(engine);
     plan = ol_sched_next(engine->sched);
     while (plan->n_parts > 0) {

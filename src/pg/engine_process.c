@@ -167,6 +167,7 @@ static void start(EngineProcess *engine)
     if (engine->settings)
         pfree(engine->settings);
     engine->settings = MemoryContextStrdup(TopMemoryContext, describe_settings());
+    engine->asked_for = false;
     if (ol_channel_create(&engine->channel, &ring_fd, &wake_fd, &error) != OL_OK) {
         start_failed(engine, &error);
         return;
@@ -214,10 +215,12 @@ void engine_start_if_due(EngineProcess *engine)
             engine_publish(LORA_ENGINE_OFF, NULL);
         return;
     }
-    if (current_state() == LORA_ENGINE_BROKEN && !engine_settings_changed(engine))
-        return; /* the same settings would fail the same way */
-    if (engine->next_start > GetCurrentTimestamp() && !engine_settings_changed(engine))
-        return;
+    if (!engine->asked_for && !engine_settings_changed(engine)) {
+        if (current_state() == LORA_ENGINE_BROKEN)
+            return; /* by itself it would fail the same way */
+        if (engine->next_start > GetCurrentTimestamp())
+            return;
+    }
     start(engine);
 }
 

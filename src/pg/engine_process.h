@@ -14,6 +14,7 @@ typedef struct EngineProcess {
     pid_t pid; /* 0: none */
     ol_channel channel;
     int failures; /* in a row, for the pause before the next start */
+    bool asked_for; /* by a reload, since it ended: starts now, even if it was broken */
     TimestampTz next_start;
     void (*last_frames)(struct EngineProcess *engine); /* called before its channel is closed */
     char *settings; /* as the running or broken engine was started with */

@@ -32,13 +32,16 @@ static bool is_loading(void)
 static void take_log(ol_reader *r)
 {
     uint8 level = ol_get_u8(r);
-    int length = (int)ol_reader_left(r);
+    size_t length;
+    const uint8 *text = ol_get_blob(r, &length);
 
+    if (r->bad)
+        return;
     ereport(level >= OL_LOG_ERROR  ? WARNING
             : level >= OL_LOG_INFO ? LOG
                                    : DEBUG1,
-            (errmsg_internal("openlora engine: %.*s", length > 1000 ? 1000 : length,
-                             (const char *)r->data + r->pos)));
+            (errmsg_internal("openlora engine: %.*s", length > 1000 ? 1000 : (int)length,
+                             (const char *)text)));
 }
 
 bool engine_report_take(EngineProcess *engine, const ol_frame *frame, const uint8 *payload)

@@ -68,6 +68,7 @@ static void look_after_engine(void)
     if (ConfigReloadPending) {
         ConfigReloadPending = false;
         ProcessConfigFile(PGC_SIGHUP);
+        engine.asked_for = !engine.pid;
         if (engine.pid && engine_settings_changed(&engine)) {
             ereport(LOG, (errmsg("openlora engine is restarted for changed settings")));
             engine_stop(&engine, true, "the openlora engine is restarted for changed settings");

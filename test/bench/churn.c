@@ -12,6 +12,9 @@
  * a batch alone. What the engine asks for is offered at once, as by a host that has it at
  * hand: so the figures are of hashing, checking, placing and evicting, not of reading rows.
  *
+ * On DEVICE=cpu, found in DEVICE_DIR=build, with KV_MB of keys and values (0: the engine's
+ * default).
+ *
  * ROUNDS=1 times, all cases in turns; one line per case and round: tokens per second, processor
  * time per thousand tokens (which other programs on the machine change less), time to the first
  * token (median, 95th percentile), loads, processor time of one (when the cache was filled), mean
@@ -274,12 +277,14 @@ static void report(bench *b, const char *name, double seconds, double cpu, uint6
 
 static void open_engine(bench *b, int slots)
 {
-    ol_engine_options options = {.model_path = b->model, .device = "cpu", .kv_dtype = -1};
+    ol_engine_options options = {.model_path = b->model, .kv_dtype = -1};
     char folder[4096];
     ol_error err;
 
     snprintf(folder, sizeof(folder), "%s", getenv("DEVICE_DIR") ? getenv("DEVICE_DIR") : "build");
     options.device_dir = folder;
+    options.device = getenv("DEVICE") ? getenv("DEVICE") : "cpu";
+    options.kv_bytes = (size_t)setting("KV_MB", 0) << 20;
     options.threads = setting("THREADS", 0);
     options.max_seqs = b->parallel + 1;
     options.no_prefix_cache = true;

@@ -3,7 +3,7 @@
 
     make_model.py SHAPE TYPE OUT.gguf
 
-SHAPE: qwen2.5-0.5b, llama-3.2-1b, tiny; TYPE: f16, bf16, q8_0, q4_0.
+SHAPE: qwen2.5-0.5b, llama-3.2-1b, llama-3.1-8b, tiny, mini; TYPE: f16, bf16, q8_0, q4_0.
 Standard library only. Weights repeat one random row block with a different offset in
 every row; norms are ones; the vocabulary is bytes and numbered fillers.
 """
@@ -14,7 +14,9 @@ import sys
 SHAPES = {
     # architecture, layers, hidden, heads, kv heads, head dim, ffn, vocabulary, tied, bias, theta
     "qwen2.5-0.5b": ("qwen2", 24, 896, 14, 2, 64, 4864, 151936, True, 1e6),
+    "llama-3.1-8b": ("llama", 32, 4096, 32, 8, 128, 14336, 128256, False, 5e5),
     "llama-3.2-1b": ("llama", 16, 2048, 32, 8, 64, 8192, 128256, True, 5e5),
+    "mini": ("llama", 2, 64, 4, 2, 16, 128, 512, True, 1e4),
     "tiny": ("llama", 6, 288, 6, 6, 48, 768, 32000, True, 1e4),
 }
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}

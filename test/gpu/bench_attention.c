@@ -3,15 +3,13 @@
  * where they go on, against what copying reaches. sdpa.py has what PyTorch makes of the same
  * shapes.
  */
-#include "bench_attention.h"
+#include "bench.h"
 
 #include "kernels/launch.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
 
-#define REPEAT 11
 #define PAGE 64
 
 typedef struct shape {
@@ -33,16 +31,10 @@ static const shape shapes[] = {
     {"decode 64 x 4096", 64, 4095, 1, 32, 8, 128},
     {"decode 64 x 4096, heads of 64", 64, 4095, 1, 14, 2, 64},
 };
-
-static void need(cudaError_t code, const char *what)
-{
-    if (code == cudaSuccess)
-        return;
-    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(code));
-    exit(1);
-}
-
-#define CUDA(expr) need((expr), #expr)
+static const shape tiny[] = {
+    {"prefill 2 x 40", 2, 0, 40, 4, 2, 32},
+    {"decode 3 x 700", 3, 699, 1, 4, 2, 32},
+};
 
 /* -- a batch ----------------------------------------------------------------------------------- */
 
@@ -110,45 +102,31 @@ static void make_rows(const shape *s, gpu_rows *rows, int n_tiles)
 /* -- timing --------------------------------------------------------------------------------------
  */
 
-static int compare(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
+typedef struct job {
+    const shape *s;
+    gpu_rows rows;
+    gpu_attention op;
+    int n_tiles;
+} job;
 
-    return (x > y) - (x < y);
+static void launch(void *context, cudaStream_t stream)
+{
+    const job *j = context;
+    int n_splits = (j->s->past + j->s->n_rows - 1) / GPU_KV_SPLIT + 1;
+
+    if (j->s->n_rows == 1)
+        CUDA(gpu_attention_decode(&j->rows, &j->op, j->s->n_seqs, n_splits, stream));
+    else
+        CUDA(gpu_attention_prefill(&j->rows, &j->op, j->n_tiles, stream));
 }
 
-/* Seconds of one call: the median of REPEAT, after three. */
-static double run(const shape *s, const gpu_rows *rows, const gpu_attention *op, int n_tiles,
-                  cudaStream_t stream)
-{
-    int n_splits = (s->past + s->n_rows - 1) / GPU_KV_SPLIT + 1;
-    float ms[REPEAT];
-    cudaEvent_t from, to;
-
-    CUDA(cudaEventCreateWithFlags(&from, 0));
-    CUDA(cudaEventCreateWithFlags(&to, 0));
-    for (int i = -3; i < REPEAT; i++) {
-        CUDA(cudaEventRecord(from, stream));
-        if (s->n_rows == 1)
-            CUDA(gpu_attention_decode(rows, op, s->n_seqs, n_splits, stream));
-        else
-            CUDA(gpu_attention_prefill(rows, op, n_tiles, stream));
-        CUDA(cudaEventRecord(to, stream));
-        CUDA(cudaEventSynchronize(to));
-        CUDA(cudaEventElapsedTime(&ms[i < 0 ? 0 : i], from, to));
-    }
-    CUDA(cudaEventDestroy(from));
-    CUDA(cudaEventDestroy(to));
-    qsort(ms, REPEAT, sizeof(*ms), compare);
-    return (double)ms[REPEAT / 2] * 1e-3;
-}
-
-static double seconds(const shape *s, cudaStream_t stream)
+static double seconds(const shape *s)
 {
     size_t all = (size_t)s->n_seqs * (size_t)s->n_rows;
     size_t width = (size_t)s->n_heads * (size_t)s->head_dim;
     size_t pages = (size_t)s->n_seqs * (size_t)((s->past + s->n_rows + PAGE - 1) / PAGE);
     int n_tiles = s->n_seqs * ((s->n_rows + GPU_TILE_ROWS - 1) / GPU_TILE_ROWS);
+    job j = {.s = s, .n_tiles = n_tiles};
     gpu_attention op = {.q = device_random(all * width),
                         .ldq = (int64_t)width,
                         .o = device(all * width * 2),
@@ -159,32 +137,40 @@ static double seconds(const shape *s, cudaStream_t stream)
                                .page_tokens = PAGE},
                         .n_heads = s->n_heads,
                         .scale = 1 / sqrtf((float)s->head_dim)};
-    gpu_rows rows = {0};
     double t;
 
     op.kv.data = device_random(pages * PAGE * 2 * (size_t)(s->n_kv_heads * s->head_dim));
     if (s->n_rows == 1)
         op.partial = device(sizeof(float) *
                             gpu_attention_partial(&op, s->n_seqs, s->past / GPU_KV_SPLIT + 1));
-    make_rows(s, &rows, n_tiles);
+    make_rows(s, &j.rows, n_tiles);
+    j.op = op;
     CUDA(cudaDeviceSynchronize());
-    t = run(s, &rows, &op, n_tiles, stream);
+    t = bench_time(launch, &j);
     while (n_blocks > 0)
         CUDA(cudaFree(blocks[--n_blocks]));
     return t;
 }
 
-void bench_attention(double copy, cudaStream_t stream, bench_row *row)
+static void measure(const shape *s, const bench_ceilings *most)
 {
-    for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++) {
-        const shape *s = &shapes[i];
-        double t = seconds(s, stream), n = s->n_rows, tokens = s->past + (n + 1) / 2;
-        double flops = 4 * n * tokens * s->n_seqs * s->n_heads * s->head_dim;
-        double bytes = 4 * tokens * s->n_seqs * s->n_kv_heads * s->head_dim;
+    double t = seconds(s), n = s->n_rows, tokens = s->past + (n + 1) / 2;
+    double flops = 4 * n * tokens * s->n_seqs * s->n_heads * s->head_dim;
+    double bytes = 4 * tokens * s->n_seqs * s->n_kv_heads * s->head_dim;
 
-        if (s->n_rows == 1)
-            row("%-30s %7.1f us  %.2f of bandwidth", s->name, 1e6 * t, bytes / t / copy);
-        else
-            row("%-30s %7.1f us  %.0f TFLOP/s", s->name, 1e6 * t, flops / t / 1e12);
-    }
+    if (s->n_rows == 1)
+        bench_row(
+            &(bench_line){"GB/s", bytes / t / 1e9, most->copy / 1e9, s->n_seqs > 1 ? 0.85 : 0},
+            "attention, %s, of bandwidth", s->name);
+    else
+        bench_row(&(bench_line){"TFLOP/s", flops / t / 1e12, 0, 0}, "attention, %s", s->name);
+}
+
+void bench_attention(const bench_ceilings *most)
+{
+    bool small = bench.prefill < 4096;
+    size_t n = small ? sizeof(tiny) / sizeof(*tiny) : sizeof(shapes) / sizeof(*shapes);
+
+    for (size_t i = 0; i < n; i++)
+        measure(small ? &tiny[i] : &shapes[i], most);
 }

@@ -6,7 +6,7 @@ set -eu
 build=$1
 mkdir -p "$build/lib/libc"
 rm -rf "$build/obj" "$build/cuda" "$build/simt" "$build"/*.a
-for file in "$build"/gpu_* "$build"/openlora-engine "$build"/*.so "$build"/test/test_*; do
+for file in "$build"/gpu_* "$build"/churn "$build"/openlora-engine "$build"/*.so "$build"/test/test_*; do
 	strip --strip-debug "$file"
 	ldd "$file" | awk '/=> \// { print $3 } $1 ~ /ld-linux/ { print $1 }'
 done | sort -u | while read -r lib; do
@@ -17,4 +17,5 @@ done | sort -u | while read -r lib; do
 	*) cp -L "$lib" "$build/lib/" ;;
 	esac
 done
-du -sh "$build" | awk '{ print "packed:", $2, $1 }'
+# What machines are lent with takes so much along.
+du -sm "$build" | awk '{ print "packed:", $2, $1, "MB"; exit $1 >= 60 }'

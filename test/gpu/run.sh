@@ -1,66 +1,74 @@
 #!/usr/bin/env bash
 # run.sh check|bench: the CUDA device's tests, or its speed, on this machine's GPU. Takes what
 # `make pack-gpu` packed into build/gpu when it is there, else builds. A short table comes last.
+# Within LIMIT=470 seconds: what is left then is skipped, and said so. OL_GPU=simt runs the same
+# over the device on the processor, with small sizes: a test of this script.
 set -u
 cd "$(dirname "$0")/../.."
+. test/gpu/bench.sh
 what=${1:-check}
+limit=${LIMIT:-470}
+simt=${OL_GPU:-}
 
-if ! nvidia-smi -L >/dev/null 2>&1; then
-	echo "skipped: there is no GPU here" >&2
-	exit 77
-fi
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-if [ -d build/gpu/lib ]; then
-	build=build/gpu
-	export LD_LIBRARY_PATH=$PWD/build/gpu/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
+if [ "$simt" = simt ]; then
+	build=build tests=build/test/simt_ device_dir=build/simt
+	loader=()
 else
-	build=build
-	arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
-	[ "$arch" = 90 ] && arch=90a
-	make -s -j"$(nproc)" CUDA_ARCHS="$arch" CUDA_PTX= engine gpu-tests build/test/test_golden \
-		build/test/test_engine_same build/test/test_engine_sampling || exit 1
+	. test/gpu/machine.sh || exit
+	tests=$build/gpu_ device_dir=$build
 fi
+out=$build/gpu-$what
+rm -rf "$out" && mkdir -p "$out"
 
-# With this machine's C library, or where it is too old with the packed one.
-loader=()
-if ! "$build/openlora-engine" --help >/dev/null 2>&1; then
-	loader=("$build/lib/libc/ld-linux-x86-64.so.2" --library-path
-		"$PWD/$build/lib/libc:$LD_LIBRARY_PATH:/usr/lib/x86_64-linux-gnu:/usr/local/nvidia/lib64:/usr/lib64")
-fi
-
-export OL_DEVICE_DIR=$build OPENLORA_GOLDEN=$PWD/test/data/golden
 table="" failed=0
+# step NAME COMMAND...: a line in the table; the whole output in a log.
 step() {
-	local name=$1 from=$SECONDS status=ok
+	local name=$1 from=$SECONDS status=ok left=$((limit - SECONDS))
 	shift
-	"$@" >"$build/$name.log" 2>&1 || status=FAILED
-	table+=$(printf '%-6s %-28s %4ds' $status "$name" $((SECONDS - from)))$'\n'
-	if [ $status = FAILED ]; then
-		failed=1
-		tail -n 30 "$build/$name.log"
+	if [ $left -lt 5 ]; then
+		table+=$(printf '%-8s %-28s no time left' skipped "$name")$'\n'
+		return 1
 	fi
-	[ -z "${OUT:-}" ] || cp "$build/$name.log" "$OUT/"
+	timeout -k 5 $left "$@" >"$out/$name.log" 2>&1
+	case $? in
+	0) ;;
+	77) status=skipped ;;
+	124 | 137) status=late failed=1 ;;
+	*) status=FAILED failed=1 ;;
+	esac
+	table+=$(printf '%-8s %-28s %4ds%s' $status "$name" $((SECONDS - from)) \
+		"$([ $status = skipped ] && printf '  %s' "$(tail -n 1 "$out/$name.log")")")$'\n'
+	if [ $status = FAILED ] || [ $status = late ]; then
+		tail -n 30 "$out/$name.log"
+	fi
+	[ $status = ok ]
 }
 
 if [ "$what" = bench ]; then
-	exec "${loader[@]}" "$build/gpu_bench" "${@:2}"
-fi
-for program in "$build"/gpu_*; do
-	case $program in
-	*.log | */gpu_bench) ;;
-	*) step "$(basename "$program")" "${loader[@]}" "$program" ;;
-	esac
-done
-OL_TEST_DEVICE=cuda step golden "${loader[@]}" "$build/test/test_golden"
-OL_TEST_DEVICE=cuda step same "${loader[@]}" "$build/test/test_engine_same"
-OL_TEST_DEVICE=cuda step sampling "${loader[@]}" "$build/test/test_engine_sampling"
-if command -v compute-sanitizer >/dev/null 2>&1 && [ ${#loader[@]} = 0 ]; then
-	for program in element rope shrink linear attention; do
-		step "memcheck-$program" compute-sanitizer --tool memcheck --error-exitcode 1 "$build/gpu_$program"
-		step "racecheck-$program" compute-sanitizer --tool racecheck --error-exitcode 1 "$build/gpu_$program"
-	done
+	bench_all
 else
-	table+="skipped memcheck, racecheck: compute-sanitizer is not here, or not for packed programs"$'\n'
+	for program in "$tests"*; do
+		case $program in
+		*.log | *_bench) ;;
+		*) step "$(basename "$program")" "${loader[@]}" "$program" ;;
+		esac
+	done
+	export OPENLORA_GOLDEN=$PWD/test/data/golden OL_TEST_DEVICE=${simt:-cuda}
+	[ -n "$simt" ] || export OL_DEVICE_DIR=$build
+	step golden "${loader[@]}" "$build/test/test_golden"
+	step same "${loader[@]}" "$build/test/test_engine_same"
+	step sampling "${loader[@]}" "$build/test/test_engine_sampling"
+	if command -v compute-sanitizer >/dev/null 2>&1 && [ ${#loader[@]} = 0 ]; then
+		for tool in memcheck racecheck; do
+			for program in element rope shrink linear attention sample faults; do
+				step "$tool-$program" compute-sanitizer --tool $tool --error-exitcode 1 "$tests$program"
+			done
+		done
+	else
+		table+="skipped  memcheck, racecheck: compute-sanitizer is not here, or not for packed programs"$'\n'
+	fi
 fi
+[ -z "${OUT:-}" ] || tar -czf "$OUT/gpu-$what.tar.gz" -C "$build" "gpu-$what"
 printf '%s' "$table"
+[ "$what" != bench ] || bench_table "$out/rows" "$out/peers"
 exit $failed

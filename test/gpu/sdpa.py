@@ -1,5 +1,12 @@
-"""What PyTorch's scaled_dot_product_attention makes of bench_attention.c's prefill shapes."""
-import torch
+"""sdpa.py [FILE]: what PyTorch's scaled_dot_product_attention makes of bench_attention.c's prefill
+shapes. Lines of FILE: the shape as the table names it, a tab, TFLOP/s."""
+import sys
+
+try:
+    import torch
+except ImportError:
+    print("no torch")
+    sys.exit(77)
 from torch.nn.functional import scaled_dot_product_attention
 
 # name, sequences, past, rows, heads, heads of keys, dimensions
@@ -28,7 +35,8 @@ def seconds(n, rows, heads, kv_heads, dim):
     return sorted(times[3:])[len(times[3:]) // 2]
 
 
-for name, n, past, rows, heads, kv_heads, dim in SHAPES:
-    t = seconds(n, rows, heads, kv_heads, dim)
-    flops = 4 * rows * (past + (rows + 1) / 2) * n * heads * dim
-    print(f"{'SDPA ' + name:<30} {1e6 * t:7.1f} us  {flops / t / 1e12:.0f} TFLOP/s")
+with open(sys.argv[1] if len(sys.argv) > 1 else "/dev/stdout", "a") as out:
+    for name, n, past, rows, heads, kv_heads, dim in SHAPES:
+        t = seconds(n, rows, heads, kv_heads, dim)
+        flops = 4 * rows * (past + (rows + 1) / 2) * n * heads * dim
+        print(f"attention, {name}\t{flops / t / 1e12:.1f}", file=out)

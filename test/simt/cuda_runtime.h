@@ -1,6 +1,7 @@
 /*
  * cuda_runtime.h: of CUDA's runtime what kernels/ uses, on a processor (test/simt). Memory is
- * the heap's, streams run at once and in order, a graph is a list of what was launched.
+ * the heap's; what a stream was given runs as late as it may, when somebody waits for it; a graph
+ * is a list of what was launched. What is not allowed while a step is recorded fails there.
  */
 #ifndef OL_TEST_SIMT_CUDA_RUNTIME_H
 #define OL_TEST_SIMT_CUDA_RUNTIME_H
@@ -23,9 +24,13 @@ typedef enum cudaError {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
+    cudaErrorDevicesUnavailable = 46,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
 } cudaError_t;
 
 typedef struct simt_stream *cudaStream_t;
@@ -64,10 +69,12 @@ typedef struct cudaDeviceProp {
 #define cudaStreamNonBlocking 1u
 #define cudaEventDisableTiming 2u
 #define cudaHostAllocDefault 0u
+#define CUDART_VERSION 13000
 
 const char *cudaGetErrorString(cudaError_t code);
 const char *cudaGetErrorName(cudaError_t code);
 cudaError_t cudaGetLastError(void);
+cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaGetDevice(int *index);
@@ -80,10 +87,13 @@ cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void *p, cudaStream_t stream);
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int index);
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void *value);
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t keep);
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
+cudaError_t cudaDeviceSynchronize(void);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
@@ -93,6 +103,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
@@ -103,17 +114,22 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 /* -- for tests -------------------------------------------------------------------------------- */
 typedef struct simt_options {
-    int threads;       /* of the processor */
-    unsigned seed;     /* of the order in which threads of a block go on; 0: their own; odd:
-                        * a warp after another, each as far as it can */
-    size_t memory;     /* of the device; 0: no limit */
-    int fail_after;    /* the launch that fails with cudaErrorIllegalAddress; -1: none */
-    int capability;    /* of the device: 8 or 9; 0: OL_SIMT_CAPABILITY, or 8 */
-    int group_differs; /* whether products of groups round otherwise than those of warps */
+    int threads;         /* of the processor */
+    unsigned seed;       /* of the order in which threads of a block go on; 0: their own; odd:
+                          * a warp after another, each as far as it can */
+    size_t memory;       /* of the device; 0: no limit */
+    int fail_after;      /* the launch that fails with cudaErrorIllegalAddress; -1: none */
+    int capability;      /* of the device: 8 or 9; 0: OL_SIMT_CAPABILITY, or 8 */
+    int group_differs;   /* whether products of groups round otherwise than those of warps */
+    cudaError_t absent;  /* what asking for devices says: there is none, or no driver for it */
+    cudaError_t refusal; /* what choosing the device says */
+    int no_capture;      /* recording fails */
 } simt_options;
 extern simt_options simt_settings;
 extern unsigned long long simt_launches;
 extern unsigned long long simt_group_products; /* of this process, a thread's each */
+/* As if the process began: no fault has happened yet. */
+void simt_recover(void);
 
 #ifdef __cplusplus
 }

@@ -68,7 +68,7 @@ struct worker {
 
 static thread_local simt_fiber *self;
 
-simt_options simt_settings = {2, 0, 0, -1, 0, 0};
+simt_options simt_settings = {2, 0, 0, -1, 0, 0, cudaSuccess, cudaSuccess, 0};
 
 const simt_thread *simt_self()
 {

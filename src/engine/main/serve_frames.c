@@ -247,7 +247,7 @@ void serve_results(server *s)
         s->reading -= result.bytes;
         if (e && result.check)
             tell_check(s, e, &result);
-        else if (e && e->live && result.code != OL_OK)
+        else if (e && e->live && result.code != OL_OK && result.code != OL_DEVICE)
             fail_request(s, e, &result.error); /* also if the engine has just said so itself */
     }
 }

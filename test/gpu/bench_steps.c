@@ -1,0 +1,152 @@
+/* bench_steps.c: whole steps: decoding, with adapters, prompts, and an adapter on its way. */
+#include "bench.h"
+
+/* -- decoding ---------------------------------------------------------------------------- */
+
+/* Bytes that a step of one sequence reads at least: all weights, and its keys and values. */
+static double least_bytes(double bits)
+{
+    double kv = 4.0 * bench.layers * bench.kv_heads * bench.dim * bench.past;
+
+    return (bench_parameters() + bench_head_parameters()) * bits / 8 + kv;
+}
+
+/* Tokens a second. */
+static double decode_as(ol_quantization how, double bits, const char *name,
+                        const bench_ceilings *most)
+{
+    double s;
+    bench_model m;
+
+    bench_open(&m, how);
+    s = bench_step_time(&m, &(bench_load){1, 1, bench.past, NULL});
+    bench_row(&(bench_line){"tokens/s", 1 / s, most->copy / least_bytes(bits),
+                            how == OL_QUANT_AS_IS ? 0.85 : 0},
+              "decode, 8B %s, batch 1, of bandwidth", name);
+    if (how == OL_QUANT_AS_IS) {
+        s = bench_step_time(&m, &(bench_load){1, 1, bench.long_past, NULL});
+        bench_row(&(bench_line){"tokens/s", 1 / s, 0, 0}, "decode, 8B %s, batch 1, after %d", name,
+                  bench.long_past);
+        s = bench_step_time(&m, &(bench_load){1, 1, bench.past, NULL});
+    }
+    bench_close(&m);
+    return 1 / s;
+}
+
+void bench_decode(const bench_ceilings *most)
+{
+    double bf16 = decode_as(OL_QUANT_AS_IS, 16, "BF16", most);
+    double int8 = decode_as(OL_QUANT_INT8, 8.5, "INT8", most);
+    double int4 = decode_as(OL_QUANT_INT4, 4.5, "INT4", most);
+
+    bench_row(&(bench_line){"tokens/s", int8, bf16, 0}, "decode, 8B INT8, batch 1, of BF16");
+    bench_row(&(bench_line){"tokens/s", int4, bf16, 2.8}, "decode, 8B INT4, batch 1, of BF16");
+}
+
+/* -- adapters ------------------------------------------------------------------------------- */
+
+void bench_adapters(const bench_ceilings *most)
+{
+    int n = bench.batch;
+    ol_lora **same = calloc((size_t)n, sizeof(*same)), **many = calloc((size_t)n, sizeof(*many));
+    double none, one, all, bytes;
+    bench_model m;
+
+    if (!same || !many)
+        bench_die("adapters", "no memory");
+    bench_open(&m, OL_QUANT_AS_IS);
+    for (int i = 0; i < n; i++) {
+        many[i] = bench_lora(&m, bench.rank);
+        same[i] = many[0];
+    }
+    none = bench_step_time(&m, &(bench_load){n, 1, bench.past, NULL});
+    one = bench_step_time(&m, &(bench_load){n, 1, bench.past, same});
+    all = bench_step_time(&m, &(bench_load){n, 1, bench.past, many});
+    bytes = (double)n * (double)m.t->lora_bytes(m.device, many[0]);
+    bench_row(&(bench_line){"tokens/s", n / none, 0, 0}, "decode, 8B BF16, batch %d", n);
+    bench_row(&(bench_line){"tokens/s", n / one, n / none, 0.95},
+              "  1 adapter for all rows, of none");
+    bench_row(&(bench_line){"tokens/s", n / all, n / (none + bytes / most->copy), 0.90},
+              "  %d of rank %d, of what traffic admits", n, bench.rank);
+    bench_row(&(bench_line){"tokens/s", n / all, n / none, 0}, "  %d of rank %d, of none", n,
+              bench.rank);
+    for (int i = 0; i < n; i++)
+        m.t->lora_free(m.device, many[i]);
+    bench_close(&m);
+    free(same), free(many);
+}
+
+/* -- a long prompt ----------------------------------------------------------------------------- */
+
+void bench_prefill(const bench_ceilings *most)
+{
+    double flops = 2.0 * bench_parameters() * bench.prefill, without, with;
+    double pairs = (double)bench.prefill * (bench.prefill + 1) / 2;
+    ol_lora *lora;
+    ol_device_info info;
+    bench_model m;
+
+    flops += 4.0 * pairs * bench.heads * bench.dim * bench.layers; /* of attention */
+    bench_open(&m, OL_QUANT_AS_IS);
+    m.t->info(m.device, &info);
+    printf("%s\n", info.description);
+    lora = bench_lora(&m, bench.rank);
+    without = bench_step_time(&m, &(bench_load){1, bench.prefill, 0, NULL});
+    with = bench_step_time(&m, &(bench_load){1, bench.prefill, 0, &lora});
+    bench_row(&(bench_line){"tokens/s", bench.prefill / without, 0, 0},
+              "prefill, 8B BF16, %d tokens", bench.prefill);
+    bench_row(&(bench_line){"TFLOP/s", flops / without / 1e12, most->product / 1e12, 0.65},
+              "  of the product's rate");
+    bench_row(&(bench_line){"TFLOP/s", flops / with / 1e12, most->product / 1e12, 0.60},
+              "  with an adapter on all rows");
+    m.t->lora_free(m.device, lora);
+    bench_close(&m);
+}
+
+/* By either kind of instructions, whatever the card has proven: kernels/proof.c. */
+void bench_prefill_ways(const bench_ceilings *most)
+{
+    static const char *const ways[] = {"mma", "wgmma"};
+    double flops = 2.0 * bench_parameters() * bench.prefill;
+
+    for (int i = 0; i < 2; i++) {
+        double s;
+        bench_model m;
+
+        setenv("OL_CUDA_PRODUCT", ways[i], 1);
+        bench_open(&m, OL_QUANT_AS_IS);
+        s = bench_step_time(&m, &(bench_load){1, bench.prefill, 0, NULL});
+        bench_row(&(bench_line){"TFLOP/s", flops / s / 1e12, most->product / 1e12, 0},
+                  "prefill by %s, of the product's rate", ways[i]);
+        bench_close(&m);
+    }
+    unsetenv("OL_CUDA_PRODUCT");
+}
+
+/* -- an adapter on its way ------------------------------------------------------------------- */
+
+/* From its bytes in the host's memory; then also to the first token of a prompt. */
+void bench_loading(const bench_ceilings *most)
+{
+    double load[64], token[64], bytes = 0;
+    bench_model m;
+
+    bench_open(&m, OL_QUANT_AS_IS);
+    for (int i = -3; i < bench.repeat; i++) {
+        double from = bench_now(), there;
+        ol_lora *lora = bench_lora(&m, bench.rank);
+
+        there = bench_now();
+        bench_step(&m, &(bench_load){1, bench.prompt, 0, &lora});
+        token[i < 0 ? 0 : i] = bench_now() - from;
+        load[i < 0 ? 0 : i] = there - from;
+        bytes = (double)m.t->lora_bytes(m.device, lora);
+        m.t->lora_free(m.device, lora);
+    }
+    bench_row(&(bench_line){"GB/s", bytes / bench_median(load, bench.repeat) / 1e9,
+                            most->host / 1e9, 0.80},
+              "an adapter of %.0f MB to the device", bytes / 1e6);
+    bench_row(&(bench_line){"ms", 1e3 * bench_median(token, bench.repeat), 30, -1},
+              "  and to the first token, of 30 ms");
+    bench_close(&m);
+}

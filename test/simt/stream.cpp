@@ -1,0 +1,293 @@
+/*
+ * stream.cpp: streams, events, graphs. A stream is a queue: what is in it runs when somebody waits
+ * for it, or for what comes after it, and no sooner. So a step that reads what another stream has
+ * yet to write, or the host what has yet to arrive, shows.
+ *
+ * A stream that is recorded puts what it is given into a graph instead; one that waits for an
+ * event of it is recorded, too, as CUDA has it.
+ */
+#include "runtime.h"
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <set>
+#include <vector>
+
+struct simt_graph {
+    std::vector<std::function<void()>> nodes;
+    bool spoilt = false;
+};
+
+struct simt_stream {
+    std::deque<std::function<void()>> work;
+    uint64_t given = 0, done = 0;
+    simt_graph *recording = NULL;
+    bool first = false; /* to be recorded: the one that ends it */
+};
+
+struct simt_event {
+    simt_stream *stream = NULL;
+    uint64_t at = 0;
+    simt_graph *recording = NULL;
+    std::shared_ptr<double> time; /* when it was reached */
+};
+
+std::recursive_mutex &simt_lock = *new std::recursive_mutex();
+cudaError_t simt_sticky;
+static std::set<simt_stream *> &streams = *new std::set<simt_stream *>();
+static thread_local simt_graph *recorded_here; /* by this thread */
+
+void simt_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
+
+/* -- queues ------------------------------------------------------------------------------ */
+
+static void run_to(simt_stream *stream, uint64_t at)
+{
+    if (!streams.count(stream))
+        return;
+    while (stream->done < at && !stream->work.empty()) {
+        std::function<void()> what = std::move(stream->work.front());
+
+        stream->work.pop_front();
+        if (simt_sticky == cudaSuccess)
+            what();
+        stream->done++;
+    }
+}
+
+void simt_finish_all()
+{
+    for (simt_stream *stream : streams)
+        run_to(stream, stream->given);
+}
+
+cudaError_t simt_may_wait()
+{
+    if (recorded_here)
+        recorded_here->spoilt = true;
+    return recorded_here ? cudaErrorStreamCaptureUnsupported : simt_sticky;
+}
+
+cudaError_t simt_push(cudaStream_t stream, std::function<void()> what)
+{
+    SIMT_LOCKED;
+
+    if (simt_sticky != cudaSuccess)
+        return simt_sticky;
+    if (!stream) {
+        simt_finish_all();
+        what();
+        return simt_sticky;
+    }
+    if (stream->recording) {
+        stream->recording->nodes.push_back(what);
+        return cudaSuccess;
+    }
+    stream->work.push_back(what);
+    stream->given++;
+    return cudaSuccess;
+}
+
+cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                        std::function<void()> thread)
+{
+    if (grid.x * grid.y * grid.z == 0 || block.x * block.y * block.z > 1024 || grid.y > 65535 ||
+        grid.z > 65535 || shared > 227 * 1024)
+        return cudaErrorInvalidValue;
+    return simt_push(stream, [=]() {
+        if (simt_fails_now())
+            simt_sticky = cudaErrorIllegalAddress;
+        else
+            simt_run_grid(grid, block, shared, thread);
+    });
+}
+
+void simt_recover(void)
+{
+    SIMT_LOCKED;
+
+    simt_sticky = cudaSuccess;
+    simt_launches = 0;
+}
+
+extern "C" {
+
+/* -- streams ------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
+{
+    SIMT_LOCKED;
+
+    (void)flags;
+    if (simt_sticky != cudaSuccess)
+        return simt_sticky;
+    *stream = new simt_stream();
+    streams.insert(*stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    SIMT_LOCKED;
+
+    run_to(stream, stream->given);
+    streams.erase(stream);
+    delete stream;
+    return simt_sticky;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    SIMT_LOCKED;
+    cudaError_t code = simt_may_wait();
+
+    if (code != cudaSuccess)
+        return code;
+    if (stream)
+        run_to(stream, stream->given);
+    else
+        simt_finish_all();
+    return simt_sticky;
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    return cudaStreamSynchronize(NULL);
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    SIMT_LOCKED;
+    simt_stream *of = event->stream;
+    uint64_t at = event->at;
+
+    (void)flags;
+    if (event->recording) {
+        stream->recording = event->recording;
+        return simt_sticky;
+    }
+    if (!of)
+        return simt_sticky; /* never recorded: nothing to wait for */
+    return simt_push(stream, [=]() { run_to(of, at); });
+}
+
+/* -- events ---------------------------------------------------------------------------------- */
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
+{
+    (void)flags;
+    *event = new simt_event();
+    return simt_sticky;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    delete event;
+    return simt_sticky;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    SIMT_LOCKED;
+    auto time = std::make_shared<double>(-1);
+
+    event->recording = stream->recording;
+    if (event->recording)
+        return simt_sticky;
+    event->stream = stream;
+    event->at = stream->given + 1;
+    event->time = time;
+    return simt_push(stream, [=]() {
+        *time = std::chrono::duration<double, std::milli>(
+                    std::chrono::steady_clock::now().time_since_epoch())
+                    .count();
+    });
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    SIMT_LOCKED;
+    cudaError_t code = simt_may_wait();
+
+    if (code == cudaSuccess && event->stream)
+        run_to(event->stream, event->at);
+    return code == cudaSuccess ? simt_sticky : code;
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
+{
+    SIMT_LOCKED;
+
+    if (!from->time || !to->time || *from->time < 0 || *to->time < 0)
+        return cudaErrorNotReady;
+    *ms = (float)(*to->time - *from->time);
+    return simt_sticky;
+}
+
+/* -- graphs ----------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode)
+{
+    SIMT_LOCKED;
+
+    (void)mode;
+    if (simt_settings.no_capture)
+        return cudaErrorStreamCaptureUnsupported;
+    if (stream->recording || recorded_here)
+        return cudaErrorInvalidValue;
+    stream->recording = recorded_here = new simt_graph();
+    stream->first = true;
+    return simt_sticky;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
+{
+    SIMT_LOCKED;
+    simt_graph *made = stream->recording;
+
+    *graph = NULL;
+    if (!made || !stream->first || made != recorded_here)
+        return cudaErrorInvalidValue;
+    recorded_here = NULL;
+    stream->first = false;
+    for (simt_stream *each : streams)
+        if (each->recording == made)
+            each->recording = NULL;
+    if (made->spoilt) {
+        delete made;
+        return cudaErrorStreamCaptureInvalidated;
+    }
+    *graph = made;
+    return simt_sticky;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
+{
+    (void)flags;
+    *exec = new simt_graph(*graph);
+    return simt_sticky;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    SIMT_LOCKED;
+    cudaError_t code = simt_sticky;
+
+    for (size_t i = 0; i < exec->nodes.size() && code == cudaSuccess; i++)
+        code = simt_push(stream, exec->nodes[i]);
+    return code;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete exec;
+    return cudaSuccess;
+}
+}
