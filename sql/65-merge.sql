@@ -4,6 +4,24 @@ CREATE FUNCTION openlora.run_merge(names text[], adapters bytea[], configs jsonb
 AS 'MODULE_PATHNAME', 'lora_run_merge' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 REVOKE ALL ON FUNCTION openlora.run_merge(text[], bytea[], jsonb[], float8[], text, float8, text, int, bigint, float8) FROM PUBLIC;
 
+-- As pg_stat_progress_*: of this database, and of those roles that the reader is a member of.
+CREATE FUNCTION openlora.merge_jobs(OUT pid int, OUT role_id oid, OUT method text, OUT adapters int, OUT phase text, OUT done bigint,
+    OUT total bigint, OUT started timestamptz)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_merge_jobs' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE ROWS 10;
+REVOKE ALL ON FUNCTION openlora.merge_jobs() FROM PUBLIC;
+DO $do$
+DECLARE
+    options text := CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 'WITH (security_invoker = true)' ELSE '' END;
+BEGIN
+    EXECUTE format($$
+CREATE VIEW openlora.stat_progress_merge %s AS
+SELECT j.pid, pg_catalog.pg_get_userbyid(j.role_id) AS role, j.method, j.adapters, j.phase, j.done, j.total, j.started
+FROM openlora.merge_jobs() j
+$$, options);
+END $do$;
+COMMENT ON VIEW openlora.stat_progress_merge IS
+    'lora_adapter_merge at work: adapters that are read, modules that are merged, the new adapter that is written (done stays 0)';
+
 -- The contributor who stands for a role; one is made when there is none, which a role cannot
 -- do for another by itself. It gives nobody anything but the name.
 CREATE FUNCTION openlora.contributor_of(whose regrole) RETURNS bigint
@@ -93,6 +111,10 @@ DECLARE
 BEGIN
     IF n = 0 OR array_position($2, NULL) IS NOT NULL OR cardinality(factors) <> n OR array_position(factors, NULL) IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'adapters, and a weight for each, are needed';
+    END IF;
+    IF n > 64 THEN
+        RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded', MESSAGE = format('too many adapters to merge: %s', n),
+            DETAIL = 'At most 64 can be merged at once.', HINT = 'Merge some of them first.';
     END IF;
     IF (SELECT count(DISTINCT a) FROM unnest($2) a) <> n THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'an adapter is named twice';

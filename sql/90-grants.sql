@@ -97,10 +97,10 @@ BEGIN
         ' openlora.dataset_contributors, openlora.adapter_contributors, openlora.inferences, openlora.inference_adapters,'
         ' openlora.attributions, openlora.contributor_usage, openlora.adapter_usage, openlora.dataset_usage,'
         ' openlora.role_usage, openlora.receipts, openlora.receipt_status, openlora.announcements, openlora.unmetered, openlora.inference_texts, openlora.checkpoints, openlora.ledger_keys, openlora.adapter_grants, openlora.role_quotas, openlora.quota_usage,'
-        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.stat_progress_load, openlora.stat_progress_trace, openlora.queue TO %s', grantee);
+        ' openlora.stat_activity, openlora.stat_adapters, openlora.stat_engine, openlora.stat_progress_load, openlora.stat_progress_trace, openlora.stat_progress_merge, openlora.queue TO %s', grantee);
     EXECUTE format('GRANT EXECUTE ON FUNCTION openlora.has_right(bigint, text), openlora.receipts_known_since(), openlora.quota_counters(), openlora.live_requests(), openlora.attribution_tree(bigint),'
         ' openlora.replay_of(bigint), openlora.has_digest(openlora.inferences, jsonb),'
-        ' openlora.live_adapters(), openlora.engine_counters(), openlora.load_progress(), openlora.trace_jobs() TO %s', grantee);
+        ' openlora.live_adapters(), openlora.engine_counters(), openlora.load_progress(), openlora.trace_jobs(), openlora.merge_jobs() TO %s', grantee);
     EXECUTE format('GRANT SELECT ON openlora.reward_units, openlora.reward_policies, openlora.settlements, openlora.payouts TO %s', grantee);
     IF current_setting('server_version_num')::int >= 150000 THEN
         EXECUTE format('GRANT SELECT ON openlora.adapter_credits TO %s', grantee);

@@ -8,45 +8,31 @@
  */
 #include "lora_pg.h"
 
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "catalog/pg_type.h"
 #include "common/file_utils.h"
 #include "funcapi.h"
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
-#include "pgstat.h"
-#include "shared.h"
+#include "merge_child.h"
+#include "miscadmin.h"
+#include "progress.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 PG_FUNCTION_INFO_V1(lora_run_merge);
 
 #define BASE "base/" PG_TEMP_FILES_DIR
-#define PROGRESS_MS 5000
 
 typedef struct Merge {
     char folder[MAXPGPATH]; /* empty: none was made */
-    pid_t pid;              /* 0: none runs */
-    int status;             /* of waitpid */
-    int errors;             /* its standard error; -1 */
-    StringInfoData said;
-    char **args;
-    int n_args;
+    LoraMergeChild child;
 } Merge;
 
-/* -- files ------------------------------------------------------------------------------------- */
+/* -- files ----------------------------------------------------------------------------------- */
 
 static void make_folder(Merge *merge)
 {
@@ -107,197 +93,11 @@ static void write_parents(Merge *merge, Datum *weights, Datum *configs, int n)
         write_file(folder, "adapter_model.safetensors", VARDATA_ANY(bytes),
                    VARSIZE_ANY_EXHDR(bytes));
         write_file(folder, "adapter_config.json", text, strlen(text));
+        lora_progress_done(i + 1);
     }
 }
 
-/* -- the child -----------------------------------------------------------------------------------
- */
-
-static void add(Merge *merge, char *arg)
-{
-    merge->args[merge->n_args++] = arg;
-    merge->args[merge->n_args] = NULL;
-}
-
-static void add_option(Merge *merge, const char *name, char *value)
-{
-    add(merge, psprintf("--%s", name));
-    add(merge, value);
-}
-
-/* Between fork and exec, as the rest. What runs out of memory is the merge, and nothing else: its
- * own, by the limit, or the machine's, as the first to go. */
-static void bound_memory(void)
-{
-    struct rlimit limit = {(rlim_t)lora_merge_memory << 20, (rlim_t)lora_merge_memory << 20};
-    int score = open("/proc/self/oom_score_adj", O_WRONLY);
-
-    if (lora_merge_memory > 0)
-        (void)setrlimit(RLIMIT_AS, &limit);
-    if (score < 0)
-        return;
-    if (write(score, "800", 3) < 0)
-        (void)0;
-    close(score);
-}
-
-/* Between fork and exec: only calls that are safe there. */
-static void become_program(char **args, int errors, pid_t parent)
-{
-    sigset_t none;
-    int null = open("/dev/null", O_RDWR);
-
-    bound_memory();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        _exit(1);
-    for (int sig = 1; sig < 32; sig++)
-        signal(sig, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    if (null >= 0) {
-        dup2(null, 0);
-        dup2(null, 1);
-    }
-    dup2(errors, 2);
-    for (int fd = 3; fd < 4096; fd++)
-        close(fd);
-    execv(args[0], args);
-    _exit(127);
-}
-
-static void start(Merge *merge)
-{
-    pid_t parent = getpid();
-    int ends[2];
-
-    if (pipe(ends) != 0)
-        ereport(ERROR, (errcode_for_file_access(), errmsg("could not create a pipe: %m")));
-    fflush(NULL);
-    merge->pid = fork();
-    if (merge->pid == 0)
-        become_program(merge->args, ends[1], parent);
-    close(ends[1]);
-    merge->errors = ends[0];
-    if (merge->pid < 0) {
-        merge->pid = 0;
-        ereport(ERROR, (errcode(ERRCODE_SYSTEM_ERROR), errmsg("could not start a process: %m")));
-    }
-}
-
-/* The last "PROGRESS done total" that was said. */
-/* What the parents have a part in, as it was said: "PART number size", from 0. */
-static Datum parts_said(const Merge *merge, int n)
-{
-    Datum *parts = palloc(sizeof(Datum) * (Size)n);
-    const char *p = merge->said.data;
-
-    for (int i = 0; i < n; i++) {
-        int number;
-        double part;
-
-        p = p ? strstr(p, "PART ") : NULL;
-        if (!p || sscanf(p, "PART %d %lf", &number, &part) != 2 || number != i || !(part >= 0))
-            ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-                            errmsg("openlora-merge did not say what it had merged")));
-        parts[i] = Float8GetDatum(part);
-        p++;
-    }
-    return PointerGetDatum(
-        construct_array(parts, n, FLOAT8OID, sizeof(float8), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
-static void tell_progress(const Merge *merge)
-{
-    const char *last = NULL;
-    int done, total;
-
-    for (const char *p = strstr(merge->said.data, "PROGRESS "); p; p = strstr(p + 1, "PROGRESS "))
-        last = p;
-    if (last && sscanf(last, "PROGRESS %d %d", &done, &total) == 2)
-        ereport(NOTICE, (errmsg("merged %d of %d modules", done, total)));
-}
-
-/* Until it closes its standard error, at its end. */
-static void listen_to(Merge *merge)
-{
-    TimestampTz told = GetCurrentTimestamp();
-    char piece[4096];
-    ssize_t n = 1;
-
-    while (n > 0) {
-        int event = WaitLatchOrSocket(
-            MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-            merge->errors, PROGRESS_MS, lora_wait_event());
-
-        if (event & WL_LATCH_SET)
-            ResetLatch(MyLatch);
-        CHECK_FOR_INTERRUPTS();
-        if (event & WL_SOCKET_READABLE) {
-            n = read(merge->errors, piece, sizeof(piece));
-            if (n > 0 && merge->said.len < 1024 * 1024)
-                appendBinaryStringInfo(&merge->said, piece, (int)n);
-        }
-        if (TimestampDifferenceExceeds(told, GetCurrentTimestamp(), PROGRESS_MS)) {
-            told = GetCurrentTimestamp();
-            tell_progress(merge);
-        }
-    }
-    while (waitpid(merge->pid, &merge->status, 0) < 0 && errno == EINTR)
-        ;
-    merge->pid = 0;
-}
-
-/* "ERROR code message", detail, hint: a line each. */
-static void raise_said(const Merge *merge)
-{
-    char *at = strstr(merge->said.data, "ERROR "), *lines[3] = {"", "", ""};
-    int code = OL_INTERNAL, skip = 0;
-    ol_error error;
-
-    if (!at || sscanf(at, "ERROR %d %n", &code, &skip) < 1 || code <= OL_OK || code > OL_CODE_LAST)
-        ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-                        errmsg("openlora-merge %s", WIFSIGNALED(merge->status)
-                                                        ? "was terminated by a signal"
-                                                        : "could not be run"),
-                        errdetail("Signal %d, exit status %d.",
-                                  WIFSIGNALED(merge->status) ? WTERMSIG(merge->status) : 0,
-                                  WIFEXITED(merge->status) ? WEXITSTATUS(merge->status) : 0)));
-    at += skip;
-    for (int i = 0; i < 3; i++) {
-        lines[i] = at;
-        at = strchr(at, '\n');
-        if (!at)
-            break;
-        *at++ = '\0';
-    }
-    ol_fail(&error, (ol_code)code, "%s", lines[0]);
-    ol_detail(&error, "%s", lines[1]);
-    ol_hint(&error, "%s", lines[2]);
-    if (error.code == OL_NOMEM && lora_merge_memory > 0)
-        ol_hint(&error, "A merge has openlora.merge_memory, now %d MB, at most.",
-                lora_merge_memory);
-    lora_raise(&error);
-}
-
-static void clean_up(int code, Datum arg)
-{
-    Merge *merge = (Merge *)DatumGetPointer(arg);
-
-    (void)code;
-    if (merge->pid) {
-        kill(merge->pid, SIGKILL);
-        while (waitpid(merge->pid, NULL, 0) < 0 && errno == EINTR)
-            ;
-    }
-    if (merge->errors >= 0)
-        close(merge->errors);
-    if (merge->folder[0])
-        PathNameDeleteTemporaryDir(merge->folder);
-}
-
-/* -- the function
- * ---------------------------------------------------------------------------------- */
+/* -- the program's arguments ------------------------------------------------------------------ */
 
 enum {
     ARG_NAMES,
@@ -312,24 +112,22 @@ enum {
     ARG_CLAMP
 };
 
-/* The function cannot be strict: no density and no rank have a meaning. */
-static void refuse_nulls(FunctionCallInfo fcinfo)
+static void add(Merge *merge, char *arg)
 {
-    static const char *const needed[] = {
-        [ARG_NAMES] = "names",     [ARG_WEIGHTS] = "adapters", [ARG_CONFIGS] = "configs",
-        [ARG_FACTORS] = "weights", [ARG_METHOD] = "method",    [ARG_SIGN] = "majority_sign_method",
-        [ARG_SEED] = "seed"};
+    merge->child.args[merge->child.n_args++] = arg;
+    merge->child.args[merge->child.n_args] = NULL;
+}
 
-    for (int i = 0; i < (int)lengthof(needed); i++)
-        if (needed[i] && PG_ARGISNULL(i))
-            ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-                            errmsg("%s of a merge must not be null", needed[i])));
+static void add_option(Merge *merge, const char *name, char *value)
+{
+    add(merge, psprintf("--%s", name));
+    add(merge, value);
 }
 
 static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors, Datum *names,
                           int n)
 {
-    merge->args = palloc(sizeof(char *) * (Size)(3 * n + 32));
+    merge->child.args = palloc(sizeof(char *) * (Size)(3 * n + 32));
     add(merge, psprintf("%s/openlora-merge", pkglib_path));
     add(merge, "--progress");
     add_option(merge, "out", psprintf("%s/out", merge->folder));
@@ -347,6 +145,22 @@ static void add_arguments(FunctionCallInfo fcinfo, Merge *merge, Datum *factors,
     add(merge, "--");
     for (int i = 0; i < n; i++)
         add(merge, psprintf("%s/%d=%.17g", merge->folder, i + 1, DatumGetFloat8(factors[i])));
+}
+
+/* -- the function ---------------------------------------------------------------------------- */
+
+/* The function cannot be strict: no density and no rank have a meaning. */
+static void refuse_nulls(FunctionCallInfo fcinfo)
+{
+    static const char *const needed[] = {
+        [ARG_NAMES] = "names",     [ARG_WEIGHTS] = "adapters", [ARG_CONFIGS] = "configs",
+        [ARG_FACTORS] = "weights", [ARG_METHOD] = "method",    [ARG_SIGN] = "majority_sign_method",
+        [ARG_SEED] = "seed"};
+
+    for (int i = 0; i < (int)lengthof(needed); i++)
+        if (needed[i] && PG_ARGISNULL(i))
+            ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+                            errmsg("%s of a merge must not be null", needed[i])));
 }
 
 static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
@@ -367,13 +181,15 @@ static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
     if (n != n_configs || n != n_factors || n != n_names)
         ereport(ERROR, (errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
                         errmsg("arrays of the same length are expected")));
+    lora_progress_begin(LORA_JOB_MERGE, n, text_to_cstring(PG_GETARG_TEXT_PP(ARG_METHOD)),
+                        GetUserId());
+    lora_progress_phase(LORA_MERGE_READING, n);
     make_folder(merge);
     write_parents(merge, weights, configs, n);
     add_arguments(fcinfo, merge, factors, names, n);
-    start(merge);
-    listen_to(merge);
-    if (!WIFEXITED(merge->status) || WEXITSTATUS(merge->status) != 0)
-        raise_said(merge);
+    lora_progress_phase(LORA_MERGE_MERGING, 0);
+    lora_merge_child_run(&merge->child);
+    lora_progress_phase(LORA_MERGE_WRITING, 0);
     values[0] =
         PointerGetDatum(read_file(psprintf("%s/out", merge->folder), "adapter_model.safetensors"));
     config = read_file(psprintf("%s/out", merge->folder), "adapter_config.json");
@@ -381,7 +197,17 @@ static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
         jsonb_in,
         CStringGetDatum(pg_any_to_server(pnstrdup(VARDATA(config), VARSIZE(config) - VARHDRSZ),
                                          (int)(VARSIZE(config) - VARHDRSZ), PG_UTF8)));
-    values[2] = parts_said(merge, n);
+    values[2] = lora_merge_child_parts(&merge->child, n);
+}
+
+static void clean_up(int code, Datum arg)
+{
+    Merge *merge = (Merge *)DatumGetPointer(arg);
+
+    lora_progress_end(code, arg);
+    lora_merge_child_end(&merge->child);
+    if (merge->folder[0])
+        PathNameDeleteTemporaryDir(merge->folder);
 }
 
 /* openlora.run_merge(names, weights bytea[], configs jsonb[], factors float8[], method,
@@ -395,8 +221,7 @@ Datum lora_run_merge(PG_FUNCTION_ARGS)
 
     if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
         elog(ERROR, "run_merge must return a row");
-    merge->errors = -1;
-    initStringInfo(&merge->said);
+    merge->child.errors = -1;
     /* a termination, too, leaves neither process nor files: PG_FINALLY does not see it */
     PG_ENSURE_ERROR_CLEANUP(clean_up, PointerGetDatum(merge));
     {

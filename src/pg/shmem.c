@@ -3,12 +3,12 @@
 
 #include "database_worker.h"
 #include "ledger.h"
+#include "progress.h"
 #include "quota.h"
 #include "shared.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
-#include "trace_progress.h"
 
 static shmem_startup_hook_type prev_startup_hook;
 #if PG_VERSION_NUM >= 150000
@@ -25,7 +25,7 @@ static void request_shared(void)
     RequestAddinShmemSpace(lora_quota_shared_size());
     RequestAddinShmemSpace(lora_database_workers_size());
     RequestAddinShmemSpace(lora_ledger_shared_size());
-    RequestAddinShmemSpace(lora_trace_progress_size());
+    RequestAddinShmemSpace(lora_progress_size());
     /* LoraShared's, the quotas', the database workers', the receipts' */
     RequestNamedLWLockTranche("openlora", 4);
 }
@@ -39,7 +39,7 @@ static void startup_shared(void)
     lora_quota_startup_shared();
     lora_database_workers_startup(&GetNamedLWLockTranche("openlora")[2].lock);
     lora_ledger_startup_shared();
-    lora_trace_progress_startup();
+    lora_progress_startup();
     LWLockRelease(AddinShmemInitLock);
 }
 

@@ -12,9 +12,9 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
+#include "progress.h"
 #include "spi.h"
 #include "storage/ipc.h"
-#include "trace_progress.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -90,7 +90,7 @@ static int64 read_documents(Build *build)
     Datum values[2] = {Int64GetDatum(build->dataset), Int64GetDatum(PG_INT64_MIN)};
     int64 n = 0;
 
-    lora_trace_progress_phase(TRACE_READING, count_documents(build->dataset));
+    lora_progress_phase(LORA_TRACE_READING, count_documents(build->dataset));
     while (lora_execute(&next, values, NULL, true) == 1) {
         int64 id = lora_int64(0, 1);
         bool is_null;
@@ -101,7 +101,7 @@ static int64 read_documents(Build *build)
         add_document(build, id, content);
         SPI_freetuptable(rows);
         values[1] = Int64GetDatum(id);
-        lora_trace_progress_done(++n);
+        lora_progress_done(++n);
     }
     return n;
 }
@@ -155,7 +155,7 @@ static void write_chunks(const Build *build, TracePart part, const void *numbers
         lora_execute(&insert, values, NULL, false);
         pfree(DatumGetPointer(bytes));
         if (number % 256 == 0)
-            lora_trace_progress_done(number + (part == TRACE_SUFFIXES ? n_chunks(build) : 0));
+            lora_progress_done(number + (part == TRACE_SUFFIXES ? n_chunks(build) : 0));
     }
 }
 
@@ -197,10 +197,10 @@ static int64 build_index(Build *build)
     documents = read_documents(build);
     ereport(NOTICE, (errmsg("read " INT64_FORMAT " documents, " INT64_FORMAT " words", documents,
                             build->n - documents)));
-    lora_trace_progress_phase(TRACE_SORTING, build->n);
+    lora_progress_phase(LORA_TRACE_SORTING, build->n);
     suffixes = sort_suffixes(build);
     ereport(NOTICE, (errmsg("sorted, writing")));
-    lora_trace_progress_phase(TRACE_WRITING, 2 * n_chunks(build));
+    lora_progress_phase(LORA_TRACE_WRITING, 2 * n_chunks(build));
     write_chunks(build, TRACE_TOKENS, build->tokens);
     write_chunks(build, TRACE_SUFFIXES, suffixes);
     write_index(build, suffixes);
@@ -270,16 +270,16 @@ Datum lora_trace_index(PG_FUNCTION_ARGS)
         elog(ERROR, "SPI_connect failed");
     build.dataset = own_dataset(PG_GETARG_DATUM(0));
     lora_become_owner(&caller);
-    PG_ENSURE_ERROR_CLEANUP(lora_trace_progress_end, (Datum)0);
+    PG_ENSURE_ERROR_CLEANUP(lora_progress_end, (Datum)0);
     {
-        lora_trace_progress_begin(build.dataset, caller.user);
+        lora_progress_begin(LORA_JOB_TRACE, build.dataset, "", caller.user);
         remove_old(build.dataset);
         PushActiveSnapshot(GetLatestSnapshot());
         words = build_index(&build);
         PopActiveSnapshot();
     }
-    PG_END_ENSURE_ERROR_CLEANUP(lora_trace_progress_end, (Datum)0);
-    lora_trace_progress_end(0, (Datum)0);
+    PG_END_ENSURE_ERROR_CLEANUP(lora_progress_end, (Datum)0);
+    lora_progress_end(0, (Datum)0);
     lora_become_caller(&caller);
     SPI_finish();
     PG_RETURN_INT64(words);

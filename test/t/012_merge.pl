@@ -5,6 +5,9 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 use Time::HiRes qw(usleep);
 
 my $node = PostgreSQL::Test::Cluster->new('merge');
@@ -14,8 +17,7 @@ $node->append_conf('postgresql.conf',
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION openlora');
 sub sql { $node->safe_psql('postgres', $_[0]) }
-sub ready { $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready' }
-ready();
+wait_ready($node);
 
 my $demo = $ENV{OPENLORA_DEMO} || die 'OPENLORA_DEMO';
 sql(qq{SELECT lora_adapter_import(name, pg_read_binary_file('$demo/adapters/' || name || '/adapter_model.safetensors'),
@@ -45,6 +47,7 @@ sub nothing_left
 	my ($what, $child) = @_;
 	ok(!kill(0, $child), "$what: no process is left") if $child;
 	is(sql(q{SELECT count(*) FROM openlora.adapters WHERE name = 'made'}), '0', "$what: no row");
+	is(sql('SELECT count(*) FROM openlora.stat_progress_merge'), '0', "$what: no progress");
 	is(sql(q{SELECT count(*) FROM pg_ls_dir('base/pgsql_tmp', true, false) f WHERE f LIKE '%openlora_merge%'}), '0', "$what: no file");
 	is($witness->query_safe('SELECT pg_postmaster_start_time()'), $postmaster, "$what: other sessions live on");
 }
@@ -68,17 +71,36 @@ $run->finish;
 like($$err, qr/openlora-merge was terminated by a signal.*Signal 9/s, 'its death is an error');
 nothing_left('death', $child);
 
-# The engine answers while a merge stands still, and may die meanwhile.
+# Who looks at it while it stands still: its role, and who reads all statistics.
+sql(q{CREATE ROLE stranger; CREATE ROLE monitor IN ROLE pg_read_all_stats; SELECT lora_grant_usage('stranger'), lora_grant_usage('monitor')});
+is(sql('SELECT count(*) FROM openlora.stat_progress_merge'), '0', 'no merge, no progress');
 ($run, $err, $backend, $child) = start_merge();
+my $progress = q{SELECT pid, role = current_user, method, adapters, phase, done <= total, started < now() FROM openlora.stat_progress_merge};
+is(sql($progress), "$backend|t|ties_svd|2|merging modules|t|t", 'stat_progress_merge shows a merge');
+is(sql("SET ROLE monitor; $progress"), "$backend|f|ties_svd|2|merging modules|t|t", 'to pg_read_all_stats');
+is(sql("SET ROLE stranger; $progress"), '', 'and to no other role');
+
+# The engine answers meanwhile, and may die: nothing that was committed is lost, nor the merge.
 is(sql(q{SELECT lora_generate('{grimm}', 'Once', max_tokens => 3) IS NOT NULL}), 't', 'a merge blocks no step');
-my $engine = sql('SELECT engine_pid FROM lora_status()');
+my $rows = q{SELECT (SELECT count(*) FROM openlora.inferences), (SELECT string_agg(name || digest::text, ',' ORDER BY name) FROM openlora.adapters WHERE name <> 'made')};
+my $committed = sql($rows);
+my $engine = engine_pid($node);
 kill 'KILL', $engine;
-$node->poll_query_until('postgres', "SELECT state = 'ready' AND engine_pid <> $engine FROM lora_status()") or die 'no new engine';
+wait_until($node, "SELECT state = 'ready' AND engine_pid <> $engine FROM lora_status()", 'a new engine');
 kill 'CONT', $child;
 $run->finish;
+is(sql($rows), $committed, 'what was committed before the engine died is there');
+is(sql('SELECT count(*) FROM openlora.stat_progress_merge'), '0', 'its progress has gone with it');
 unlike($$err, qr/ERROR|FATAL/, 'the merge goes on when the engine has died'); # on a slow machine it tells how far it is
 is(sql(q{SELECT count(*) FROM openlora.adapters WHERE name = 'made'}), '1', 'and its row is there');
 is(sql(q{SELECT lora_generate('{made}', 'Once', max_tokens => 3) IS NOT NULL}), 't', 'and answers');
+# A merge makes a row as any other: the limit holds for it, too.
+sql(q{ALTER SYSTEM SET openlora.max_adapter_size = '1MB'});
+sql('SELECT pg_reload_conf()');
+wait_until($node, q{SELECT current_setting('openlora.max_adapter_size') = '1MB'}, 'the new limit');
+my (undef, undef, $said) = $node->psql('postgres', q{SELECT lora_adapter_merge('again', '{shakespeare,grimm}', '{1,1}', 'cat')});
+like($said, qr/the adapter is too large: \d+ bytes.*limit.*Raise openlora\.max_adapter_size/s, 'an adapter beyond openlora.max_adapter_size');
+is(sql(q{SELECT count(*) FROM openlora.adapters WHERE name = 'again'}), '0', 'which leaves no row');
 $witness->quit;
 $node->stop;
 done_testing();
