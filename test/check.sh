@@ -125,7 +125,7 @@ export OPENLORA_TEST_MODEL=$MODEL OPENLORA_DEMO=$WORK/test/data/demo OPENLORA_EN
 
 regress() {
 	# in this order: later ones use what earlier ones made
-	local tests="errors adapters attribution privileges access pipeline stream stats"
+	local tests="errors adapters attribution privileges access pipeline stream stats limits"
 	createdb regress && psql -X -q -d regress -c 'CREATE EXTENSION openlora'
 	(cd "$WORK/regress" && as_user "$PGXS_TEST/regress/pg_regress" --use-existing --dbname=regress --bindir="$STAGED_BIN" \
 		--inputdir=. --outputdir=. --host="$PGHOST" --user=postgres $tests)

@@ -17,8 +17,8 @@
 #include "access/htup_details.h"
 #include "adapters.h"
 #include "commands/trigger.h"
-#include "executor/spi.h"
 #include "engine_ask.h"
+#include "executor/spi.h"
 #include "shared.h"
 #include "spi.h"
 #include "utils/acl.h"
@@ -33,6 +33,7 @@
 PG_FUNCTION_INFO_V1(lora_adapter_trigger);
 
 #define MAX_CONFIG (1024 * 1024)
+#define MAX_NAME 200
 #define MAX_COLUMNS 64
 
 /* -- the row -------------------------------------------------------------------------- */
@@ -122,16 +123,31 @@ static void check_owner(const Row *row)
 
 static void check_config(struct varlena *config)
 {
+    Size size = toast_raw_datum_size(PointerGetDatum(config)) - VARHDRSZ;
     Jsonb *jsonb;
 
-    if (toast_raw_datum_size(PointerGetDatum(config)) > MAX_CONFIG)
+    if (size > MAX_CONFIG)
         ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-                        errmsg("the adapter's config is larger than %d bytes", MAX_CONFIG)));
+                        errmsg("the adapter's config is too large: %zu bytes", size),
+                        errdetail("The limit is %d bytes.", MAX_CONFIG)));
     jsonb = DatumGetJsonbP(PointerGetDatum(config));
     if (!JB_ROOT_IS_OBJECT(jsonb))
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
                         errmsg("the adapter's config is not an object"),
                         errhint("It is what PEFT writes to adapter_config.json.")));
+}
+
+/* Before the constraint of the table, which would show the whole row. */
+static void check_name(const Row *row)
+{
+    bool null;
+    Datum name = get(row, "name", &null);
+    Size size = null ? 0 : toast_raw_datum_size(name) - VARHDRSZ;
+
+    if (size > MAX_NAME)
+        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+                        errmsg("the adapter's name is too long: %zu bytes", size),
+                        errdetail("The limit is %d bytes.", MAX_NAME)));
 }
 
 /* True when there is an engine that could be asked now; its model's digest. */
@@ -265,6 +281,7 @@ Datum lora_adapter_trigger(PG_FUNCTION_ARGS)
     row->tuple = update ? trigger->tg_newtuple : trigger->tg_trigtuple;
     if (!update || !same_as_old(row, "owner"))
         check_owner(row);
+    check_name(row);
     if (update && same_as_old(row, "weights") && same_as_old(row, "config") &&
         !is_null(row, "checked"))
         keep_description(row);

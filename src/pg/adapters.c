@@ -76,8 +76,11 @@ static bool read_weights(ArrayType *array, int n, LoraAdapterRef *refs, ol_error
         float8 weight = nulls[i] ? NAN : DatumGetFloat8(values[i]);
 
         if (!(fabs(weight) <= MAX_WEIGHT)) {
-            ol_fail(error, OL_INVALID, "weight of adapter \"%s\" is not a finite number",
-                    utf8(refs[i].name));
+            if (nulls[i])
+                ol_fail(error, OL_INVALID, "weight of adapter \"%s\" is NULL", utf8(refs[i].name));
+            else
+                ol_fail(error, OL_INVALID, "weight of adapter \"%s\" is out of range: %g",
+                        utf8(refs[i].name), weight);
             ol_detail(error, "Weights must be from -1e6 to 1e6.");
             return false;
         }

@@ -1,6 +1,7 @@
 /* arguments.c: see arguments.h. Every figure is checked here, before anything is sent. */
 #include "arguments.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "attribution.h"
@@ -9,6 +10,8 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
+
+#define MAX_BIAS FLT_MAX
 
 bool lora_on_error_null(FunctionCallInfo fcinfo, int argument)
 {
@@ -25,6 +28,27 @@ bool lora_on_error_null(FunctionCallInfo fcinfo, int argument)
 
 /* -- lists ----------------------------------------------------------------------------------------
  */
+
+static bool read_stop(text *value, int place, ol_text *stop, ol_error *error)
+{
+    Size length = VARSIZE_ANY_EXHDR(value);
+
+    if (length > 0 && length <= OL_MAX_STOP_BYTES) {
+        if (!lora_utf8_argument(value, "a stop string", &stop->data, &stop->len, error))
+            return false;
+        length = stop->len;
+    }
+    if (length == 0) {
+        ol_fail(error, OL_INVALID, "stop string %d is empty", place);
+        return false;
+    }
+    if (length > OL_MAX_STOP_BYTES) {
+        ol_fail(error, OL_LIMIT, "stop string %d is too long: %zu bytes", place, length);
+        ol_detail(error, "The limit is %d bytes.", OL_MAX_STOP_BYTES);
+        return false;
+    }
+    return true;
+}
 
 static bool read_stops(ArrayType *array, ol_sampling *sampling, ol_error *error)
 {
@@ -45,12 +69,31 @@ static bool read_stops(ArrayType *array, ol_sampling *sampling, ol_error *error)
             ol_fail(error, OL_INVALID, "stop holds NULL");
             return false;
         }
-        if (!lora_utf8_argument(DatumGetTextPP(values[i]), "a stop string", &stops[i].data,
-                                &stops[i].len, error))
+        if (!read_stop(DatumGetTextPP(values[i]), i + 1, &stops[i], error))
             return false;
     }
     sampling->stops = stops;
     sampling->n_stops = n;
+    return true;
+}
+
+static bool read_bias_of(const JsonbValue *value, ol_logit_bias *bias, ol_error *error)
+{
+    float8 given;
+
+    if (value->type != jbvNumeric) {
+        ol_fail(error, OL_INVALID, "logit_bias of token %d is not a number", bias->token);
+        return false;
+    }
+    given = DatumGetFloat8(
+        DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(value->val.numeric)));
+    if (!(fabs(given) <= MAX_BIAS)) {
+        ol_fail(error, OL_INVALID, "logit_bias of token %d is out of range: %g", bias->token,
+                given);
+        ol_detail(error, "It must be from %g to %g.", -MAX_BIAS, MAX_BIAS);
+        return false;
+    }
+    bias->bias = (float)given;
     return true;
 }
 
@@ -63,10 +106,14 @@ static bool read_bias(Jsonb *jsonb, ol_sampling *sampling, ol_error *error)
     ol_logit_bias *bias;
     int n = 0;
 
-    if (!JB_ROOT_IS_OBJECT(jsonb) || JB_ROOT_COUNT(jsonb) > OL_MAX_LOGIT_BIAS) {
-        ol_fail(error, OL_INVALID, "logit_bias is not an object of at most %d members",
-                OL_MAX_LOGIT_BIAS);
+    if (!JB_ROOT_IS_OBJECT(jsonb)) {
+        ol_fail(error, OL_INVALID, "logit_bias is not an object");
         ol_hint(error, "Write token ids and numbers: {\"17\": -5.0}.");
+        return false;
+    }
+    if (JB_ROOT_COUNT(jsonb) > OL_MAX_LOGIT_BIAS) {
+        ol_fail(error, OL_LIMIT, "logit_bias has too many members: %d", (int)JB_ROOT_COUNT(jsonb));
+        ol_detail(error, "There can be at most %d.", OL_MAX_LOGIT_BIAS);
         return false;
     }
     bias = palloc0(sizeof(*bias) * (Size)(JB_ROOT_COUNT(jsonb) + 1));
@@ -82,12 +129,9 @@ static bool read_bias(Jsonb *jsonb, ol_sampling *sampling, ol_error *error)
             }
             bias[n].token = (int32)id;
         } else if (token == WJB_VALUE) {
-            if (value.type != jbvNumeric) {
-                ol_fail(error, OL_INVALID, "logit_bias of token %d is not a number", bias[n].token);
+            if (!read_bias_of(&value, &bias[n], error))
                 return false;
-            }
-            bias[n++].bias = DatumGetFloat4(
-                DirectFunctionCall1(numeric_float4, NumericGetDatum(value.val.numeric)));
+            n++;
         }
     }
     sampling->bias = bias;

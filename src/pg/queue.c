@@ -155,14 +155,23 @@ static void read_answer(int64 id, Answer *answer)
     SPI_finish();
 }
 
+#define LONG_WAIT_MONTHS (100 * 12) /* what is longer waits as long, and is no date out of range   \
+                                     */
+
 static TimestampTz deadline(FunctionCallInfo fcinfo)
 {
-    Datum now = TimestampTzGetDatum(GetCurrentTimestamp());
+    TimestampTz now = GetCurrentTimestamp();
+    Interval none = {0}, longest = {.month = LONG_WAIT_MONTHS}, *wait = &longest;
 
     if (PG_ARGISNULL(1))
-        return DatumGetTimestampTz(now);
-    return DatumGetTimestampTz(
-        DirectFunctionCall2(timestamptz_pl_interval, now, PG_GETARG_DATUM(1)));
+        return now;
+    if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(1), IntervalPGetDatum(wait))))
+        wait = PG_GETARG_INTERVAL_P(1);
+    if (!DatumGetBool(
+            DirectFunctionCall2(interval_gt, IntervalPGetDatum(wait), IntervalPGetDatum(&none))))
+        return now;
+    return DatumGetTimestampTz(DirectFunctionCall2(
+        timestamptz_pl_interval, TimestampTzGetDatum(now), IntervalPGetDatum(wait)));
 }
 
 /* Reads, and sleeps until the queue's worker tells of an end. */

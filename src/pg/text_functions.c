@@ -63,6 +63,10 @@ Datum lora_detokenize(PG_FUNCTION_ARGS)
     int n;
 
     deconstruct_array(array, INT4OID, 4, true, TYPALIGN_INT, &values, &nulls, &n);
+    if ((Size)n > (Size)lora_max_prompt_size * 1024) /* each is a byte at least */
+        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many tokens: %d", n),
+                        errdetail("The limit is %d.", lora_max_prompt_size * 1024),
+                        errhint("Shorten the list, or raise openlora.max_prompt_size.")));
     ids = palloc(sizeof(int32) * (Size)(n + 1));
     for (int i = 0; i < n; i++) {
         if (nulls[i])
