@@ -4,13 +4,16 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 
 my $node = PostgreSQL::Test::Cluster->new('mortal');
 $node->init;
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'");
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION openlora');
-$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
+wait_ready($node);
 
 my $long = q{SELECT md5(string_agg(lora_generate(NULL, 'Once upon a time ' || i, max_tokens => 800, temperature => 1,
   seed => i, ignore_eos => true), '' ORDER BY i)) FROM generate_series(1, 8) i};
@@ -22,36 +25,27 @@ my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') 
 $in .= "CREATE TEMP TABLE keep AS SELECT 42 AS answer;\n\\echo made\n";
 $other->pump until $out =~ /made/;
 
+my $called = q{EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'caller' AND query LIKE '%lora_generate%' AND state = 'active')};
 my $restarts = 0;
 for my $signal ('KILL', 'SEGV')
 {
-	my ($stdout, $stderr) = ('', '');
-	my $run = IPC::Run::start(
-		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 5', '-c', $long ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
-	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
-	my $pid = $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
-	kill $signal, $pid;
+	my ($run, $stdout, $stderr) = run_psql($node, 'caller', 'SET openlora.max_retries = 5', $long);
+	kill_engine($node, $called, $signal);
 	$run->finish;
 	$restarts++;
-	is($stderr, '', "$signal: the caller sees no error");
-	is($stdout =~ s/\s+//gr, $expected, "$signal: and the same answer, by a retry with the same seed");
-	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
+	is($$stderr, '', "$signal: the caller sees no error");
+	is($$stdout =~ s/\s+//gr, $expected, "$signal: and the same answer, by a retry with the same seed");
+	wait_ready($node);
 	cmp_ok($node->safe_psql('postgres', 'SELECT restarts FROM lora_status()'), '>=', $restarts, "$signal: counted");
 }
 
 # Without retries: a clean error, and the session goes on.
 {
-	my ($stdout, $stderr) = ('', '');
-	my $run = IPC::Run::start(
-		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 0',
-		  '-c', $long, '-c', 'SELECT 1' ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
-	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
-	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	my ($run, $stdout, $stderr) = run_psql($node, 'caller', 'SET openlora.max_retries = 0', $long, 'SELECT 1');
+	kill_engine($node, $called);
 	$run->finish;
-	like($stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE');
-	like($stdout, qr/^1$/m, 'and the session goes on');
+	like($$stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE');
+	like($$stdout, qr/^1$/m, 'and the session goes on');
 }
 
 $in .= "SELECT 'answer ' || answer FROM keep;\n";

@@ -5,6 +5,9 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 
 my $node = PostgreSQL::Test::Cluster->new('busy');
 $node->init;
@@ -27,12 +30,9 @@ is($node->safe_psql('postgres', 'SELECT count(DISTINCT answer) FROM alone'), '40
 my @runs;
 for my $session (1 .. 8)
 {
-	my ($stdout, $stderr) = ('', '');
-	push @runs, [ IPC::Run::start(
-		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', qq{
-			SELECT count(*) FROM (SELECT i, $answer AS answer FROM (SELECT * FROM request ORDER BY md5(i || 'x$session')) r OFFSET 0) now
-			JOIN alone USING (i) WHERE now.answer <> alone.answer} ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600)), \$stdout, \$stderr ];
+	push @runs, [ run_psql($node, "session$session", qq{
+		SELECT count(*) FROM (SELECT i, $answer AS answer FROM (SELECT * FROM request ORDER BY md5(i || 'x$session')) r OFFSET 0) now
+		JOIN alone USING (i) WHERE now.answer <> alone.answer}) ];
 }
 my $together = $node->poll_query_until('postgres', 'SELECT running > 1 FROM lora_status()');
 ok($together, 'sessions share steps');
@@ -60,7 +60,7 @@ is($node->safe_psql('postgres', 'SELECT running + waiting + kv_pages - kv_pages_
 		$slow->query_safe("FETCH 1 FROM c$i"); # starts it
 		$slow->query_safe("MOVE BACKWARD ALL IN c$i");
 	}
-	$node->poll_query_until('postgres', 'SELECT running = 0 FROM lora_status()') or die 'they do not end';
+	wait_until($node, 'SELECT running = 0 FROM lora_status()', 'the end of all streams');
 	$slow->query_safe(q{CREATE FUNCTION whole(c refcursor) RETURNS text LANGUAGE plpgsql AS $$ DECLARE t text; a text := ''; BEGIN
 		MOVE BACKWARD ALL IN c; LOOP FETCH c INTO t; EXIT WHEN NOT FOUND; a := a || t; END LOOP; RETURN md5(a); END $$});
 	is(join("\n", map { "$_|" . $slow->query_safe("SELECT whole('c$_')") } 1 .. $streams), $plain, 'a slow reader gets all of its answers');

@@ -5,13 +5,16 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 
 my $node = PostgreSQL::Test::Cluster->new('scanner');
 $node->init;
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'");
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION openlora');
-$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
+wait_ready($node);
 for my $name ('grimm', 'shakespeare')
 {
 	my $dir = "$ENV{OPENLORA_DEMO}/adapters/$name";
@@ -40,38 +43,41 @@ is($node->safe_psql('postgres', $scan), $expected, 'same answers as row by row')
 is(inferences(), 120, 'one inference for each');
 
 # The engine dies with many calls in flight, some of them half told.
+my $scanning = q{(SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'scan' AND state = 'active' AND query LIKE '%lora_generate%')};
 for my $round (1, 2)
 {
-	my ($stdout, $stderr) = ('', '');
-	my $run = IPC::Run::start(
-		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $scan ], '>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
-	$node->poll_query_until('postgres', q{SELECT running > 5 FROM lora_status()}) or die 'nothing runs';
-	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	my ($run, $stdout, $stderr) = run_psql($node, 'scan', $scan);
+	kill_engine($node, $scanning);
 	$run->finish;
-	is($stderr, '', "engine killed, round $round: the caller sees no error");
-	is($stdout =~ s/\s+//gr, $expected, "engine killed, round $round: the same answers");
+	is($$stderr, '', "engine killed, round $round: the caller sees no error");
+	is($$stdout =~ s/\s+//gr, $expected, "engine killed, round $round: the same answers");
 	is(inferences(), 120 + 60 * $round, "engine killed, round $round: each attributed once");
-	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
+	wait_ready($node);
 }
+
+# ... in a scan that writes: what was committed stays, and without retries nothing else comes.
+$node->safe_psql('postgres', q{CREATE TABLE answer (id int PRIMARY KEY, text text);
+	INSERT INTO answer SELECT 0, lora_generate(NULL, 'Once', max_tokens => 3)});
+for my $retries (0, 2)
 {
-	my ($stdout, $stderr) = ('', '');
-	my $run = IPC::Run::start(
-		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres'), '-c', 'SET openlora.max_retries = 0', '-c', $scan ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
-	$node->poll_query_until('postgres', q{SELECT running > 5 FROM lora_status()}) or die 'nothing runs';
-	kill 'KILL', $node->safe_psql('postgres', 'SELECT engine_pid FROM lora_status()');
+	my ($run, $stdout, $stderr) = run_psql($node, 'scan', "SET openlora.max_retries = $retries",
+		q{INSERT INTO answer SELECT id, lora_generate(adapters, body, max_tokens => 200 + id % 50, ignore_eos => true, temperature => 1, seed => id) FROM prompt});
+	kill_engine($node, $scanning);
 	$run->finish;
-	like($stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE');
-	is(inferences(), 240, 'and no attribution');
-	$node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not back';
+	if ($retries == 0) { like($$stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE') }
+	else { is($$stderr, '', 'with retries: none') }
+	is($node->safe_psql('postgres', q{SELECT count(*), count(*) FILTER (WHERE id = 0) FROM answer}), $retries ? '61|1' : '1|1',
+		"engine killed in INSERT ... SELECT, $retries retries: committed rows stay, and its own come whole or not at all");
+	is(inferences(), $retries ? 301 : 241, 'and so does what attributes them');
+	wait_ready($node);
 }
+is($node->safe_psql('postgres', q{SELECT md5(string_agg(id || ' ' || text, E'\n' ORDER BY id)) FROM answer WHERE id > 0}), $expected, 'the same answers');
+my $before = inferences(); # what follows writes no other than it says
 
 # What can be seen while a scan runs.
 {
-	my ($stdout, $stderr) = ('', '');
-	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=load', '-c',
-		'SELECT count(lora_generate(adapters, body, max_tokens => 900, ignore_eos => true)) FROM prompt, generate_series(1, 100)' ],
-		'>', \$stdout, '2>', \$stderr, IPC::Run::timeout(600));
+	my ($run, $stdout, $stderr) = run_psql($node, 'load',
+		'SELECT count(lora_generate(adapters, body, max_tokens => 900, ignore_eos => true)) FROM prompt, generate_series(1, 100)');
 	$node->poll_query_until('postgres', q{SELECT running > 5 FROM lora_status()}) or die 'nothing runs';
 	is($node->safe_psql('postgres', q{
 		SELECT count(*) FILTER (WHERE state = 'running') > 5, count(*) FILTER (WHERE state <> 'running') > 5, count(DISTINCT role),
@@ -86,9 +92,9 @@ for my $round (1, 2)
 		't|t|t|t|t', 'stat_engine: full batches');
 	$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'load'});
 	$run->finish;
-	like($stderr, qr/canceling statement due to user request/, 'the scan was running until then');
+	like($$stderr, qr/canceling statement due to user request/, 'the scan was running until then');
 	all_free('load');
-	is(inferences(), 240, 'load: no attribution');
+	is(inferences(), $before, 'load: no attribution');
 }
 
 # Interrupted in the middle.
@@ -96,7 +102,7 @@ my ($code, $out, $err) = $node->psql('postgres', "SET statement_timeout = '200ms
 	SELECT count(lora_generate(adapters, body, max_tokens => 900, ignore_eos => true)) FROM prompt, generate_series(1, 100)");
 like($err, qr/statement timeout/, 'statement_timeout ends a scan');
 all_free('timeout');
-is(inferences(), 240, 'timeout: no attribution');
+is(inferences(), $before, 'timeout: no attribution');
 
 # Rows that nobody asked for.
 $node->safe_psql('postgres', q{
@@ -109,19 +115,19 @@ $node->safe_psql('postgres', q{
 	CLOSE d;
 	COMMIT});
 all_free('closed cursor');
-is(inferences(), 241, 'closed cursor: what was fetched is attributed, and nothing else');
+is(inferences(), $before + 1, 'closed cursor: what was fetched is attributed, and nothing else');
 $node->safe_psql('postgres', q{
 	DO $$ DECLARE r record; BEGIN
 	  FOR r IN SELECT lora_generate(adapters, body, max_tokens => CASE WHEN id < 3 THEN 1 ELSE 900 END, ignore_eos => true)
 	    FROM prompt ORDER BY id LOOP EXIT; END LOOP;
 	END $$});
 all_free('loop that is left');
-is(inferences(), 242, 'loop that is left: one row');
+is(inferences(), $before + 2, 'loop that is left: one row');
 ($code, $out, $err) = $node->psql('postgres', q{SELECT id, lora_generate(CASE WHEN id = 2 THEN '{nobody}' ELSE adapters END, body,
 	max_tokens => CASE WHEN id = 1 THEN 1 ELSE 900 END, ignore_eos => true) FROM prompt ORDER BY id});
 like($err, qr/adapter "nobody" does not exist/, 'an error in the second row');
 all_free('error');
-is(inferences(), 242, 'error: no attribution');
+is(inferences(), $before + 2, 'error: no attribution');
 
 # Two cursors at once, with plain calls between: each frame finds its request.
 is($node->safe_psql('postgres', q{

@@ -37,7 +37,7 @@ for my $how ('pg_cancel_backend', 'pg_terminate_backend')
 {
 	my $before = sql('SELECT count(*) FROM openlora.receipts');
 	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=endless', '-c', $endless ],
-		'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+		'>', \my $out, '2>', \my $err, IPC::Run::timeout(300));
 	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
 	sql(qq{SELECT $how(pid) FROM pg_stat_activity WHERE application_name = 'endless'});
 	$run->finish;
@@ -47,7 +47,7 @@ for my $how ('pg_cancel_backend', 'pg_terminate_backend')
 {
 	my $before = sql('SELECT count(*) FROM openlora.receipts');
 	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=leaving', '-c', $endless ],
-		'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+		'>', \my $out, '2>', \my $err, IPC::Run::timeout(300));
 	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
 	$run->kill_kill(grace => 0);
 	until_true(qq{SELECT count(*) > 0 AND bool_or(outcome = 'cancelled') AND NOT bool_or(committed) FROM openlora.receipt_status WHERE leaf >= $before}, 'a client that is gone: metered');
@@ -60,10 +60,11 @@ for my $how ('pg_cancel_backend', 'pg_terminate_backend')
 whole('after ends of all kinds');
 
 # -- an engine that dies: what it has reported is metered, and the request executed again
+my $doomed = sql('SELECT engine_pid FROM lora_status()'); # asked before: the request does not wait for us
 my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', q{SELECT inference_id FROM lora_complete(NULL, 'Lost', max_tokens => 900, ignore_eos => true)} ],
-	'>', \my $lost, '2>', \my $errors, IPC::Run::timeout(60));
+	'>', \my $lost, '2>', \my $errors, IPC::Run::timeout(300));
 $node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM openlora.stat_activity WHERE output_tokens > 60}) or die 'nothing runs';
-kill 'KILL', sql('SELECT engine_pid FROM lora_status()');
+kill 'KILL', $doomed;
 $run->finish;
 chomp $lost;
 until_true("SELECT count(*) = 1 FROM openlora.receipts WHERE inference = $lost AND outcome = 'done'", 'one receipt after a lost engine');
@@ -144,7 +145,7 @@ sub start_again
 {
 	my $written = sql('SELECT count(*) FROM openlora.receipts');
 	my $answered = sql('SELECT count(*) FROM openlora.inferences');
-	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $endless ], '>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $endless ], '>', \my $out, '2>', \my $err, IPC::Run::timeout(300));
 	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die 'nothing runs';
 	$node->kill9;
 	$run->finish;
@@ -194,7 +195,7 @@ sub start_again
 	until_true(q{SELECT outcome = 'failed' AND input_tokens = 0 FROM openlora.receipts ORDER BY leaf DESC LIMIT 1}, 'and has a receipt of nothing');
 	{
 		my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=endless', '-c', $sync, '-c', $endless ],
-			'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+			'>', \my $out, '2>', \my $err, IPC::Run::timeout(300));
 		until_true(q{SELECT count(*) > 0 AND bool_and(state = 'running') FROM openlora.unmetered}, 'what runs is told from what is lost');
 		sql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'endless'});
 		$run->finish;
@@ -202,7 +203,7 @@ sub start_again
 	}
 	{
 		my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sync, '-c', $endless ],
-			'>', \my $out, '2>', \my $err, IPC::Run::timeout(60));
+			'>', \my $out, '2>', \my $err, IPC::Run::timeout(300));
 		$node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM openlora.stat_activity WHERE output_tokens > 0}) or die 'nothing runs';
 		my $leaf = sql('SELECT max(leaf) FROM openlora.receipts');
 		$node->stop('fast');
@@ -218,7 +219,7 @@ sub start_again
 	$blocker = $node->background_psql('postgres');
 	$blocker->query_safe('BEGIN; LOCK TABLE openlora.receipts IN EXCLUSIVE MODE');
 	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=waiting', '-c', $sync, '-c', $ask ],
-		'>', \my $told, '2>', \my $err2, IPC::Run::timeout(60));
+		'>', \my $told, '2>', \my $err2, IPC::Run::timeout(300));
 	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'waiting' AND state = 'active' AND query ~ 'Once'}) or die 'it does not wait';
 	sql($ask) for 1 .. 3; # others have their answers
 	is(sql(q{SELECT state FROM pg_stat_activity WHERE application_name = 'waiting'}), 'active', 'it waits for the ledger');
@@ -229,7 +230,7 @@ sub start_again
 	is(sql('SELECT count(*) FROM openlora.unmetered'), '0', 'nothing told, nothing missing');
 
 	# announced, and the receipt is lost
-	$run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sync, '-c', $endless ], '>', \$told, '2>', \$err2, IPC::Run::timeout(60));
+	$run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sync, '-c', $endless ], '>', \$told, '2>', \$err2, IPC::Run::timeout(300));
 	my $announced = sql('SELECT count(*) FROM openlora.announcements');
 	$node->poll_query_until('postgres', "SELECT count(*) > $announced FROM openlora.announcements") or die 'nothing is announced';
 	$node->kill9;

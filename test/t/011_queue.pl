@@ -5,6 +5,9 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 
 my $node = PostgreSQL::Test::Cluster->new('queue');
 $node->init;
@@ -12,14 +15,22 @@ $node->append_conf('postgresql.conf',
 	"shared_preload_libraries = 'openlora'\nopenlora.model = '$ENV{OPENLORA_TEST_MODEL}'\nopenlora.restart_backoff_max = 100ms\n");
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION openlora');
-sub ready { $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready' }
 sub sql { $node->safe_psql('postgres', $_[0]) }
 sub setting { sql("ALTER SYSTEM SET $_[0]"); sql('SELECT pg_reload_conf()') }
-ready();
+wait_ready($node);
 
-# A long request: it runs until somebody ends it.
+# A long request: it takes all of the context, if nobody ends it.
 my $long = q{max_tokens => 100000, ignore_eos => true, temperature => 1};
-sub wait_running { $node->poll_query_until('postgres', "SELECT state = 'running' FROM openlora.queue WHERE id = $_[0]") or die 'does not run' }
+sub none_runs { wait_until($node, 'SELECT running = 0 FROM lora_status()', 'an idle engine') }
+
+# Submits one and stops the engine while it runs: (its number, the engine).
+sub held_request
+{
+	my $id;
+	my $engine = hold_engine($node, q{(SELECT state = 'running' FROM openlora.queue ORDER BY id DESC LIMIT 1)},
+		sub { none_runs(); $id = sql("SELECT lora_submit(NULL, 'Once', $long)") });
+	return ($id, $engine);
+}
 
 # -- answers -------------------------------------------------------------------------------
 my $id = sql(q{SELECT lora_submit(NULL, 'Once upon a time', max_tokens => 8)});
@@ -56,11 +67,12 @@ like($error, qr/cannot PREPARE/, 'a prepared transaction cannot submit');
 
 # -- cancelling, and telling ------------------------------------------------------------------
 {
-	my $run = sql("SELECT lora_submit(NULL, 'Once', $long)");
-	wait_running($run);
+	my ($run, $engine) = held_request();
 	is(sql("SELECT lora_cancel($run)"), 't', 'one that runs can be cancelled');
 	is(sql("SELECT state FROM lora_result($run, '1 min')"), 'cancelled', 'and ends');
-	$node->poll_query_until('postgres', q{SELECT running = 0 FROM lora_status()}) or die;
+	my $cancelled = sql('SELECT cancelled FROM openlora.stat_engine'); # as it said last
+	release_engine($engine);
+	wait_until($node, "SELECT running = 0 AND cancelled > $cancelled FROM openlora.stat_engine", 'its end in the engine');
 	pass('also in the engine');
 	is(sql("SELECT lora_cancel($run)"), 'f', 'one that has ended cannot');
 	my $told = sql("LISTEN openlora_queue; SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min');");
@@ -68,10 +80,11 @@ like($error, qr/cannot PREPARE/, 'a prepared transaction cannot submit');
 
 	# two that cancel, one of which changes its mind
 	my ($one, $two) = map { $node->background_psql('postgres') } 1 .. 2;
-	$run = sql("SELECT lora_submit(NULL, 'Once', max_tokens => 400, ignore_eos => true)");
-	wait_running($run);
+	($run, $engine) = held_request();
 	$one->query_safe('BEGIN');
-	$one->query_safe("SELECT lora_cancel($run)");
+	is($one->query_safe("SELECT lora_cancel($run)"), 't', 'somebody cancels, and has not committed');
+	release_engine($engine);
+	none_runs();
 	my $other = sql(q{SELECT lora_submit(NULL, 'Twice', max_tokens => 2)});
 	is(sql("SELECT state FROM lora_result($other, '1 min')"), 'done', 'a lock on one row holds up no other');
 	$one->query_safe('ROLLBACK');
@@ -104,36 +117,49 @@ my $before = sql('SELECT count(*) FROM openlora.inferences');
 sql(q{SELECT lora_submit(NULL, 'Thrice upon ' || i, max_tokens => 30, ignore_eos => true) FROM generate_series(1, 40) i});
 sql('ALTER SYSTEM RESET openlora.queue_workers');
 $node->restart;
-$node->poll_query_until('postgres', q{SELECT count(*) > 3 FROM openlora.queue WHERE prompt LIKE 'Thrice upon %' AND state IN ('running', 'done')})
-  or die 'not begun after a restart';
+# some are answered, others run and stay in the middle of it until the server is gone
+my $thrice = q{FROM openlora.queue WHERE prompt LIKE 'Thrice upon %' AND state};
+my $stopped = hold_engine($node, "(SELECT count(*) > 0 $thrice = 'running')");
 pass('a restart goes on with what is queued, without anybody asking');
 $node->stop('immediate');
+ok(has_gone($stopped), 'no engine is left, not even one that stood still');
 $node->start;
-$node->poll_query_until('postgres', q{SELECT count(*) = 40 FROM openlora.queue WHERE prompt LIKE 'Thrice upon %' AND state = 'done'}) or die;
+wait_until($node, "SELECT count(*) = 40 $thrice = 'done'", 'all answers');
 is(sql('SELECT count(*) FROM openlora.inferences') - $before, 40, 'after an immediate shutdown each was answered, and attributed once');
 is(sql(q{SELECT count(*), count(DISTINCT inference) FROM openlora.queue WHERE prompt LIKE 'Thrice upon %'}), '40|40', 'each by its own inference');
 
 # -- the engine dies --------------------------------------------------------------------------------
-sub kill_engine { kill 'KILL', sql('SELECT engine_pid FROM lora_status()') }
+wait_ready($node);
+$before = sql('SELECT count(*), max(id) FROM openlora.inferences');
+my ($n_before, $last_before) = split /\|/, $before;
+my $twice = q{FROM openlora.queue WHERE prompt LIKE 'Twice upon %' AND state};
 sql(q{SELECT lora_submit(NULL, 'Twice upon ' || i, max_tokens => 300, ignore_eos => true) FROM generate_series(1, 64) i});
-$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die;
-kill_engine();
-$node->poll_query_until('postgres', q{SELECT count(*) = 64 FROM openlora.queue WHERE prompt LIKE 'Twice upon %' AND state = 'done'}) or die;
+kill_engine($node, "(SELECT count(*) > 0 $twice = 'running')");
+wait_until($node, "SELECT count(*) = 64 $twice = 'done'", 'all answers');
 pass('no submitted request is lost with the engine');
+is(sql("SELECT count(*) FROM openlora.inferences WHERE id <= $last_before"), $n_before, 'nor a committed row');
+cmp_ok(sql("SELECT count(*) $twice = 'done' AND attempts > 1"), '>', 0, 'though some were begun again');
+is(sql("SELECT count(*), count(DISTINCT inference) $twice = 'done'"), '64|64', 'and each is attributed once');
+is(sql('SELECT count(*) FROM openlora.inferences'), $n_before + 64, 'and no more');
 
 # a request that kills it whenever it runs
-my $poison = sql("SELECT lora_submit(NULL, 'poison', $long)");
+my $poison = sql("SELECT lora_submit(NULL, repeat('poison ', 50), $long)"); # known by its length
 sql(q{SELECT lora_submit(NULL, 'innocent ' || i, max_tokens => 300, ignore_eos => true) FROM generate_series(1, 4) i});
 for my $attempt (1 .. 3)
 {
-	$node->poll_query_until('postgres', "SELECT state = 'running' AND attempts = $attempt FROM openlora.queue WHERE id = $poison") or die;
-	$node->poll_query_until('postgres', q{SELECT running > 0 FROM lora_status()}) or die;
+	# it is in the engine, and not only about to be sent there
+	wait_ready($node);
+	my $engine = engine_pid($node);
+	wait_until($node, "SELECT attempts = $attempt AND state = 'running' AND EXISTS (SELECT FROM openlora.stat_activity a
+		WHERE a.state = 'running' AND a.prompt_tokens > 50) FROM openlora.queue WHERE id = $poison", "attempt $attempt");
+	kill 'STOP', $engine;
+	is(sql("SELECT state, attempts FROM openlora.queue WHERE id = $poison"), "running|$attempt", "attempt $attempt runs");
 	is(sql(q{SELECT count(*) FROM openlora.queue WHERE state = 'running'}), 1, 'its last attempt is made alone') if $attempt == 3;
-	kill_engine();
+	kill 'KILL', $engine;
 }
 is(sql("SELECT r.state, attempts FROM lora_result($poison, '1 min') r, openlora.queue WHERE id = $poison"), 'failed|3',
 	'a request that kills the engine is given up');
-$node->poll_query_until('postgres', q{SELECT count(*) = 4 FROM openlora.queue WHERE prompt LIKE 'innocent %' AND state = 'done'}) or die;
+wait_until($node, q{SELECT count(*) = 4 FROM openlora.queue WHERE prompt LIKE 'innocent %' AND state = 'done'}, 'the innocent');
 pass('and takes no other with it');
 
 # one with its last attempt left, that somebody holds
@@ -164,21 +190,22 @@ pass('its idle worker keeps neither a copy nor DROP DATABASE from happening');
 
 # -- old rows ----------------------------------------------------------------------------------------
 # nobody wakes a worker for them: it has gone when they are old enough, and comes again by itself
-sub gone { $node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'openlora queue worker'}) or die }
+sub gone { wait_until($node, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'openlora queue worker'}, 'the end of idle workers') }
+sub expired { wait_until($node, 'SELECT count(*) = 0 FROM openlora.queue', 'the end of old rows') }
 setting('openlora.worker_idle_time = 1');
 is(sql(q{SELECT count(*) > 0 FROM openlora.queue}), 't', 'there are ended rows');
 gone();
 setting('openlora.queue_retention = 1');
-$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;
+expired();
 pass('a shorter retention holds for rows that are there');
 setting('openlora.queue_retention = 3');
 $node->safe_psql('postgres', qq{SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\nSELECT state FROM lora_result(:lora_submit, '1 min')});
 gone();
-$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;
+expired();
 pass('a worker that has gone comes again for old rows');
 setting('openlora.queue_retention = 0');
 sql(q{SELECT lora_submit(NULL, 'Once', max_tokens => 2)});
-$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM openlora.queue') or die;
+expired();
 pass('ended rows expire');
 
 # -- a stream's first token, and its end ---------------------------------------------------------------
@@ -186,10 +213,10 @@ pass('ended rows expire');
 	my $s = $node->background_psql('postgres');
 	$s->query_safe('BEGIN');
 	$s->query_safe("DECLARE c CURSOR FOR SELECT lora_stream(NULL, 'Once', $long)");
-	like($s->query_safe('FETCH 1 FROM c'), qr/^\(0,/, 'a cursor has the first token while the answer is being made');
-	is(sql('SELECT running FROM lora_status()'), '1', 'which goes on');
-	$s->query_safe('CLOSE c');
-	$node->poll_query_until('postgres', 'SELECT running = 0 FROM lora_status()') or die;
+	my $cancelled = sql('SELECT cancelled FROM openlora.stat_engine');
+	# one message: nothing comes between
+	like($s->query_safe('FETCH 1 FROM c \\; CLOSE c'), qr/^\(0,/m, 'a cursor has the first token while the answer is being made');
+	wait_until($node, "SELECT running = 0 AND cancelled = $cancelled + 1 FROM openlora.stat_engine", 'the end of the request');
 	pass('closing the cursor cancels it');
 	$s->query_safe('COMMIT');
 	$s->quit;
