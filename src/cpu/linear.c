@@ -24,6 +24,8 @@
 #define SHRINK_ROWS 24 /* rows and panels of one unit of phase 1 */
 #define SHRINK_PANELS 3
 #define MAX_GRAIN 4 /* panels of a chunk */
+#define FEW_ROWS 32
+#define LARGE_CHUNKS 4 /* for each thread at least */
 
 static int queue_of(const cpu_linear *job, int queue)
 {
@@ -98,6 +100,23 @@ static void shrink_share(const cpu_linear *job, int thread)
 
 /* -- phase 2 -------------------------------------------------------------------------- */
 
+/* Few rows of many adapters read little of each: too little for the processor to guess what
+ * comes. So the chunk's part of every B is asked for before the base's product, which hides the
+ * way from memory. */
+static void prefetch_deltas(const cpu_linear *job, int number, int64_t from, int64_t to)
+{
+    if (job->n > FEW_ROWS)
+        return;
+    for (int i = 0; i < job->n_shrunk; i++) {
+        const cpu_lora_part *lora = &job->shrunk[i].group->parts[number];
+        const uint8_t *at = lora->b.data + (size_t)from * lora->b.panel_bytes;
+        size_t bytes = (size_t)(to - from) * lora->b.panel_bytes;
+
+        for (size_t byte = 0; lora->rank && byte < bytes; byte += 64)
+            __builtin_prefetch(at + byte);
+    }
+}
+
 /* y (chunk's first column, row stride ldy) = base + bias + deltas. */
 static void chunk_outputs(const cpu_linear *job, int number, int64_t from, int64_t to, float *y,
                           int64_t ldy)
@@ -115,6 +134,7 @@ static void chunk_outputs(const cpu_linear *job, int number, int64_t from, int64
                         .ldy = ldy,
                         .bias = part->bias ? part->bias->vector : NULL};
 
+    prefetch_deltas(job, number, from, to);
     kernels->multiply[base.m->kind](&base);
     for (int i = 0; i < job->n_shrunk; i++) {
         const cpu_shrunk *s = &job->shrunk[i];
@@ -176,12 +196,29 @@ static void quantize_chunk(const cpu_linear *next, const float *strip, int64_t l
     }
 }
 
+/* What Down takes as floats is made where it reads it. */
+static void swiglu_floats(const cpu_linear *job, int thread, int64_t from, int64_t to)
+{
+    const cpu_linear *next = job->next;
+    float *gate = (float *)job->device->act.data + from * PANEL, *up = strip_of(job, thread);
+    int64_t ld = (to - from) * PANEL, cols = chunk_columns(&job->parts[0], from, to);
+
+    chunk_outputs(job, 0, from, to, gate, next->ldx);
+    chunk_outputs(job, 1, from, to, up, ld);
+    for (int r = 0; r < job->n; r++)
+        job->device->kernels->swiglu(gate + r * next->ldx, up + r * ld, cols);
+}
+
 static void swiglu_chunk(const cpu_linear *job, int thread, int64_t from, int64_t to)
 {
     float *gate = strip_of(job, thread), *up = gate + job->n * (to - from) * PANEL;
     int64_t ld = (to - from) * PANEL, cols = chunk_columns(&job->parts[0], from, to);
     const cpu_linear *next = job->next;
 
+    if (!next->quantize) {
+        swiglu_floats(job, thread, from, to);
+        return;
+    }
     chunk_outputs(job, 0, from, to, gate, ld);
     chunk_outputs(job, 1, from, to, up, ld);
     if (cols == ld)
@@ -189,8 +226,7 @@ static void swiglu_chunk(const cpu_linear *job, int thread, int64_t from, int64_
     else
         for (int r = 0; r < job->n; r++)
             job->device->kernels->swiglu(gate + r * ld, up + r * ld, cols);
-    if (next->quantize)
-        quantize_chunk(next, gate, ld, from, cols / OL_BLOCK);
+    quantize_chunk(next, gate, ld, from, cols / OL_BLOCK);
     for (int r = 0; r < job->n && next->floats; r++)
         memcpy((float *)job->device->act.data + r * next->ldx + from * PANEL, gate + r * ld,
                (size_t)cols * sizeof(float));
@@ -354,11 +390,16 @@ static ol_code prepare_strips(cpu_linear *job, ol_error *err)
                             err);
 }
 
-/* Even chunks make whole blocks of act; few rows want large ones, many rows a chunk
- * whose outputs stay in the cache. */
+/* Even chunks make whole blocks of act. Many rows want a chunk whose outputs stay in the cache;
+ * few rows of adapters a large one, since a row's sums over so few inputs wait for each other: the
+ * more outputs, the more of them go on at once. But all threads want some. */
 static int64_t grain_of(const cpu_linear *job)
 {
-    return job->quantize || (job->next && job->next->quantize) ? 2 : 3;
+    int64_t least = LARGE_CHUNKS * MAX_GRAIN * cpu_pool_threads(job->device->pool);
+
+    if (job->n <= FEW_ROWS && job->n_shrunk && cpu_panels(&job->parts[0].weight->m) >= least)
+        return MAX_GRAIN;
+    return 2;
 }
 
 ol_code cpu_linear_prepare(cpu_linear *job, int slot, ol_error *err)

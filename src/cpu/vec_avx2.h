@@ -31,6 +31,11 @@ typedef struct vb {
 #define PLAIN_PANELS 1
 #define PLAIN_FEW 2
 #define PLAIN_FEW_PANELS 2
+#define WIDE_ROWS 6
+#define WIDE_PANELS 1
+#define WIDE_FROM 32
+#define PLAIN_MOST_ROWS 6
+#define PLAIN_MOST 12
 #define GRAM_ROWS 4
 #define BLOCK_ROWS 2
 #define BLOCK_PANELS 1

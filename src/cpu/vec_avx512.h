@@ -19,6 +19,11 @@ typedef __m512i vb;
 #define PLAIN_PANELS 3
 #define PLAIN_FEW 2 /* rows up to which more panels are taken at once */
 #define PLAIN_FEW_PANELS 4
+#define WIDE_ROWS 12 /* of panels that are widened before; WIDE_FROM rows are worth it */
+#define WIDE_PANELS 2
+#define WIDE_FROM 32
+#define PLAIN_MOST_ROWS 12 /* of any tile, and accumulators */
+#define PLAIN_MOST 24
 #define GRAM_ROWS 8
 #define BLOCK_ROWS 6
 #define BLOCK_PANELS 2
