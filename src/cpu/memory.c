@@ -8,6 +8,7 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 #define REGION ((size_t)32 << 20)
 #define SLACK 64
+#define MOST_MOVED ((size_t)32 << 30) /* in use; beyond, mappings of one page would be too many */
 
 struct cpu_region {
     cpu_region *next;
@@ -41,6 +42,15 @@ static void drop_spares(cpu_memory *memory, size_t spare)
     }
 }
 
+static void use_spare(cpu_memory *memory, int i, size_t bytes)
+{
+    memory->spares[i].at += bytes;
+    memory->spares[i].bytes -= bytes;
+    memory->spare -= bytes;
+    if (!memory->spares[i].bytes)
+        remove_spare(memory, i);
+}
+
 /* The beginning of the smallest that is large enough, or NULL. */
 static void *take_spare(cpu_memory *memory, size_t bytes)
 {
@@ -54,11 +64,7 @@ static void *take_spare(cpu_memory *memory, size_t bytes)
     if (best < 0)
         return NULL;
     at = memory->spares[best].at;
-    memory->spares[best].at += bytes;
-    memory->spares[best].bytes -= bytes;
-    memory->spare -= bytes;
-    if (!memory->spares[best].bytes)
-        remove_spare(memory, best);
+    use_spare(memory, best, bytes);
     return at;
 }
 
@@ -139,6 +145,33 @@ static uint8_t *map_huge(size_t bytes)
     return aligned;
 }
 
+/* Moves spare pages into a fresh mapping, in the place of pages that nobody has touched yet. One
+ * by one, since the system moves no more than one mapping at once, and a stretch may have become
+ * several. Fails, with nothing left of the mapping, when the system does. */
+static bool move_spares(cpu_memory *memory, uint8_t *at, size_t bytes)
+{
+    for (size_t done = 0; done < bytes && memory->n_spares > 0; done += HUGE_PAGE) {
+        int newest = memory->n_spares - 1;
+
+        if (mremap(memory->spares[newest].at, HUGE_PAGE, HUGE_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+                   at + done) == MAP_FAILED) {
+            munmap(at, done); /* what lay between may be another's by now */
+            munmap(at + done + HUGE_PAGE, bytes - done - HUGE_PAGE);
+            return false;
+        }
+        use_spare(memory, newest, HUGE_PAGE);
+    }
+    return true;
+}
+
+/* A mapping of spare pages, as far as they go, and fresh ones. */
+static uint8_t *assemble(cpu_memory *memory, size_t bytes)
+{
+    uint8_t *at = map_huge(bytes);
+
+    return at && move_spares(memory, at, bytes) ? at : NULL;
+}
+
 static size_t whole_pages(size_t bytes)
 {
     return (bytes + SLACK + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
@@ -200,8 +233,11 @@ void *cpu_reused(cpu_memory *memory, size_t bytes, const char *what, ol_error *e
     if (!is_mapped(bytes) || bytes > SIZE_MAX / 4)
         return cpu_block(memory, bytes, what, err);
     pthread_mutex_lock(&memory->lock);
-    if (!memory->limit || memory->used + bytes <= memory->limit)
+    if (!memory->limit || memory->used + bytes <= memory->limit) {
         at = take_spare(memory, whole_pages(bytes));
+        if (!at && memory->n_spares > 0 && memory->used < MOST_MOVED)
+            at = assemble(memory, whole_pages(bytes));
+    }
     memory->used += at ? bytes : 0;
     pthread_mutex_unlock(&memory->lock);
     return at ? at : cpu_block(memory, bytes, what, err);

@@ -4,9 +4,10 @@
  * pages, since all of them are read at every step), scratch (grows to the largest need
  * and stays), and what comes and goes all the time: adapters.
  *
- * Getting fresh pages from the system and clearing them takes longer than loading an adapter
- * into them. So a little of what adapters leave is kept for the next ones (CPU_SPARE bytes at
- * most; less, when the limit wants it).
+ * Getting fresh pages from the system and clearing them takes as long as most of loading an
+ * adapter into them. So a little of what adapters leave is kept for the next ones (CPU_SPARE bytes
+ * at most; less, when the limit wants it), whatever their sizes: pages of several stretches are
+ * moved side by side.
  *
  * Everything is aligned to 64 bytes, and readable for 64 bytes past its end, so that a vector
  * may start at any element; and everything but reused blocks is zeroed.
@@ -18,8 +19,8 @@
 
 #include <pthread.h>
 
-#define CPU_SPARE ((size_t)128 << 20)
-#define CPU_SPARES 16 /* stretches of it at most */
+#define CPU_SPARE ((size_t)256 << 20)
+#define CPU_SPARES 64 /* stretches of it at most */
 
 typedef struct cpu_region cpu_region;
 

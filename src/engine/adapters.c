@@ -2,24 +2,22 @@
 #include "engine/adapters.h"
 
 #include "engine/clock.h"
+#include "engine/idle.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BUCKETS 4096 /* a power of two */
-
-typedef struct adapter_list {
-    ol_adapter *oldest, *newest;
-    int n;
-} adapter_list;
+#define BUCKETS 4096            /* a power of two */
+#define NAMED_BEFORE_HALVING 16 /* for each that is resident */
 
 struct ol_adapters {
     ol_adapters_options how;
     ol_adapters_counts counts;
     ol_adapter *buckets[BUCKETS];
-    adapter_list idle;       /* resident and not pinned */
-    adapter_list remembered; /* neither resident nor referenced */
+    ol_idle idle;               /* resident and not pinned */
+    ol_adapter_list remembered; /* neither resident nor referenced */
+    int named;                  /* how often one was, since uses were halved */
 };
 
 /* -- life -------------------------------------------------------------------------- */
@@ -69,39 +67,13 @@ static ol_adapter *find_or_make(ol_adapters *store, const ol_digest *digest)
     return a;
 }
 
-/* -- lists by age --------------------------------------------------------------------- */
-
-static void list_remove(adapter_list *list, ol_adapter *a)
-{
-    if (a->lru_prev)
-        a->lru_prev->lru_next = a->lru_next;
-    else
-        list->oldest = a->lru_next;
-    if (a->lru_next)
-        a->lru_next->lru_prev = a->lru_prev;
-    else
-        list->newest = a->lru_prev;
-    a->lru_prev = a->lru_next = NULL;
-    list->n--;
-}
-
-static void list_append(adapter_list *list, ol_adapter *a)
-{
-    a->lru_prev = list->newest;
-    a->lru_next = NULL;
-    if (list->newest)
-        list->newest->lru_next = a;
-    else
-        list->oldest = a;
-    list->newest = a;
-    list->n++;
-}
+/* -- coming and going ------------------------------------------------------------------ */
 
 static void forget(ol_adapters *store, ol_adapter *a)
 {
     ol_adapter **at = bucket_of(store, &a->digest);
 
-    list_remove(&store->remembered, a);
+    ol_adapter_list_remove(&store->remembered, a);
     while (*at != a)
         at = &(*at)->chain;
     *at = a->chain;
@@ -116,7 +88,7 @@ static void remember_unless_held(ol_adapters *store, ol_adapter *a)
     a->asked = false;
     a->denied_at = 0;
     a->remembered = true;
-    list_append(&store->remembered, a);
+    ol_adapter_list_append(&store->remembered, a);
     if (store->remembered.n > OL_ADAPTERS_REMEMBERED)
         forget(store, store->remembered.oldest);
 }
@@ -124,7 +96,7 @@ static void remember_unless_held(ol_adapters *store, ol_adapter *a)
 static void evict(ol_adapters *store, ol_adapter *a)
 {
     assert(a->pins == 0 && a->lora);
-    list_remove(&store->idle, a);
+    ol_idle_remove(&store->idle, a);
     store->how.table->lora_free(store->how.device, a->lora);
     a->lora = NULL;
     store->counts.bytes -= a->bytes;
@@ -135,10 +107,11 @@ static void evict(ol_adapters *store, ol_adapter *a)
 
 bool ol_adapters_drop_idle(ol_adapters *store)
 {
-    bool any = store->idle.oldest != NULL;
+    ol_adapter *first = ol_idle_first(&store->idle);
+    bool any = first != NULL;
 
-    while (store->idle.oldest)
-        evict(store, store->idle.oldest);
+    for (; first; first = ol_idle_first(&store->idle))
+        evict(store, first);
     return any;
 }
 
@@ -164,7 +137,7 @@ ol_adapter *ol_adapters_ref(ol_adapters *store, const ol_digest *digest)
     if (!a)
         return NULL;
     if (a->remembered)
-        list_remove(&store->remembered, a);
+        ol_adapter_list_remove(&store->remembered, a);
     a->remembered = false;
     a->refs++;
     return a;
@@ -188,7 +161,7 @@ void ol_adapters_pin(ol_adapters *store, ol_adapter *a)
 {
     assert(a->lora);
     if (a->pins++ == 0) {
-        list_remove(&store->idle, a);
+        ol_idle_remove(&store->idle, a);
         store->counts.pinned_bytes += a->bytes;
     }
 }
@@ -197,15 +170,38 @@ void ol_adapters_unpin(ol_adapters *store, ol_adapter *a)
 {
     assert(a->pins > 0);
     if (--a->pins == 0) {
-        list_append(&store->idle, a);
+        ol_idle_add(&store->idle, a, false);
         store->counts.pinned_bytes -= a->bytes;
         store->counts.releases++;
     }
 }
 
+static void halve_uses(ol_adapters *store)
+{
+    store->named = 0;
+    ol_idle_halve(&store->idle);
+    for (int i = 0; i < BUCKETS; i++)
+        for (ol_adapter *a = store->buckets[i]; a; a = a->chain) {
+            a->uses /= 2;
+            a->place /= 2;
+        }
+}
+
+static void count_use(ol_adapters *store, ol_adapter *a)
+{
+    a->uses += a->uses < OL_USES;
+    if (a->lora && a->pins == 0 && a->place < a->uses) {
+        ol_idle_remove(&store->idle, a);
+        ol_idle_add(&store->idle, a, false);
+    }
+    if (++store->named >= NAMED_BEFORE_HALVING * (store->counts.resident + 1))
+        halve_uses(store);
+}
+
 void ol_adapters_named(ol_adapters *store, ol_adapter *a)
 {
     a->used_us = ol_now_us();
+    count_use(store, a);
     if (a->lora) {
         a->hits++;
         store->counts.hits++;
@@ -256,7 +252,7 @@ static bool make_room(ol_adapters *store, size_t bytes)
         bytes > c->budget - c->pinned_bytes - c->reserved)
         return false;
     while (bytes > c->budget - c->bytes - c->reserved)
-        evict(store, store->idle.oldest);
+        evict(store, ol_idle_first(&store->idle));
     return true;
 }
 
@@ -289,6 +285,8 @@ ol_code ol_adapters_over_budget(const ol_adapters *store, size_t bytes, int n, o
  * one. *lora stays NULL when pinned ones are in the way. */
 static ol_code place(ol_adapters *store, const ol_adapter_file *file, ol_lora **lora, ol_error *err)
 {
+    ol_adapter *first;
+
     *lora = NULL;
     for (;;) {
         ol_code code = store->how.table->lora_create(store->how.device, file->modules,
@@ -297,11 +295,12 @@ static ol_code place(ol_adapters *store, const ol_adapter_file *file, ol_lora **
         if (code == OL_OK)
             return OL_OK;
         *lora = NULL;
-        if (code != OL_NOMEM || (!store->idle.oldest && store->counts.resident == 0))
+        first = ol_idle_first(&store->idle);
+        if (code != OL_NOMEM || (!first && store->counts.resident == 0))
             return code;
-        if (!store->idle.oldest)
+        if (!first)
             return OL_OK;
-        evict(store, store->idle.oldest);
+        evict(store, first);
     }
 }
 
@@ -319,7 +318,7 @@ static void make_resident(ol_adapters *store, ol_adapter *a, ol_lora *lora, size
 {
     a->lora = lora;
     a->bytes = bytes;
-    list_append(&store->idle, a);
+    ol_idle_add(&store->idle, a, a->uses > 0);
     store->counts.bytes += bytes;
     store->counts.resident++;
     store->counts.loads++;

@@ -4,13 +4,13 @@
  * A record exists as long as the adapter is resident or some request names it; and of those
  * that are neither the last OL_ADAPTERS_REMEMBERED are kept, for what they were used for and
  * how large they are. What is resident stays within a budget of bytes; room is made by
- * dropping, least recently used first, what nobody pins. Requests pin what they run with: see
+ * dropping what nobody pins, in the order of idle.h. Requests pin what they run with: see
  * admission.c for when, and for why that cannot lock up.
  *
  * Invariants
  *  1. resident and reserved bytes <= budget; the resident bytes of pinned adapters <= resident
  * bytes.
- *  2. Pinned adapters are resident. Resident and not pinned: in the LRU list.
+ *  2. Pinned adapters are resident. Resident and not pinned: in a list of idle.h.
  *  3. A record that is neither resident nor referenced is in the list of those remembered.
  */
 #ifndef OL_ENGINE_ADAPTERS_H
@@ -23,6 +23,7 @@
 typedef struct ol_adapters ol_adapters;
 
 #define OL_ADAPTERS_REMEMBERED 4096
+#define OL_USES 3
 
 typedef struct ol_adapter {
     ol_digest digest;
@@ -38,6 +39,7 @@ typedef struct ol_adapter {
     uint64_t asked_tag, asked_us;
     uint64_t denied_at; /* `releases` when there was no room for it, plus 1; or 0 */
     /* The store's. */
+    uint8_t uses, place;                    /* see idle.h */
     bool remembered;                        /* in that list */
     struct ol_adapter *chain;               /* same bucket */
     struct ol_adapter *lru_prev, *lru_next; /* towards less, more recently used, or remembered */

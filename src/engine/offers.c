@@ -132,7 +132,9 @@ bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
         return false;
     *result = (ol_adapter_result){.tag = o->what.tag,
                                   .check = o->what.check,
+                                  .offered = o->what.bytes,
                                   .bytes = o->what.weights_len + o->what.config_len};
+    o->what.bytes = NULL;
     if (o->what.check) {
         result->code =
             ol_adapters_judge(engine->adapters, &o->made, &result->facts, &result->error);

@@ -6,11 +6,11 @@
  * ADAPTERS different adapters, requested uniformly (ZIPF 0) or with probability 1/k^ZIPF; a
  * cache of SLOTS of them (0: all); RANKS a list like 8/16/32/64. PARALLEL=8 requests are
  * always in flight, each of PROMPT=128 and GENERATE=32 tokens; REQUESTS=200 are counted
- * after half as many to warm up. Before, what so many requests have used that the cache has
- * seen four times as many as it holds is put into it; without SLOTS, whatever will be asked
- * for: so "all fit" means no loads, and what it loses is the price of different adapters in
- * a batch alone. What the engine asks for is offered at once, as by a host that has it at
- * hand: so the figures are of hashing, checking, placing and evicting, not of reading rows.
+ * after half as many to warm up. Before, four times as many as the cache holds are asked for,
+ * by requests for no token; without SLOTS, whatever will be asked for is put into it: so "all
+ * fit" means no loads, and what it loses is the price of different adapters in a batch alone.
+ * What the engine asks for is offered at once, as by a host that has it at hand: so the figures
+ * are of hashing, checking, placing and evicting, not of reading rows.
  *
  * On DEVICE=cpu, found in DEVICE_DIR=build, with KV_MB of keys and values (0: the engine's
  * default).
@@ -23,6 +23,7 @@
  * Adapters of one rank share their weights and differ by lora_alpha, and so by digest: each
  * load does the whole work.
  */
+#include "base/spares.h"
 #include "engine/engine.h"
 #include "engine/formats/weights.h"
 #include "engine/main/random_adapter.h"
@@ -51,6 +52,7 @@ typedef struct bench {
     double load_cpu;      /* seconds of one load */
     double zipf, *chance; /* [n_adapters] summed up */
     kind kinds[MAX_RANKS];
+    ol_spares spares; /* memory of what was offered, as `serve` keeps it */
     uint64_t noise;
     int32_t *tokens;
     int *adapter_of;      /* by request */
@@ -150,14 +152,15 @@ static void offer_adapter(bench *b, uint64_t tag)
     int number = b->adapter_of[tag];
     const kind *k = &b->kinds[number % b->n_kinds];
     ol_adapter_offer offer = {.tag = tag, .weights_len = k->weights.len};
-    ol_buf config = {0};
+    ol_buf config = {0}, room;
     ol_error err;
 
     name_adapter(b, number, &config, &offer.expected);
     offer.config_len = config.len;
-    offer.bytes = malloc(k->weights.len + config.len);
-    memcpy(offer.bytes, k->weights.data, k->weights.len);
-    memcpy(offer.bytes + k->weights.len, config.data, config.len);
+    room = ol_spares_take(&b->spares);
+    ol_buf_put(&room, k->weights.data, k->weights.len);
+    ol_buf_put(&room, config.data, config.len);
+    offer.bytes = room.data;
     ol_buf_free(&config);
     if (ol_engine_adapter_offer(b->engine, &offer, &err) != OL_OK)
         die(&err);
@@ -181,9 +184,8 @@ static int draw(bench *b)
     return low;
 }
 
-static void submit_next(bench *b)
+static void submit(bench *b, uint64_t tag, int generate)
 {
-    uint64_t tag = (uint64_t)b->submitted++;
     ol_request q = {.tag = tag,
                     .prompt_tokens = b->tokens,
                     .n_prompt_tokens = b->prompt,
@@ -198,7 +200,7 @@ static void submit_next(bench *b)
     for (int i = 0; i < b->prompt; i++)
         b->tokens[i] = (int32_t)(uniform(b) * b->base->vocab);
     q.adapters = &use;
-    q.sampling.max_tokens = b->generate;
+    q.sampling.max_tokens = generate;
     q.sampling.ignore_eos = true;
     b->begun[tag] = now();
     if (ol_engine_submit(b->engine, &q, &err) != OL_OK)
@@ -210,9 +212,13 @@ static void take_events(bench *b)
     ol_adapter_result result;
     ol_event e;
 
-    while (ol_engine_adapter_result(b->engine, &result))
+    while (ol_engine_adapter_result(b->engine, &result)) {
+        ol_buf room = {.data = result.offered, .cap = result.bytes};
+
         if (result.code != OL_OK)
             die(&result.error);
+        ol_spares_give(&b->spares, &room);
+    }
     while (ol_engine_poll(b->engine, &e)) {
         if (e.kind == OL_EVENT_FAILED)
             die(&e.error);
@@ -226,15 +232,17 @@ static void take_events(bench *b)
 }
 
 /* Until `until` have ended, with `parallel` in flight. */
-static void run(bench *b, int until)
+static void run(bench *b, int until, int parallel)
 {
     struct pollfd loaded = {.fd = ol_engine_adapter_fd(b->engine), .events = POLLIN};
     ol_error err;
 
     while (b->finished < until) {
-        while (b->submitted - b->finished < b->parallel)
-            submit_next(b);
+        while (b->submitted - b->finished < parallel)
+            submit(b, (uint64_t)b->submitted++, b->generate);
         take_events(b);
+        if (b->finished >= until) /* without a step: one for no token */
+            break;
         if (!ol_engine_busy(b->engine))
             (void)poll(&loaded, 1, ol_engine_patience_ms(b->engine));
         else if (ol_engine_step(b->engine, &err) != OL_OK)
@@ -319,18 +327,29 @@ static void prepare(bench *b)
         b->adapter_of[i] = draw(b);
 }
 
+/* A request that is for nothing: its adapter is loaded, if need be, and counts as used. */
+static void visit(bench *b, int number)
+{
+    int tag = b->requests * 3 / 2 + b->parallel, until = b->finished + 1;
+
+    b->adapter_of[tag] = number;
+    submit(b, (uint64_t)tag, 0);
+    run(b, until, 0);
+    b->finished--;
+}
+
 /* The cache as it is after a long time, or with everything in it. */
 static void fill_cache(bench *b)
 {
-    double start = seconds_of(CLOCK_THREAD_CPUTIME_ID);
+    double start = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
     ol_engine_info info;
 
     for (int i = 0; i < 4 * b->slots; i++)
-        put_adapter(b, draw(b));
+        visit(b, draw(b));
     for (int i = 0; b->slots == 0 && i < b->requests * 3 / 2 + b->parallel; i++)
         put_adapter(b, b->adapter_of[i]);
     ol_engine_info_get(b->engine, &info);
-    b->load_cpu = (seconds_of(CLOCK_THREAD_CPUTIME_ID) - start) / (double)info.adapter_loads;
+    b->load_cpu = (seconds_of(CLOCK_PROCESS_CPUTIME_ID) - start) / (double)info.adapter_loads;
 }
 
 static void free_bench(bench *b)
@@ -341,6 +360,7 @@ static void free_bench(bench *b)
         ol_buf_free(&b->kinds[i].config);
         EVP_MD_CTX_free(b->kinds[i].hashed);
     }
+    ol_spares_drop(&b->spares);
     free(b->chance);
     free(b->tokens);
     free(b->adapter_of);
@@ -368,11 +388,11 @@ static void run_case(const bench *defaults, const char *how)
     prepare(&b);
     open_engine(&b, atoi(slots));
     fill_cache(&b);
-    run(&b, b.requests / 2);
+    run(&b, b.requests / 2, b.parallel);
     ol_engine_info_get(b.engine, &before);
     start = now();
     cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
-    run(&b, b.requests * 3 / 2);
+    run(&b, b.requests * 3 / 2, b.parallel);
     cpu = seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
     ol_engine_info_get(b.engine, &after);
     report(&b, name, now() - start, cpu, after.adapter_loads - before.adapter_loads);
@@ -383,6 +403,7 @@ static void run_case(const bench *defaults, const char *how)
 int main(int argc, char **argv)
 {
     bench b = {.noise = 42,
+               .spares = {.most = (size_t)128 << 20},
                .parallel = setting("PARALLEL", 8),
                .prompt = setting("PROMPT", 128),
                .generate = setting("GENERATE", 32),

@@ -106,6 +106,57 @@ static void test_used_again(void **state)
     cpu_memory_end(&memory);
 }
 
+/* A block takes the pages of several smaller ones, and another those that are left. */
+static void test_put_together(void **state)
+{
+    cpu_memory memory;
+    ol_error err;
+    uint8_t *part[4], *large, *rest;
+
+    (void)state;
+    cpu_memory_init(&memory, 0);
+    for (int i = 0; i < 4; i++) {
+        part[i] = cpu_reused(&memory, 7 * MB, "a block", &err);
+        assert_non_null(part[i]);
+        memset(part[i], i + 1, 8 * MB);
+    }
+    for (int i = 0; i < 4; i++)
+        cpu_reused_free(&memory, part[i], 7 * MB);
+    assert_int_equal(memory.spare, 32 * MB);
+    for (int round = 0; round < 3; round++) { /* of whole blocks first, then of single pages */
+        large = cpu_reused(&memory, 21 * MB, "a block", &err);
+        assert_non_null(large);
+        assert_int_equal(memory.spare, 10 * MB);
+        for (size_t page = 0; page < 22 && round == 0; page += 2)
+            assert_true(large[page * MB] != 0);               /* not a fresh one */
+        rest = cpu_reused(&memory, 11 * MB, "a block", &err); /* a fresh page, too */
+        assert_non_null(rest);
+        assert_int_equal(memory.spare, 0);
+        memset(large, 5, 22 * MB);
+        memset(rest, 6, 12 * MB);
+        assert_true(large[0] == 5 && large[22 * MB - 1] == 5);
+        cpu_reused_free(&memory, large, 21 * MB);
+        cpu_reused_free(&memory, rest, 11 * MB);
+        assert_int_equal(memory.spare, 34 * MB);
+        large = cpu_reused(&memory, 33 * MB, "a block", &err);
+        assert_non_null(large);
+        assert_int_equal(memory.spare, 0);
+        memset(large, 7, 33 * MB);
+        cpu_reused_free(&memory, large, 33 * MB);
+        large = cpu_reused(&memory, 1 * MB + 1, "a small one", &err);
+        cpu_reused_free(&memory, large, 1 * MB + 1);
+        rest = cpu_reused(&memory, 2 * MB, "a block", &err); /* of 4 MB, dropped below */
+        cpu_block_free(&memory, rest, 2 * MB);
+        assert_int_equal(memory.spare, 30 * MB);
+        part[0] = cpu_reused(&memory, 39 * MB, "a block", &err); /* 10 MB are fresh */
+        cpu_reused_free(&memory, part[0], 39 * MB);
+        part[0] = cpu_reused(&memory, 7 * MB, "a block", &err);
+        cpu_block_free(&memory, part[0], 7 * MB);
+        assert_int_equal(memory.spare, 32 * MB);
+    }
+    cpu_memory_end(&memory);
+}
+
 /* Whatever comes and goes: the limit holds for spares, too, and they never stand in the way. */
 static void test_limit(void **state)
 {
@@ -124,6 +175,8 @@ static void test_limit(void **state)
         int b = rig_below(&rng, BLOCKS);
 
         if (block[b]) {
+            assert_int_equal(*(uint8_t *)block[b], b);
+            assert_int_equal(((uint8_t *)block[b])[bytes[b] + 63], b);
             (reused[b] ? cpu_reused_free : cpu_block_free)(&memory, block[b], bytes[b]);
             block[b] = NULL;
             sum -= bytes[b];
@@ -133,6 +186,8 @@ static void test_limit(void **state)
             block[b] = (reused[b] ? cpu_reused : cpu_block)(&memory, bytes[b], "a block", &err);
             assert_int_equal(block[b] != NULL, sum + bytes[b] <= limit);
             sum += block[b] ? bytes[b] : 0;
+            for (size_t at = 0; block[b] && at < bytes[b]; at += MB)
+                ((uint8_t *)block[b])[at] = ((uint8_t *)block[b])[bytes[b] + 63] = (uint8_t)b;
         }
         assert_int_equal(memory.used, sum);
         assert_true(memory.spare <= CPU_SPARE && memory.used + memory.spare <= limit);
@@ -147,9 +202,9 @@ static void test_limit(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_kernels),
-                                       cmocka_unit_test(test_used_again),
-                                       cmocka_unit_test(test_limit)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_kernels), cmocka_unit_test(test_used_again),
+        cmocka_unit_test(test_put_together), cmocka_unit_test(test_limit)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

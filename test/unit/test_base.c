@@ -2,6 +2,7 @@
 #include "base/arena.h"
 #include "base/buf.h"
 #include "base/file.h"
+#include "base/spares.h"
 #include "base/tensor.h"
 
 #include <math.h>
@@ -34,6 +35,46 @@ static void test_errors_are_cut_between_characters(void **state)
     assert_string_equal(err.detail, "d");
     assert_string_equal(ol_code_name(OL_INTERNAL), "internal");
     assert_string_equal(ol_code_name((ol_code)99), "unknown");
+}
+
+static ol_buf room_of(size_t bytes)
+{
+    ol_buf buf = {0};
+
+    assert_true(ol_buf_reserve(&buf, bytes));
+    return buf;
+}
+
+static void test_spares(void **state)
+{
+    ol_spares spares = {.most = 3 << 20};
+    ol_buf buf = ol_spares_take(&spares), small = room_of(1000), large = room_of(600000);
+    uint8_t *at = large.data;
+
+    (void)state;
+    assert_null(buf.data);
+    ol_spares_give(&spares, &buf); /* nothing: fine */
+    ol_spares_give(&spares, &large);
+    ol_spares_give(&spares, &small);
+    assert_null(large.data);
+    large = ol_spares_take(&spares);
+    assert_ptr_equal(large.data, at); /* the largest, empty */
+    assert_int_equal(large.len, 0);
+    assert_true(large.cap >= 600000 && spares.n == 1 && spares.bytes < 600000);
+    buf = room_of(1 << 22);
+    ol_spares_give(&spares, &buf); /* more than is ever kept */
+    assert_int_equal(spares.n, 1);
+    ol_spares_give(&spares, &large);
+    for (int i = 0; i < 40; i++) { /* smaller ones do not push it out, and not all stay */
+        buf = room_of(10000);
+        ol_spares_give(&spares, &buf);
+        assert_true(spares.n <= OL_SPARES && spares.bytes <= spares.most);
+    }
+    large = ol_spares_take(&spares);
+    assert_ptr_equal(large.data, at);
+    ol_buf_free(&large);
+    ol_spares_drop(&spares);
+    assert_true(spares.n == 0 && spares.bytes == 0);
 }
 
 static void test_arena(void **state)
@@ -166,6 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_errors_are_cut_between_characters),
         cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_spares),
         cmocka_unit_test(test_buffer_and_reader),
         cmocka_unit_test(test_half_formats),
         cmocka_unit_test(test_shapes),

@@ -347,6 +347,82 @@ static void test_least_recently_used_goes(void **state)
     ol_engine_close(e);
 }
 
+/* Requests for `i`, one after the other, each to its end; the adapter is put when it is asked
+ * for. */
+static void ask_for(ol_engine *e, int i, int times)
+{
+    for (int t = 0; t < times; t++) {
+        ol_adapter_use uses[1];
+        ol_request q = adapted(0, 1, uses, i);
+        util_result r = {0};
+
+        q.sampling.max_tokens = 1;
+        util_submit(e, &q);
+        if (!ol_engine_adapter_has(e, &store[i].digest))
+            must_put(e, i);
+        util_run(e, &r, 1);
+        assert_true(r.done);
+        util_free(&r, 1);
+    }
+}
+
+/* What is asked for once passes through, and does not push out what is asked for often; and what
+ * nobody asks for any more goes in the end. */
+static void test_often_used_stay(void **state)
+{
+    ol_engine *e = open_with(3 * one_bytes, 0);
+    int rounds = 0;
+
+    (void)state;
+    ask_for(e, 0, 2);
+    ask_for(e, 1, 2);
+    for (int i = 2; i < N_ADAPTERS; i++) {
+        ask_for(e, i, 1);
+        assert_true(ol_engine_adapter_has(e, &store[i].digest));
+        assert_true(ol_engine_adapter_has(e, &store[0].digest));
+        assert_true(ol_engine_adapter_has(e, &store[1].digest));
+    }
+    while (ol_engine_adapter_has(e, &store[0].digest) ||
+           ol_engine_adapter_has(e, &store[1].digest)) {
+        ask_for(e, 2, 1);
+        ask_for(e, 3, 1);
+        ask_for(e, 4, 1);
+        assert_true(++rounds < 1000);
+    }
+    ol_engine_close(e);
+}
+
+/* Of two adapters that a request waits for, the first to come is not what makes room for the
+ * second, however often others were used. */
+static void test_those_waited_for_stay(void **state)
+{
+    ol_engine *e = open_with(3 * one_bytes, 0);
+    ol_adapter_use uses[2], other[1];
+    ol_request q = adapted(1, 1, other, 5), both = adapted(2, 2, uses, 2);
+    util_result r[3] = {{0}};
+
+    (void)state;
+    ask_for(e, 0, 5);
+    ask_for(e, 1, 5);
+    util_submit(e, &q); /* the oldest that waits: it alone may hold what it has */
+    util_submit(e, &both);
+    util_take(e, r, 3);
+    must_put(e, 2);
+    must_put(e, 3);
+    assert_true(ol_engine_adapter_has(e, &store[2].digest));
+    must_put(e, 5);
+    util_run(e, r, 3);
+    assert_true(r[1].done);
+    for (int i = 2; i < 4 && !r[2].done; i++)
+        if (!ol_engine_adapter_has(e, &store[i].digest))
+            must_put(e, i);
+    util_run(e, r, 3);
+    assert_true(r[2].done);
+    util_free(r, 3);
+    util_expect_idle(e);
+    ol_engine_close(e);
+}
+
 /* -- what is known of those that are gone ------------------------------------------------------ */
 
 static int stat_of(ol_engine *e, int i, ol_adapter_stat *stat)
@@ -714,6 +790,8 @@ int main(void)
         cmocka_unit_test(test_of_another_model),
         cmocka_unit_test(test_max_tokens_zero_waits_too),
         cmocka_unit_test(test_least_recently_used_goes),
+        cmocka_unit_test(test_often_used_stay),
+        cmocka_unit_test(test_those_waited_for_stay),
         cmocka_unit_test(test_remembers_the_evicted),
         cmocka_unit_test(test_remembers_so_many),
         cmocka_unit_test(test_too_large_alone),

@@ -177,7 +177,36 @@ static ol_adapter_result await_result(ol_engine *engine)
 
     while (!ol_engine_adapter_result(engine, &result))
         assert_int_equal(poll(&fd, 1, -1), 1);
+    free(result.offered);
     return result;
+}
+
+/* What was offered is the host's again, whatever came of it. */
+static void test_bytes_come_back(void **state)
+{
+    ol_adapter_offer offer;
+    ol_engine *engine;
+    ol_error err;
+
+    (void)state;
+    need_path(golden_path("llama"));
+    engine = open_engine(0);
+    offer = offer_of("a", 1);
+    for (int round = 0; round < 3; round++) {
+        struct pollfd fd = {.fd = ol_engine_adapter_fd(engine), .events = POLLIN};
+        ol_adapter_result result;
+
+        offer.check = round == 1;
+        offer.expected.bytes[0] ^= (uint8_t)(round == 2);
+        must(ol_engine_adapter_offer(engine, &offer, &err), &err);
+        assert_int_equal(poll(&fd, 1, -1), 1);
+        assert_true(ol_engine_adapter_result(engine, &result));
+        assert_int_equal(result.code, round == 2 ? OL_INVALID : OL_OK);
+        assert_ptr_equal(result.offered, offer.bytes);
+        assert_int_equal(result.bytes, offer.weights_len + offer.config_len);
+    }
+    free(offer.bytes);
+    ol_engine_close(engine);
 }
 
 /* An adapter is on its way, and does not come on: others get their tokens. */
@@ -396,7 +425,7 @@ int main(void)
         cmocka_unit_test(test_in_order),    cmocka_unit_test(test_ends_with_jobs_left),
         cmocka_unit_test(test_steps_go_on), cmocka_unit_test(test_same_as_at_once),
         cmocka_unit_test(test_bad_offers),  cmocka_unit_test(test_budget),
-        cmocka_unit_test(test_close),
+        cmocka_unit_test(test_close),       cmocka_unit_test(test_bytes_come_back),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

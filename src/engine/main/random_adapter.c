@@ -45,6 +45,8 @@ static size_t put_header(ol_buf *header, const ol_model_config *base, int rank)
             at = put_entry(header, name, out, rank, at);
         }
     ol_buf_printf(header, "}");
+    while (header->len % 8 && !header->failed) /* as those who write such files do */
+        ol_buf_put_u8(header, ' ');
     return at;
 }
 

@@ -77,12 +77,15 @@ static ol_code check_room(const server *s, const tag_entry *e, size_t more, ol_e
 {
     size_t most =
         s->max_adapter_bytes > OL_MAX_PROMPT_BYTES ? s->max_adapter_bytes : OL_MAX_PROMPT_BYTES;
+    size_t there = tag_uploaded(s->tags) + s->reading;
 
     if (e->upload.len + more > most) {
         ol_fail(err, OL_LIMIT, "the upload is larger than %zu bytes", most);
         return ol_hint(err, "Adapters and prompts have a limit in the server's configuration.");
     }
-    if (tag_uploaded(s->tags) + s->reading + more > s->max_uploads) {
+    if (there + tag_spare(s->tags) + more > s->max_uploads)
+        tag_drop_spare(s->tags);
+    if (there + more > s->max_uploads) {
         ol_fail(err, OL_LIMIT, "too many uploads at once");
         return ol_detail(err, "Together they may take %zu bytes.", s->max_uploads);
     }
@@ -245,6 +248,7 @@ void serve_results(server *s)
         tag_entry *e = tag_of_number(s->tags, result.tag);
 
         s->reading -= result.bytes;
+        tag_give_back(s->tags, result.offered, result.bytes);
         if (e && result.check)
             tell_check(s, e, &result);
         else if (e && e->live && result.code != OL_OK && result.code != OL_DEVICE)

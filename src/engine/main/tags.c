@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #define BUCKETS 4096 /* a power of two */
+#define SPARE_BYTES ((size_t)128 << 20)
+#define LARGE_UPLOAD ((size_t)32 << 10) /* what begins with that much is worth a kept buffer */
 
 typedef struct slot {
     tag_entry *entry; /* NULL: free */
@@ -17,11 +19,16 @@ struct tag_table {
     size_t n_slots;
     uint32_t free_slot; /* slot + 1; 0: none */
     size_t uploaded;
+    ol_spares spares;
 };
 
 tag_table *tag_table_create(void)
 {
-    return calloc(1, sizeof(tag_table));
+    tag_table *t = calloc(1, sizeof(*t));
+
+    if (t)
+        t->spares.most = SPARE_BYTES;
+    return t;
 }
 
 void tag_table_free(tag_table *t)
@@ -31,6 +38,7 @@ void tag_table_free(tag_table *t)
     for (size_t i = 0; i < t->n_slots; i++)
         if (t->slots[i].entry)
             tag_remove(t, t->slots[i].entry);
+    ol_spares_drop(&t->spares);
     free(t->slots);
     free(t);
 }
@@ -138,6 +146,8 @@ bool tag_upload(tag_table *t, tag_entry *e, const void *bytes, size_t len)
 {
     size_t before = e->upload.cap;
 
+    if (!e->upload.data && len >= LARGE_UPLOAD)
+        e->upload = ol_spares_take(&t->spares);
     ol_buf_put(&e->upload, bytes, len);
     t->uploaded += e->upload.cap - before;
     return !e->upload.failed;
@@ -146,7 +156,10 @@ bool tag_upload(tag_table *t, tag_entry *e, const void *bytes, size_t len)
 void tag_drop_upload(tag_table *t, tag_entry *e)
 {
     t->uploaded -= e->upload.cap;
-    ol_buf_free(&e->upload);
+    if (e->upload.cap >= LARGE_UPLOAD)
+        ol_spares_give(&t->spares, &e->upload);
+    else
+        ol_buf_free(&e->upload);
 }
 
 uint8_t *tag_take_upload(tag_table *t, tag_entry *e)
@@ -156,4 +169,21 @@ uint8_t *tag_take_upload(tag_table *t, tag_entry *e)
     t->uploaded -= e->upload.cap;
     e->upload = (ol_buf){0};
     return bytes;
+}
+
+void tag_give_back(tag_table *t, uint8_t *bytes, size_t len)
+{
+    ol_buf buf = {.data = bytes, .cap = len};
+
+    ol_spares_give(&t->spares, &buf);
+}
+
+size_t tag_spare(const tag_table *t)
+{
+    return t->spares.bytes;
+}
+
+void tag_drop_spare(tag_table *t)
+{
+    ol_spares_drop(&t->spares);
 }

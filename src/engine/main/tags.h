@@ -8,7 +8,7 @@
 #ifndef OL_MAIN_TAGS_H
 #define OL_MAIN_TAGS_H
 
-#include "base/buf.h"
+#include "base/spares.h"
 #include "wire/ring.h"
 
 typedef struct tag_table tag_table;
@@ -41,7 +41,12 @@ size_t tag_uploaded(const tag_table *table);
 /* Appends to the entry's upload; false when out of memory. */
 bool tag_upload(tag_table *table, tag_entry *entry, const void *bytes, size_t len);
 void tag_drop_upload(tag_table *table, tag_entry *entry);
-/* Hands the upload over: malloc'ed bytes, the caller's to free. */
+/* Hands the upload over: malloc'ed bytes, the caller's to free or to give back. */
 uint8_t *tag_take_upload(tag_table *table, tag_entry *entry);
+/* They serve as memory for the next upload. */
+void tag_give_back(tag_table *table, uint8_t *bytes, size_t len);
+/* Bytes that are kept for that; and dropping them. */
+size_t tag_spare(const tag_table *table);
+void tag_drop_spare(tag_table *table);
 
 #endif
