@@ -1,4 +1,5 @@
-/* adapter.c: an adapter in device memory: one block that starts with its gpu_lora. */
+/* adapter.c: an adapter in device memory: one block that starts with its gpu_lora, or runs of pages
+ * of a pool, the first of which does. */
 #include "kernels/core.h"
 
 #include <stdlib.h>
@@ -6,14 +7,22 @@
 
 #define ALIGN ((size_t)512)
 
-/* An adapter while it is made: a picture of the block's head, and where the rest is. */
+/* An adapter while it is made: a picture of its head, and where the rest is. Each piece (the head,
+ * then three of each part) lies in one run, at an offset of (run * run_bytes + offset in it); one
+ * block is one run that grows. */
 typedef struct plan {
     const ol_lora_module *modules;
     int n_modules, n_layers, n_parts, max_rank;
     int h_stride;
-    size_t head, bytes; /* of gpu_lora, parts and rows; of all */
-    size_t bad;         /* where the flag is */
-    uint8_t *image;     /* [head] */
+    size_t head;       /* of gpu_lora, parts and rows */
+    size_t bad;        /* where the flag is */
+    uint8_t *image;    /* [head] */
+    size_t page_bytes; /* 0: one block */
+    int run;           /* pages of a run */
+    size_t run_bytes;
+    size_t *used; /* of each run */
+    int n_runs;
+    uint8_t **at; /* [n_runs] where each is */
 } plan;
 
 static size_t align(size_t at)
@@ -55,33 +64,90 @@ static void place_h(plan *p)
         }
 }
 
-/* Offsets now, addresses when the block is there. */
-static void place_matrices(plan *p)
-{
-    size_t at = align(p->head);
+typedef struct piece_sizes {
+    size_t gram, a, b;
+} piece_sizes;
 
+static piece_sizes sizes_of(const ol_lora_module *m)
+{
+    size_t rank = (size_t)m->rank, in = (size_t)m->a.shape[1], out = (size_t)m->b.shape[0];
+
+    return (piece_sizes){.gram = align(rank * rank * sizeof(float)),
+                         .a = align(round16(rank) * ((in + 63) / 64 * 64) * sizeof(uint16_t)),
+                         .b = align(round16(out) * round16(rank) * sizeof(uint16_t))};
+}
+
+/* In a pool the largest piece says how many pages a run has. */
+static void choose_run(plan *p)
+{
+    size_t most = p->head;
+
+    p->run_bytes = SIZE_MAX;
+    if (!p->page_bytes)
+        return;
+    for (int i = 0; i < p->n_modules; i++) {
+        piece_sizes s = sizes_of(&p->modules[i]);
+
+        most = s.gram > most ? s.gram : most;
+        most = s.a > most ? s.a : most;
+        most = s.b > most ? s.b : most;
+    }
+    p->run = (int)((most + p->page_bytes - 1) / p->page_bytes);
+    p->run_bytes = (size_t)p->run * p->page_bytes;
+}
+
+/* The first run that has room. */
+static size_t place_piece(plan *p, size_t bytes)
+{
+    size_t at;
+    int i = 0;
+
+    while (i < p->n_runs && p->run_bytes - p->used[i] < bytes)
+        i++;
+    p->n_runs += i == p->n_runs;
+    at = p->used[i];
+    p->used[i] += bytes;
+    return (size_t)i * p->run_bytes + at;
+}
+
+/* Offsets now, addresses when there is memory. */
+static void place_pieces(plan *p)
+{
+    (void)place_piece(p, p->head);
     for (int i = 0; i < p->n_modules; i++) {
         const ol_lora_module *m = &p->modules[i];
         gpu_lora_part *part = &parts_of(p)[m->layer * OL_MODULES + (int)m->module];
-        size_t rank = (size_t)m->rank, in = (size_t)m->a.shape[1], out = (size_t)m->b.shape[0];
+        piece_sizes s = sizes_of(m);
 
         part->rank = m->rank;
         part->scale = m->scale;
-        rows_of(p)[m->layer * OL_MODULES + (int)m->module] = (int32_t)out;
-        part->gram = (const float *)at;
-        at = align(at + rank * rank * sizeof(float));
-        part->a = (const uint16_t *)at;
-        at += round16(rank) * ((in + 63) / 64 * 64) * sizeof(uint16_t);
-        part->b = (const uint16_t *)at;
-        at += round16(out) * round16(rank) * sizeof(uint16_t);
+        rows_of(p)[m->layer * OL_MODULES + (int)m->module] = (int32_t)m->b.shape[0];
+        part->gram = (const float *)place_piece(p, s.gram);
+        part->a = (const uint16_t *)place_piece(p, s.a);
+        part->b = (const uint16_t *)place_piece(p, s.b);
         p->max_rank = m->rank > p->max_rank ? m->rank : p->max_rank;
     }
-    p->bytes = at;
 }
 
-static ol_code make_plan(plan *p, const ol_lora_module *modules, int n_modules, ol_error *err)
+static size_t bytes_of(const plan *p)
 {
-    *p = (plan){.modules = modules, .n_modules = n_modules};
+    return p->page_bytes ? (size_t)p->n_runs * p->run_bytes : p->used[0];
+}
+
+static void free_plan(plan *p)
+{
+    free(p->image);
+    free(p->used);
+    free(p->at);
+}
+
+/* kv: the pool; NULL: one block. To be freed, whatever comes. */
+static ol_code make_plan(plan *p, const ol_kv *kv, const ol_lora_module *modules, int n_modules,
+                         ol_error *err)
+{
+    size_t most = 1 + 3 * (size_t)n_modules; /* runs */
+
+    *p = (plan){.modules = modules, .n_modules = n_modules, .page_bytes = kv ? kv->page_bytes : 0};
     for (int i = 0; i < n_modules; i++)
         if (modules[i].layer >= p->n_layers)
             p->n_layers = modules[i].layer + 1;
@@ -90,18 +156,28 @@ static ol_code make_plan(plan *p, const ol_lora_module *modules, int n_modules, 
         align(sizeof(gpu_lora)) + (size_t)p->n_parts * (sizeof(gpu_lora_part) + sizeof(int32_t));
     p->head = align(p->bad + sizeof(int32_t));
     p->image = calloc(1, p->head);
-    if (!p->image)
+    p->used = calloc(most, sizeof(size_t));
+    p->at = calloc(most, sizeof(*p->at));
+    if (!p->image || !p->used || !p->at)
         return ol_fail_nomem(err, p->head, "an adapter");
-    place_matrices(p);
+    choose_run(p);
+    place_pieces(p);
     place_h(p);
     return OL_OK;
 }
 
-static void relocate(const plan *p, uint8_t *block)
+static const void *address(const plan *p, const void *offset)
+{
+    size_t at = (size_t)offset;
+
+    return p->at[at / p->run_bytes] + at % p->run_bytes;
+}
+
+static void relocate(const plan *p)
 {
     gpu_lora *lora = (gpu_lora *)p->image;
 
-    *lora = (gpu_lora){.parts = (const gpu_lora_part *)(block + align(sizeof(gpu_lora))),
+    *lora = (gpu_lora){.parts = (const gpu_lora_part *)(p->at[0] + align(sizeof(gpu_lora))),
                        .n_layers = p->n_layers,
                        .h_stride = p->h_stride};
     for (int i = 0; i < p->n_parts; i++) {
@@ -109,15 +185,15 @@ static void relocate(const plan *p, uint8_t *block)
 
         if (part->rank == 0)
             continue;
-        part->gram = (const float *)(block + (size_t)part->gram);
-        part->a = (const uint16_t *)(block + (size_t)part->a);
-        part->b = (const uint16_t *)(block + (size_t)part->b);
+        part->gram = address(p, part->gram);
+        part->a = address(p, part->a);
+        part->b = address(p, part->b);
     }
 }
 
-static ol_code send_matrices(ol_device *device, const plan *p, uint8_t *block, ol_error *err)
+static ol_code send_matrices(ol_device *device, const plan *p, ol_error *err)
 {
-    int32_t *bad = (int32_t *)(block + p->bad);
+    int32_t *bad = (int32_t *)(p->at[0] + p->bad);
 
     for (int i = 0; i < p->n_modules; i++) {
         const ol_lora_module *m = &p->modules[i];
@@ -134,14 +210,15 @@ static ol_code send_matrices(ol_device *device, const plan *p, uint8_t *block, o
 }
 
 /* The loader's thread waits here, the engine's does not. */
-static ol_code fill_block(ol_device *device, const plan *p, uint8_t *block, ol_error *err)
+static ol_code fill(ol_device *device, const plan *p, ol_error *err)
 {
     size_t parts = align(sizeof(gpu_lora));
+    uint8_t *block = p->at[0];
     int32_t bad = 0;
 
-    relocate(p, block);
+    relocate(p);
     OL_TRY(gpu_upload_bytes(device, p->image, block, p->head, err));
-    OL_TRY(send_matrices(device, p, block, err));
+    OL_TRY(send_matrices(device, p, err));
     GPU_TRY(gpu_gram((const gpu_lora_part *)(block + parts),
                      (const int32_t *)(block + parts + (size_t)p->n_parts * sizeof(gpu_lora_part)),
                      p->n_parts, p->max_rank, device->upload.stream),
@@ -157,34 +234,91 @@ static ol_code fill_block(ol_device *device, const plan *p, uint8_t *block, ol_e
     return OL_OK;
 }
 
-ol_code gpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
-                        ol_lora **out, ol_error *err)
+/* Its memory is there: p->at. */
+static ol_code create(ol_device *device, const plan *p, ol_lora *lora, ol_error *err)
+{
+    ol_code code;
+
+    lora->block = p->at[0];
+    lora->bytes = bytes_of(p);
+    lora->h_stride = p->h_stride;
+    code = fill(device, p, err);
+    if (code != OL_OK)
+        (void)cudaStreamSynchronize(device->upload.stream);
+    return code;
+}
+
+static ol_code create_block(ol_device *device, plan *p, ol_lora *lora, ol_error *err)
+{
+    p->at[0] =
+        gpu_block_ordered(&device->memory, bytes_of(p), "an adapter", device->upload.stream, err);
+    return p->at[0] ? create(device, p, lora, err) : err->code;
+}
+
+/* What a page held before is of no step any more. */
+static ol_code create_in_runs(ol_device *device, plan *p, ol_kv *kv, const int32_t *runs,
+                              ol_lora *lora, ol_error *err)
+{
+    lora->pooled = true;
+    for (int i = 0; i < p->n_runs; i++) {
+        p->at[i] = (uint8_t *)kv->data + (size_t)runs[i] * kv->page_bytes;
+        GPU_TRY(cudaMemsetAsync(p->at[i], 0, p->run_bytes, device->upload.stream),
+                "preparing an adapter");
+    }
+    return create(device, p, lora, err);
+}
+
+/* kv and runs: of a pool, or NULL. */
+static ol_code make(ol_device *device, ol_kv *kv, const int32_t *runs, plan *p, ol_lora **out,
+                    ol_error *err)
 {
     ol_lora *lora = calloc(1, sizeof(*lora));
     ol_code code;
-    plan p;
 
     if (!lora)
         return ol_fail_nomem(err, sizeof(*lora), "an adapter");
-    if (cudaSetDevice(device->options.device_index) != cudaSuccess ||
-        make_plan(&p, modules, n_modules, err) != OL_OK) {
-        free(lora);
-        return err->code;
-    }
-    *lora = (ol_lora){.bytes = p.bytes, .h_stride = p.h_stride};
     pthread_mutex_lock(&device->upload.lock);
-    lora->block =
-        gpu_block_ordered(&device->memory, p.bytes, "an adapter", device->upload.stream, err);
-    code = lora->block ? fill_block(device, &p, lora->block, err) : err->code;
-    if (code != OL_OK)
-        (void)cudaStreamSynchronize(device->upload.stream);
+    code = kv ? create_in_runs(device, p, kv, runs, lora, err) : create_block(device, p, lora, err);
     pthread_mutex_unlock(&device->upload.lock);
-    free(p.image);
-    if (code == OL_OK) {
+    if (code == OL_OK)
         *out = lora;
-        return OL_OK;
-    }
-    gpu_lora_free(device, lora);
+    else
+        gpu_lora_free(device, lora);
+    return code;
+}
+
+ol_code gpu_lora_create_in(ol_device *device, ol_kv *kv, const int32_t *runs,
+                           const ol_lora_module *modules, int n_modules, ol_lora **out,
+                           ol_error *err)
+{
+    ol_code code;
+    plan p;
+
+    GPU_TRY(cudaSetDevice(device->options.device_index), "choosing it");
+    code = make_plan(&p, kv, modules, n_modules, err);
+    if (code == OL_OK)
+        code = make(device, kv, runs, &p, out, err);
+    free_plan(&p);
+    return code;
+}
+
+ol_code gpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
+                        ol_lora **out, ol_error *err)
+{
+    return gpu_lora_create_in(device, NULL, NULL, modules, n_modules, out, err);
+}
+
+ol_code gpu_lora_need(ol_device *device, const ol_kv *kv, const ol_lora_module *modules,
+                      int n_modules, ol_lora_need *need, ol_error *err)
+{
+    ol_code code;
+    plan p;
+
+    (void)device;
+    code = make_plan(&p, kv, modules, n_modules, err);
+    if (code == OL_OK)
+        *need = (ol_lora_need){.n_runs = p.n_runs, .run = p.run};
+    free_plan(&p);
     return code;
 }
 
@@ -193,7 +327,7 @@ void gpu_lora_free(ol_device *device, ol_lora *lora)
 {
     if (!lora)
         return;
-    if (lora->block)
+    if (lora->block && !lora->pooled)
         gpu_block_free_ordered(&device->memory, lora->block, lora->bytes, device->upload.stream);
     free(lora);
 }

@@ -113,14 +113,15 @@ struct ol_buffer {
 struct ol_kv {
     ol_kv_desc desc;
     uint16_t *data;
-    int64_t layer_stride; /* elements */
+    int64_t layer_stride, page_stride; /* elements */
     int dim_stride;
-    size_t bytes;
+    size_t page_bytes, bytes; /* of a page, all layers; of all */
 };
 
 struct ol_lora {
     void *block; /* device: gpu_lora, parts, rows of parts, then matrices */
     size_t bytes;
+    bool pooled; /* it lies in pages of a pool, which are not its own */
     int h_stride;
     uint64_t stamp; /* lists.c: of the step that `group` belongs to */
     int group;
@@ -265,10 +266,16 @@ ol_code gpu_weight_create(ol_device *device, const ol_weight_desc *desc, ol_weig
 void gpu_weight_free(ol_device *device, ol_weight *weight);
 ol_code gpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
                         ol_lora **lora, ol_error *err);
+ol_code gpu_lora_need(ol_device *device, const ol_kv *kv, const ol_lora_module *modules,
+                      int n_modules, ol_lora_need *need, ol_error *err);
+ol_code gpu_lora_create_in(ol_device *device, ol_kv *kv, const int32_t *runs,
+                           const ol_lora_module *modules, int n_modules, ol_lora **lora,
+                           ol_error *err);
 void gpu_lora_free(ol_device *device, ol_lora *lora);
 size_t gpu_lora_bytes(ol_device *device, const ol_lora *lora);
 ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **kv, ol_error *err);
 void gpu_kv_free(ol_device *device, ol_kv *kv);
+size_t gpu_kv_page_bytes(ol_device *device, const ol_kv_desc *desc);
 ol_code gpu_kv_copy_page(ol_device *device, ol_kv *kv, int32_t from, int32_t to, int n_tokens,
                          ol_error *err);
 ol_code gpu_step_begin(ol_device *device, const ol_step *step, ol_error *err);

@@ -198,6 +198,9 @@ static const ol_device_table table = {
     .logits = gpu_op_logits,
     .step_end = gpu_step_end,
     .choose = gpu_op_choose,
+    .kv_page_bytes = gpu_kv_page_bytes,
+    .lora_need = gpu_lora_need,
+    .lora_create_in = gpu_lora_create_in,
 };
 
 __attribute__((visibility("default"))) const ol_device_table *ol_device_entry_point(void);

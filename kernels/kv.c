@@ -21,25 +21,49 @@ static ol_code check(const ol_kv_desc *desc, ol_error *err)
     return OL_OK;
 }
 
+/* Strides and bytes, of what check() has seen; false: too large. In a pool a page is one stretch,
+ * all layers; else a layer is. */
+static bool shape(ol_kv *kv)
+{
+    const ol_kv_desc *desc = &kv->desc;
+    size_t part, page;
+
+    kv->dim_stride = (desc->head_dim + 15) / 16 * 16;
+    part = (size_t)desc->n_kv_heads * 2 * (size_t)desc->page_tokens * (size_t)kv->dim_stride;
+    if (__builtin_mul_overflow(part, (size_t)desc->n_layers * sizeof(uint16_t), &page) ||
+        __builtin_mul_overflow(page, (size_t)desc->n_pages, &kv->bytes))
+        return false;
+    kv->page_bytes = page;
+    kv->page_stride = (int64_t)(desc->pool ? page / sizeof(uint16_t) : part);
+    kv->layer_stride = (int64_t)(desc->pool ? part : part * (size_t)desc->n_pages);
+    return true;
+}
+
+size_t gpu_kv_page_bytes(ol_device *device, const ol_kv_desc *desc)
+{
+    ol_kv kv = {.desc = *desc};
+    ol_error ignored;
+
+    (void)device;
+    return check(desc, &ignored) == OL_OK && shape(&kv) ? kv.page_bytes : 0;
+}
+
 ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol_error *err)
 {
     ol_kv *kv;
-    size_t layer;
 
     OL_TRY(check(desc, err));
     kv = calloc(1, sizeof(*kv));
     if (!kv)
         return ol_fail_nomem(err, sizeof(*kv), "the KV cache");
     kv->desc = *desc;
-    kv->dim_stride = (desc->head_dim + 15) / 16 * 16;
-    layer = (size_t)desc->n_kv_heads * 2 * (size_t)desc->page_tokens * (size_t)kv->dim_stride;
-    if (__builtin_mul_overflow(layer, (size_t)desc->n_pages, &layer) ||
-        __builtin_mul_overflow(layer, (size_t)desc->n_layers * sizeof(uint16_t), &kv->bytes)) {
+    if (!shape(kv)) {
         free(kv);
         return ol_fail(err, OL_LIMIT, "the KV cache is too large");
     }
-    kv->layer_stride = (int64_t)layer;
-    kv->data = gpu_block(&device->memory, kv->bytes, "the KV cache", device->stream, err);
+    kv->data = gpu_block(&device->memory, kv->bytes,
+                         desc->pool ? "the cache of keys, values and adapters" : "the KV cache",
+                         device->stream, err);
     if (!kv->data) {
         free(kv);
         return err->code;
@@ -61,8 +85,15 @@ void gpu_kv_free(ol_device *device, ol_kv *kv)
 ol_code gpu_kv_copy_page(ol_device *device, ol_kv *kv, int32_t from, int32_t to, int n_tokens,
                          ol_error *err)
 {
-    GPU_TRY(gpu_kv_copy(kv->data, kv->layer_stride, kv->desc.n_layers, kv->desc.n_kv_heads,
-                        kv->dim_stride, kv->desc.page_tokens, from, to, n_tokens, device->stream),
+    gpu_kv_layer first = {.data = kv->data,
+                          .n_kv_heads = kv->desc.n_kv_heads,
+                          .head_dim = kv->desc.head_dim,
+                          .dim_stride = kv->dim_stride,
+                          .page_tokens = kv->desc.page_tokens,
+                          .page_stride = kv->page_stride};
+
+    GPU_TRY(gpu_kv_copy(&first, kv->layer_stride, kv->desc.n_layers, from, to, n_tokens,
+                        device->stream),
             "copying a page");
     return OL_OK;
 }

@@ -49,7 +49,7 @@ static __device__ __forceinline__ kv_source kv_source_of(const gpu_attention &op
     kv_source kv = {};
 
     kv.data = op.kv.data + kv_head * head;
-    kv.page_size = op.kv.n_kv_heads * head;
+    kv.page_size = op.kv.page_stride;
     kv.page_shift = page_shift;
     kv.dim_stride = op.kv.dim_stride;
     return kv;

@@ -148,11 +148,6 @@ cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_row, const g
 /* gram = B'B of every adapted part; rows[i]: of part i's B. */
 cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts, int max_rank,
                      cudaStream_t stream);
-/* Copies the first n slots of a page, all layers and heads. */
-cudaError_t gpu_kv_copy(uint16_t *data, int64_t layer_stride, int n_layers, int n_kv_heads,
-                        int dim_stride, int page_tokens, int from, int to, int n,
-                        cudaStream_t stream);
-
 /* -- element.cu ------------------------------------------------------------------------------- */
 
 /* x[r] = embedding[tokens[r]]; rows of the table as given: dtype 0 f32, 1 f16, 2 bf16. */
@@ -172,12 +167,18 @@ cudaError_t gpu_rms_norm(const gpu_rows *rows, const float *x, int64_t ldx, cons
  */
 
 /* The page pool of a layer: keys and values, bf16. Page p, head h, slot s, dimension d of a key is
- * at ((p * n_kv_heads + h) * 2 * page_tokens + s) * dim_stride + d; the values of that head's page
- * follow its keys. dim_stride is head_dim rounded up to 16; dimensions beyond head_dim are zero. */
+ * at p * page_stride + (h * 2 * page_tokens + s) * dim_stride + d; the values of that head's page
+ * follow its keys. dim_stride is head_dim rounded up to 16; dimensions beyond head_dim are zero.
+ * Slots that nobody wrote may hold anything. */
 typedef struct gpu_kv_layer {
     uint16_t *data;
     int32_t n_kv_heads, head_dim, dim_stride, page_tokens;
+    int64_t page_stride; /* elements, a multiple of 16 */
 } gpu_kv_layer;
+
+/* pack.cu: copies the first n slots of a page, all heads and layers; kv is the first layer. */
+cudaError_t gpu_kv_copy(const gpu_kv_layer *kv, int64_t layer_stride, int n_layers, int from,
+                        int to, int n, cudaStream_t stream);
 
 typedef struct gpu_rope {
     const uint16_t *qkv; /* [n_rows][ld]: q, then k, then v of all heads, biases added */

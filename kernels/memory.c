@@ -8,8 +8,9 @@ ol_code gpu_fail(ol_error *err, cudaError_t code, const char *what)
 {
     if (code == cudaErrorMemoryAllocation) {
         ol_fail(err, OL_NOMEM, "the GPU has no memory for %s", what);
-        return ol_hint(err, "Lower openlora.kv_cache_size, openlora.adapter_cache_size or choose a "
-                            "smaller openlora.quantization.");
+        return ol_hint(err, "Lower openlora.cache_size, openlora.kv_cache_size, "
+                            "openlora.adapter_cache_size or choose a smaller "
+                            "openlora.quantization.");
     }
     ol_fail(err, OL_DEVICE, "the GPU failed: %s", what);
     return ol_detail(err, "%s: %s", cudaGetErrorName(code), cudaGetErrorString(code));

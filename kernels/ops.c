@@ -166,7 +166,8 @@ static gpu_kv_layer kv_of(const gpu_op *op)
                           .n_kv_heads = kv->desc.n_kv_heads,
                           .head_dim = kv->desc.head_dim,
                           .dim_stride = kv->dim_stride,
-                          .page_tokens = kv->desc.page_tokens};
+                          .page_tokens = kv->desc.page_tokens,
+                          .page_stride = kv->page_stride};
 }
 
 static gpu_attention attention_of(const ol_device *device, const gpu_op *op)

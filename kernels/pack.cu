@@ -253,25 +253,21 @@ extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows,
 /* -- pages ---------------------------------------------------------------------------------------
  */
 
-static __global__ void kv_copy_kernel(uint16_t *data, int64_t layer_stride, int n_kv_heads,
-                                      int64_t half, int from, int to, int n)
+static __global__ void kv_copy_kernel(gpu_kv_layer kv, int64_t layer_stride, int from, int to,
+                                      int n)
 {
-    int64_t layer = (int64_t)blockIdx.x * layer_stride;
-    int64_t head = (int64_t)blockIdx.y / 2, value = (int64_t)blockIdx.y % 2;
-    const uint4 *source =
-        (const uint4 *)(data + layer + ((from * (int64_t)n_kv_heads + head) * 2 + value) * half);
-    uint4 *target =
-        (uint4 *)(data + layer + ((to * (int64_t)n_kv_heads + head) * 2 + value) * half);
+    int64_t half = (int64_t)kv.page_tokens * kv.dim_stride;
+    uint16_t *part = kv.data + blockIdx.x * layer_stride + blockIdx.y * half;
+    const uint4 *source = (const uint4 *)(part + from * kv.page_stride);
+    uint4 *target = (uint4 *)(part + to * kv.page_stride);
 
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x)
         target[i] = source[i];
 }
 
-extern "C" cudaError_t gpu_kv_copy(uint16_t *data, int64_t layer_stride, int n_layers,
-                                   int n_kv_heads, int dim_stride, int page_tokens, int from,
-                                   int to, int n, cudaStream_t stream)
+extern "C" cudaError_t gpu_kv_copy(const gpu_kv_layer *kv, int64_t layer_stride, int n_layers,
+                                   int from, int to, int n, cudaStream_t stream)
 {
-    return gpu_launch(kv_copy_kernel, dim3((unsigned)n_layers, (unsigned)n_kv_heads * 2), dim3(128),
-                      0, stream, data, layer_stride, n_kv_heads, (int64_t)page_tokens * dim_stride,
-                      from, to, n * dim_stride / 8);
+    return gpu_launch(kv_copy_kernel, dim3((unsigned)n_layers, (unsigned)kv->n_kv_heads * 2),
+                      dim3(128), 0, stream, *kv, layer_stride, from, to, n * kv->dim_stride / 8);
 }

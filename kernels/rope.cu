@@ -105,9 +105,8 @@ static __device__ void turn_head(const gpu_rope &op, const uint16_t *head, const
 /* Where the keys (or, a page_tokens further, values) of a head's slot start. */
 static __device__ uint16_t *slot_of(const gpu_kv_layer &kv, int page, int head, int slot)
 {
-    int64_t block = (int64_t)page * kv.n_kv_heads + head;
-
-    return kv.data + (block * 2 * kv.page_tokens + slot) * kv.dim_stride;
+    return kv.data + page * kv.page_stride +
+           ((int64_t)head * 2 * kv.page_tokens + slot) * kv.dim_stride;
 }
 
 static __global__ void __launch_bounds__(ROPE_WARPS *WARP, 4)

@@ -47,16 +47,18 @@ typedef struct cpu_lora_group {
 
 struct ol_lora {
     int n_layers;
-    cpu_lora_group *groups; /* [n_layers][CPU_INPUTS], then all matrices: one allocation */
+    cpu_lora_group *groups; /* [n_layers][CPU_INPUTS], then all matrices: see lora.c */
     size_t bytes;
+    bool pooled; /* in pages of a pool, which are not its own */
     uint64_t stamp; /* lora_step.c: the entry of the step that `segment` belongs to */
     int segment;
 };
 
 struct ol_kv {
     ol_kv_desc desc;
-    uint8_t *data; /* [layer][page][kv head]{k, v}: see panel.h */
+    uint8_t *data; /* [layer][page][kv head]{k, v}, or [page][layer]..: see panel.h */
     size_t head_stride, page_stride, layer_stride, bytes;
+    size_t page_bytes; /* of a page, all layers */
 };
 
 /* All rows of a step whose request has this adapter as entry number `entry` of its
@@ -180,10 +182,16 @@ ol_code cpu_weight_create(ol_device *device, const ol_weight_desc *desc, ol_weig
 void cpu_weight_free(ol_device *device, ol_weight *weight);
 ol_code cpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
                         ol_lora **lora, ol_error *err);
+ol_code cpu_lora_need(ol_device *device, const ol_kv *kv, const ol_lora_module *modules,
+                      int n_modules, ol_lora_need *need, ol_error *err);
+ol_code cpu_lora_create_in(ol_device *device, ol_kv *kv, const int32_t *runs,
+                           const ol_lora_module *modules, int n_modules, ol_lora **lora,
+                           ol_error *err);
 void cpu_lora_free(ol_device *device, ol_lora *lora);
 size_t cpu_lora_bytes(ol_device *device, const ol_lora *lora);
 ol_code cpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **kv, ol_error *err);
 void cpu_kv_free(ol_device *device, ol_kv *kv);
+size_t cpu_kv_page_bytes(ol_device *device, const ol_kv_desc *desc);
 ol_code cpu_kv_copy_page(ol_device *device, ol_kv *kv, int32_t from, int32_t to, int n_tokens,
                          ol_error *err);
 ol_code cpu_step_begin(ol_device *device, const ol_step *step, ol_error *err);

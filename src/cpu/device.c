@@ -144,6 +144,9 @@ static const ol_device_table table = {
     .mlp = cpu_mlp,
     .logits = cpu_logits,
     .step_end = cpu_step_end,
+    .kv_page_bytes = cpu_kv_page_bytes,
+    .lora_need = cpu_lora_need,
+    .lora_create_in = cpu_lora_create_in,
 };
 
 __attribute__((visibility("default"))) const ol_device_table *ol_device_entry_point(void);

@@ -14,10 +14,34 @@ static ol_code check(const ol_kv_desc *desc, ol_error *err)
     return OL_OK;
 }
 
+/* Strides and bytes, of what check() has seen; false: too large. In a pool a page is one stretch,
+ * all layers; else a layer is. */
+static bool shape(ol_kv *kv)
+{
+    const ol_kv_desc *desc = &kv->desc;
+    size_t size = desc->dtype == OL_F32 ? 4 : 2, part;
+
+    kv->head_stride = 2 * (size_t)desc->head_dim * (size_t)desc->page_tokens * size;
+    part = kv->head_stride * (size_t)desc->n_kv_heads;
+    if (__builtin_mul_overflow(part, (size_t)desc->n_layers, &kv->page_bytes) ||
+        __builtin_mul_overflow(kv->page_bytes, (size_t)desc->n_pages, &kv->bytes))
+        return false;
+    kv->page_stride = desc->pool ? kv->page_bytes : part;
+    kv->layer_stride = desc->pool ? part : part * (size_t)desc->n_pages;
+    return true;
+}
+
+size_t cpu_kv_page_bytes(ol_device *device, const ol_kv_desc *desc)
+{
+    ol_kv kv = {.desc = *desc};
+    ol_error ignored;
+
+    (void)device;
+    return check(desc, &ignored) == OL_OK && shape(&kv) ? kv.page_bytes : 0;
+}
+
 ol_code cpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol_error *err)
 {
-    size_t size = desc->dtype == OL_F32 ? 4 : 2;
-    size_t slots = (size_t)desc->head_dim * (size_t)desc->page_tokens;
     ol_kv *kv;
 
     OL_TRY(check(desc, err));
@@ -25,14 +49,13 @@ ol_code cpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol
     if (!kv)
         return ol_fail_nomem(err, sizeof(*kv), "the KV cache");
     kv->desc = *desc;
-    kv->head_stride = 2 * slots * size;
-    kv->page_stride = kv->head_stride * (size_t)desc->n_kv_heads;
-    if (__builtin_mul_overflow(kv->page_stride, (size_t)desc->n_pages, &kv->layer_stride) ||
-        __builtin_mul_overflow(kv->layer_stride, (size_t)desc->n_layers, &kv->bytes)) {
+    if (!shape(kv)) {
         free(kv);
         return ol_fail(err, OL_LIMIT, "the KV cache is too large");
     }
-    kv->data = cpu_block(&device->memory, kv->bytes, "the KV cache", err);
+    kv->data =
+        cpu_block(&device->memory, kv->bytes,
+                  desc->pool ? "the cache of keys, values and adapters" : "the KV cache", err);
     if (!kv->data) {
         free(kv);
         return err->code;

@@ -2,7 +2,8 @@
  * lora.c: adapters in the device's layout.
  *
  * An adapter is one allocation: thousands of adapters must not be hundreds of
- * mappings each. The A matrices of modules that share an input are stacked into one,
+ * mappings each. Or it lies in runs of pages of a pool, each piece (the groups, a matrix, a Gram
+ * matrix) in one run. The A matrices of modules that share an input are stacked into one,
  * so that their h = A x comes out of one pass over x; every B is a matrix of its own
  * with `rank` columns. Ranks are true ranks: nothing is padded but the last panel.
  */
@@ -32,7 +33,9 @@ typedef struct task {
 
 typedef struct making {
     ol_device *device;
-    ol_lora *lora;
+    ol_lora *lora; /* NULL: only what it needs is asked for */
+    int n_groups;
+    cpu_lora_group *groups;         /* [n_groups] shapes, without memory */
     const ol_lora_module **modules; /* [n_layers * CPU_INPUTS][3], NULL: not adapted */
     task *tasks;
     int n_tasks;
@@ -40,6 +43,11 @@ typedef struct making {
     size_t n_rows;
     float *values; /* room for each thread */
     size_t n_values;
+    size_t bytes, most; /* of all pieces, of the largest */
+    size_t run_bytes;   /* SIZE_MAX: one block is one run */
+    size_t *used;       /* of each run; [1 + 7 pieces a group] */
+    uint8_t **at;       /* where each run is; all NULL while they are counted */
+    int n_runs, run;    /* run: pages of each */
 } making;
 
 static cpu_panel_kind plain_kind(ol_dtype dtype)
@@ -80,10 +88,16 @@ static size_t gram_values(size_t rank)
     return padded(rank) * (gram_rows(rank) + padded(rank));
 }
 
-/* Shapes of a group's matrices; returns the bytes that they need. */
-static size_t shape_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
+static void note_piece(making *mk, size_t bytes)
 {
-    size_t bytes = 0, most = 0;
+    mk->bytes += bytes;
+    mk->most = bytes > mk->most ? bytes : mk->most;
+}
+
+/* Shapes of a group's matrices, and what they need. */
+static void shape_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
+{
+    size_t most = 0;
 
     for (int i = 0; i < 3; i++) {
         const ol_lora_module *m = modules[i];
@@ -93,26 +107,35 @@ static size_t shape_group(making *mk, cpu_lora_group *group, const ol_lora_modul
         if (!rank)
             continue;
         *part = (cpu_lora_part){.rank = m->rank, .offset = group->rank, .scale = m->scale};
-        bytes += cpu_matrix_shape(&part->b, plain_kind(m->b.dtype), m->b.shape[0], m->rank) +
-                 gram_bytes(m->rank);
+        note_piece(mk, cpu_matrix_shape(&part->b, plain_kind(m->b.dtype), m->b.shape[0], m->rank));
+        note_piece(mk, gram_bytes(m->rank));
         group->rank += m->rank;
         group->a.cols = m->a.shape[1];
         most = gram_values(rank) > most ? gram_values(rank) : most;
     }
     if (!group->rank)
-        return 0;
+        return;
     mk->n_rows += (size_t)group->rank;
     most = (size_t)group->a.cols > most ? (size_t)group->a.cols : most;
     mk->n_values = most > mk->n_values ? most : mk->n_values;
-    return bytes + cpu_matrix_shape(&group->a, stacked_kind(modules), group->rank, group->a.cols);
+    note_piece(mk, cpu_matrix_shape(&group->a, stacked_kind(modules), group->rank, group->a.cols));
 }
 
-static void *advance(uint8_t **at, size_t bytes)
+/* In the first run that has room. */
+static void *take_piece(making *mk, size_t bytes)
 {
-    void *here = *at;
+    int i = 0;
 
-    *at += bytes;
-    return here;
+    while (i < mk->n_runs && mk->run_bytes - mk->used[i] < bytes)
+        i++;
+    mk->n_runs += i == mk->n_runs;
+    mk->used[i] += bytes;
+    return mk->at[i] ? mk->at[i] + mk->used[i] - bytes : NULL;
+}
+
+static size_t matrix_bytes(const cpu_matrix *m)
+{
+    return m->panel_bytes * (size_t)cpu_panels(m);
 }
 
 static cpu_source whole(const ol_tensor *t)
@@ -124,15 +147,14 @@ static cpu_source whole(const ol_tensor *t)
 }
 
 /* Gives a group's matrices their places and lists them for packing. */
-static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules,
-                        uint8_t **at)
+static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
 {
     cpu_row *rows = mk->rows + mk->n_rows;
 
     if (!group->rank)
         return;
     mk->tasks[mk->n_tasks++] = (task){&group->a, {.rows = rows}, NULL};
-    group->a.data = advance(at, group->a.panel_bytes * (size_t)cpu_panels(&group->a));
+    group->a.data = take_piece(mk, matrix_bytes(&group->a));
     for (int i = 0; i < 3; i++) {
         cpu_lora_part *part = &group->parts[i];
         cpu_source a;
@@ -142,8 +164,8 @@ static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module 
         a = whole(&modules[i]->a);
         for (int r = 0; r < part->rank; r++)
             rows[part->offset + r] = (cpu_row){a.data + (size_t)r * a.row_bytes, a.dtype};
-        part->b.data = advance(at, part->b.panel_bytes * (size_t)cpu_panels(&part->b));
-        part->gram = advance(at, gram_bytes(part->rank));
+        part->b.data = take_piece(mk, matrix_bytes(&part->b));
+        part->gram = take_piece(mk, gram_bytes(part->rank));
         mk->tasks[mk->n_tasks++] = (task){&part->b, whole(&modules[i]->b), part};
     }
     mk->n_rows += (size_t)group->rank;
@@ -212,10 +234,15 @@ static ol_code check(const ol_lora_module *modules, int n, int *n_layers, ol_err
 static ol_code sort_modules(making *mk, const ol_lora_module *modules, int n, int n_groups,
                             ol_error *err)
 {
-    mk->modules = calloc((size_t)n_groups * 3 + 1, sizeof(*mk->modules));
-    mk->tasks = calloc((size_t)n_groups * 4 + 1, sizeof(*mk->tasks));
-    if (!mk->modules || !mk->tasks)
-        return ol_fail_nomem(err, (size_t)n_groups * 4 * sizeof(task), "an adapter");
+    size_t groups = (size_t)n_groups;
+
+    mk->modules = calloc(groups * 3 + 1, sizeof(*mk->modules));
+    mk->tasks = calloc(groups * 4 + 1, sizeof(*mk->tasks));
+    mk->used = calloc(groups * 7 + 1, sizeof(*mk->used));
+    mk->at = calloc(groups * 7 + 1, sizeof(*mk->at));
+    mk->groups = calloc(groups + 1, sizeof(*mk->groups));
+    if (!mk->modules || !mk->tasks || !mk->used || !mk->at || !mk->groups)
+        return ol_fail_nomem(err, groups * 4 * sizeof(task), "an adapter");
     for (int i = 0; i < n; i++) {
         int group = modules[i].layer * CPU_INPUTS + (int)cpu_input_of(modules[i].module);
 
@@ -224,69 +251,129 @@ static ol_code sort_modules(making *mk, const ol_lora_module *modules, int n, in
     return OL_OK;
 }
 
-/* The adapter's one block: groups first, matrices behind them. */
-static ol_code allocate(making *mk, int n_layers, ol_lora **out, ol_error *err)
+static void free_making(making *mk)
 {
-    int n_groups = n_layers * CPU_INPUTS;
-    size_t head = cpu_align((size_t)n_groups * sizeof(cpu_lora_group)), bytes = head;
-    cpu_lora_group *groups = calloc((size_t)n_groups + 1, sizeof(*groups));
-    ol_lora *lora = calloc(1, sizeof(*lora));
-
-    *out = lora;
-    if (!groups || !lora) {
-        free(groups);
-        return ol_fail_nomem(err, head, "an adapter");
-    }
-    for (int g = 0; g < n_groups; g++)
-        bytes += shape_group(mk, &groups[g], mk->modules + 3 * g);
-    lora->groups = cpu_reused(&mk->device->memory, bytes, "an adapter", err);
-    if (lora->groups) {
-        lora->bytes = bytes;
-        lora->n_layers = n_layers;
-        memcpy(lora->groups, groups, (size_t)n_groups * sizeof(*groups));
-    }
-    free(groups);
-    return lora->groups ? OL_OK : err->code;
+    free(mk->modules);
+    free(mk->tasks);
+    free(mk->used);
+    free(mk->at);
+    free(mk->groups);
+    free(mk->rows);
+    free(mk->values);
 }
 
-static ol_code fill(making *mk, ol_lora *lora, ol_error *err)
+static size_t groups_bytes(const making *mk)
 {
-    int n_groups = lora->n_layers * CPU_INPUTS;
-    uint8_t *at = (uint8_t *)lora->groups + cpu_align((size_t)n_groups * sizeof(cpu_lora_group));
+    return cpu_align((size_t)mk->n_groups * sizeof(cpu_lora_group));
+}
 
+/* In the order in which fill() takes them. */
+static void count_runs(making *mk)
+{
+    (void)take_piece(mk, groups_bytes(mk));
+    for (int g = 0; g < mk->n_groups; g++) {
+        const cpu_lora_group *group = &mk->groups[g];
+
+        if (group->rank)
+            (void)take_piece(mk, matrix_bytes(&group->a));
+        for (int i = 0; i < 3; i++)
+            if (group->parts[i].rank) {
+                (void)take_piece(mk, matrix_bytes(&group->parts[i].b));
+                (void)take_piece(mk, gram_bytes(group->parts[i].rank));
+            }
+    }
+}
+
+/* All but the memory. kv: the pool, or NULL. To be freed, whatever comes. */
+static ol_code prepare(making *mk, const ol_kv *kv, const ol_lora_module *modules, int n,
+                       ol_error *err)
+{
+    int n_layers;
+
+    OL_TRY(check(modules, n, &n_layers, err));
+    mk->n_groups = n_layers * CPU_INPUTS;
+    OL_TRY(sort_modules(mk, modules, n, mk->n_groups, err));
+    note_piece(mk, groups_bytes(mk));
+    for (int g = 0; g < mk->n_groups; g++)
+        shape_group(mk, &mk->groups[g], mk->modules + 3 * g);
+    mk->run_bytes = SIZE_MAX;
+    if (kv) {
+        mk->run = (int)((mk->most + kv->page_bytes - 1) / kv->page_bytes);
+        mk->run_bytes = (size_t)mk->run * kv->page_bytes;
+    }
+    count_runs(mk);
+    if (kv)
+        mk->bytes = (size_t)mk->n_runs * mk->run_bytes;
+    return OL_OK;
+}
+
+static ol_code allocate(making *mk, ol_kv *kv, const int32_t *runs, ol_error *err)
+{
+    for (int i = 0; kv && i < mk->n_runs; i++)
+        mk->at[i] = kv->data + (size_t)runs[i] * kv->page_bytes;
+    if (!kv)
+        mk->at[0] = cpu_reused(&mk->device->memory, mk->bytes, "an adapter", err);
+    if (!mk->at[0])
+        return err->code;
+    memset(mk->used, 0, (size_t)mk->n_runs * sizeof(*mk->used));
+    mk->n_runs = 0;
+    mk->lora->bytes = mk->bytes;
+    mk->lora->pooled = kv != NULL;
+    mk->lora->n_layers = mk->n_groups / CPU_INPUTS;
+    mk->lora->groups = take_piece(mk, groups_bytes(mk));
+    memcpy(mk->lora->groups, mk->groups, (size_t)mk->n_groups * sizeof(*mk->groups));
+    return OL_OK;
+}
+
+static ol_code fill(making *mk, ol_error *err)
+{
     mk->rows = calloc(mk->n_rows + 1, sizeof(*mk->rows));
     mk->values = malloc((mk->n_values + 1) * sizeof(float));
     if (!mk->rows || !mk->values)
         return ol_fail_nomem(err, mk->n_values * sizeof(float), "an adapter");
     mk->n_rows = 0;
-    for (int g = 0; g < n_groups; g++)
-        place_group(mk, &lora->groups[g], mk->modules + 3 * g, &at);
+    for (int g = 0; g < mk->n_groups; g++)
+        place_group(mk, &mk->lora->groups[g], mk->modules + 3 * g);
     pack_all(mk);
     return OL_OK;
+}
+
+ol_code cpu_lora_create_in(ol_device *device, ol_kv *kv, const int32_t *runs,
+                           const ol_lora_module *modules, int n_modules, ol_lora **out,
+                           ol_error *err)
+{
+    making mk = {.device = device, .lora = calloc(1, sizeof(ol_lora))};
+    ol_code code = mk.lora ? OL_OK : ol_fail_nomem(err, sizeof(ol_lora), "an adapter");
+
+    if (code == OL_OK)
+        code = prepare(&mk, kv, modules, n_modules, err);
+    if (code == OL_OK)
+        code = allocate(&mk, kv, runs, err);
+    if (code == OL_OK)
+        code = fill(&mk, err);
+    free_making(&mk);
+    if (code == OL_OK)
+        *out = mk.lora;
+    else
+        cpu_lora_free(device, mk.lora);
+    return code;
 }
 
 ol_code cpu_lora_create(ol_device *device, const ol_lora_module *modules, int n_modules,
                         ol_lora **out, ol_error *err)
 {
+    return cpu_lora_create_in(device, NULL, NULL, modules, n_modules, out, err);
+}
+
+ol_code cpu_lora_need(ol_device *device, const ol_kv *kv, const ol_lora_module *modules,
+                      int n_modules, ol_lora_need *need, ol_error *err)
+{
     making mk = {.device = device};
-    ol_lora *lora = NULL;
-    int n_layers;
-    ol_code code = check(modules, n_modules, &n_layers, err);
+    ol_code code = prepare(&mk, kv, modules, n_modules, err);
 
     if (code == OL_OK)
-        code = sort_modules(&mk, modules, n_modules, n_layers * CPU_INPUTS, err);
-    if (code == OL_OK)
-        code = allocate(&mk, n_layers, &lora, err);
-    if (code == OL_OK)
-        code = fill(&mk, lora, err);
-    free(mk.modules);
-    free(mk.tasks);
-    free(mk.rows);
-    free(mk.values);
-    if (code == OL_OK)
-        *out = lora;
-    else
-        cpu_lora_free(device, lora);
+        *need = (ol_lora_need){.n_runs = mk.n_runs, .run = mk.run};
+    free_making(&mk);
     return code;
 }
 
@@ -294,7 +381,8 @@ void cpu_lora_free(ol_device *device, ol_lora *lora)
 {
     if (!lora)
         return;
-    cpu_reused_free(&device->memory, lora->groups, lora->bytes);
+    if (!lora->pooled)
+        cpu_reused_free(&device->memory, lora->groups, lora->bytes);
     free(lora);
 }
 

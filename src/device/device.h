@@ -7,9 +7,9 @@
  * that a device may include.
  *
  * Rules
- *  1. One thread (the engine's) calls a device, but for lora_create, lora_free and
- *     lora_bytes, which one other thread may call at any time, in the middle of a step,
- *     too. A device may use threads of its own inside a call; in those three it does
+ *  1. One thread (the engine's) calls a device, but for lora_create, lora_create_in, lora_need,
+ *     lora_free and lora_bytes, which one other thread may call at any time, in the middle of a
+ *     step, too. A device may use threads of its own inside a call; in those five it does
  *     not hold up a step.
  *  2. Operations between step_begin and step_end are ordered and may be
  *     asynchronous; results are visible to the host after step_end, or after
@@ -163,7 +163,13 @@ typedef struct ol_kv_desc {
     int page_tokens; /* a power of two, 16 .. 256 */
     int n_pages;
     ol_dtype dtype; /* F32, F16 or BF16; a device may refuse some */
+    bool pool;      /* a page is one stretch of memory, all layers: adapters may lie in pages */
 } ol_kv_desc;
+
+/* What an adapter takes of a pool: n_runs runs, each of `run` neighbouring pages. */
+typedef struct ol_lora_need {
+    int32_t n_runs, run;
+} ol_lora_need;
 
 typedef void (*ol_progress_fn)(void *context, size_t done, size_t total);
 
@@ -241,6 +247,20 @@ typedef struct ol_device_table {
      * the random number falls between two tokens' shares by less than sums round. */
     ol_code (*choose)(ol_device *device, const ol_buffer *x, const ol_weight *norm, float eps,
                       const ol_weight *head, const ol_choice **choices, ol_error *err);
+
+    /* One pool for keys, values and adapters. A page that was another's before has any bytes in
+     * it: a device reads no slot that was not written, and an adapter's run is written whole.
+     * The engine knows who has which page; runs are the adapter's from before lora_create_in
+     * until after lora_free, which leaves their memory alone. */
+    /* Bytes of a page, all layers; 0: none can be made so. */
+    size_t (*kv_page_bytes)(ol_device *device, const ol_kv_desc *desc);
+    /* The same for the same modules, always. */
+    ol_code (*lora_need)(ol_device *device, const ol_kv *kv, const ol_lora_module *modules,
+                         int n_modules, ol_lora_need *need, ol_error *err);
+    /* In pages runs[i] .. runs[i] + run - 1 of a pool, as lora_need says. */
+    ol_code (*lora_create_in)(ol_device *device, ol_kv *kv, const int32_t *runs,
+                              const ol_lora_module *modules, int n_modules, ol_lora **lora,
+                              ol_error *err);
 } ol_device_table;
 
 typedef const ol_device_table *(*ol_device_entry)(void);

@@ -22,6 +22,10 @@ struct ol_adapters {
 
 /* -- life -------------------------------------------------------------------------- */
 
+static int idle_pages(void *context);
+static uint64_t oldest_idle(void *context);
+static void drop_oldest(void *context);
+
 ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **out, ol_error *err)
 {
     ol_adapters *store = calloc(1, sizeof(*store));
@@ -30,6 +34,9 @@ ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **out
         return ol_fail_nomem(err, sizeof(*store), "the adapter store");
     store->how = *options;
     store->counts.budget = options->budget;
+    if (options->pool)
+        ol_kvpages_invite(options->pool,
+                          &(ol_kvpages_guest){idle_pages, oldest_idle, drop_oldest, store});
     *out = store;
     return OL_OK;
 }
@@ -69,6 +76,12 @@ static ol_adapter *find_or_make(ol_adapters *store, const ol_digest *digest)
 
 /* -- coming and going ------------------------------------------------------------------ */
 
+static void become_idle(ol_adapters *store, ol_adapter *a, bool fresh)
+{
+    a->idle_since = store->how.pool ? ol_kvpages_now(store->how.pool) : 0;
+    ol_idle_add(&store->idle, a, fresh);
+}
+
 static void forget(ol_adapters *store, ol_adapter *a)
 {
     ol_adapter **at = bucket_of(store, &a->digest);
@@ -99,6 +112,7 @@ static void evict(ol_adapters *store, ol_adapter *a)
     ol_idle_remove(&store->idle, a);
     store->how.table->lora_free(store->how.device, a->lora);
     a->lora = NULL;
+    ol_adapters_give_place(store, &a->pages);
     store->counts.bytes -= a->bytes;
     store->counts.resident--;
     store->counts.evictions++;
@@ -170,7 +184,7 @@ void ol_adapters_unpin(ol_adapters *store, ol_adapter *a)
 {
     assert(a->pins > 0);
     if (--a->pins == 0) {
-        ol_idle_add(&store->idle, a, false);
+        become_idle(store, a, false);
         store->counts.pinned_bytes -= a->bytes;
         store->counts.releases++;
     }
@@ -241,7 +255,13 @@ int ol_adapters_records(const ol_adapters *store)
     return n;
 }
 
-/* -- arrival -------------------------------------------------------------------------------- */
+/* -- a pool's pages -----------------------------------------------------------------------------
+ */
+
+size_t ol_adapters_place_bytes(const ol_adapters *store, const ol_lora_need *need)
+{
+    return (size_t)need->n_runs * (size_t)need->run * store->how.page_bytes;
+}
 
 /* Drops idle adapters until `bytes` more fit; false when they cannot. */
 static bool make_room(ol_adapters *store, size_t bytes)
@@ -255,6 +275,61 @@ static bool make_room(ol_adapters *store, size_t bytes)
         evict(store, ol_idle_first(&store->idle));
     return true;
 }
+
+/* As the pool's guest. */
+static int idle_pages(void *context)
+{
+    const ol_adapters *store = context;
+
+    return (int)((store->counts.bytes - store->counts.pinned_bytes) / store->how.page_bytes);
+}
+
+static uint64_t oldest_idle(void *context)
+{
+    const ol_adapters *store = context;
+
+    const ol_adapter *first = ol_idle_first(&store->idle);
+
+    return first ? first->idle_since : UINT64_MAX;
+}
+
+static void drop_oldest(void *context)
+{
+    ol_adapters *store = context;
+
+    evict(store, ol_idle_first(&store->idle));
+}
+
+bool ol_adapters_take_place(ol_adapters *store, const ol_lora_need *need, ol_adapter_place *place)
+{
+    const ol_adapters_counts *c = &store->counts;
+    size_t bytes = ol_adapters_place_bytes(store, need);
+
+    if (!make_room(store, bytes))
+        return false;
+    *place =
+        (ol_adapter_place){.need = *need, .runs = malloc((size_t)need->n_runs * sizeof(int32_t))};
+    if (place->runs && ol_kvpages_lend(store->how.pool, need->n_runs, need->run, place->runs)) {
+        store->counts.reserved += bytes;
+        assert(c->bytes + c->reserved ==
+               (size_t)ol_kvpages_lent(store->how.pool) * store->how.page_bytes);
+        return true;
+    }
+    free(place->runs);
+    place->runs = NULL;
+    return false;
+}
+
+void ol_adapters_give_place(const ol_adapters *store, ol_adapter_place *place)
+{
+    if (!place->runs)
+        return;
+    ol_kvpages_return(store->how.pool, place->need.n_runs, place->need.run, place->runs);
+    free(place->runs);
+    place->runs = NULL;
+}
+
+/* -- arrival -------------------------------------------------------------------------------- */
 
 bool ol_adapters_reserve(ol_adapters *store, size_t bytes)
 {
@@ -304,13 +379,15 @@ static ol_code place(ol_adapters *store, const ol_adapter_file *file, ol_lora **
     }
 }
 
-static void facts_of(const ol_adapter_file *file, ol_adapter_facts *facts)
+static void facts_of(const ol_adapter_made *made, ol_adapter_facts *facts)
 {
+    const ol_adapter_file *file = &made->file;
+
     *facts = (ol_adapter_facts){.digest = file->digest,
                                 .max_rank = file->max_rank,
                                 .n_modules = file->n_modules,
                                 .parameters = file->parameters,
-                                .device_bytes = file->tensor_bytes,
+                                .device_bytes = made->takes,
                                 .module_mask = file->module_mask};
 }
 
@@ -318,7 +395,7 @@ static void make_resident(ol_adapters *store, ol_adapter *a, ol_lora *lora, size
 {
     a->lora = lora;
     a->bytes = bytes;
-    ol_idle_add(&store->idle, a, a->uses > 0);
+    become_idle(store, a, a->uses > 0);
     store->counts.bytes += bytes;
     store->counts.resident++;
     store->counts.loads++;
@@ -354,6 +431,34 @@ static ol_code keep(ol_adapters *store, ol_adapter_made *made, ol_adapter *a,
                                            : OL_OK;
 }
 
+/* The same in a pool: the loader has filled its place, or it is filled here and now. */
+static ol_code keep_in_pool(ol_adapters *store, ol_adapter_made *made, ol_adapter *a,
+                            ol_adapter_verdict *verdict, ol_error *err)
+{
+    ol_adapter_place place = {0};
+
+    a->bytes = made->takes;
+    a->pages.need = made->place.need;
+    if (made->takes > store->counts.budget)
+        return ol_adapters_over_budget(store, made->takes, 1, err);
+    if (!made->lora && made->here && ol_adapters_take_place(store, &made->place.need, &place)) {
+        ol_adapters_unreserve(store, made->takes);
+        ol_adapters_fill_place(store, &place, made);
+        if (made->code != OL_OK) {
+            *err = made->error;
+            return made->code;
+        }
+    }
+    if (!made->lora)
+        return OL_OK;
+    a->pages = made->place;
+    make_resident(store, a, made->lora, made->takes);
+    made->lora = NULL;
+    made->place.runs = NULL;
+    verdict->kept = true;
+    return OL_OK;
+}
+
 static ol_code wrong_digest(const ol_digest *expected, const ol_digest *found, ol_error *err)
 {
     char want[OL_DIGEST_HEX], have[OL_DIGEST_HEX];
@@ -375,6 +480,27 @@ static ol_code parse(const ol_adapters *store, ol_adapter_made *made)
                                  store->how.base, made->arena, &made->file, &made->error);
 }
 
+/* What it takes of the pool. */
+static void find_need(const ol_adapters *store, ol_adapter_made *made)
+{
+    made->code = store->how.table->lora_need(store->how.device, store->how.kv, made->file.modules,
+                                             made->file.n_modules, &made->place.need, &made->error);
+    made->takes = ol_adapters_place_bytes(store, &made->place.need);
+}
+
+void ol_adapters_fill_place(const ol_adapters *store, ol_adapter_place *place,
+                            ol_adapter_made *made)
+{
+    if (made->code != OL_OK || place->need.n_runs != made->place.need.n_runs ||
+        place->need.run != made->place.need.run)
+        return;
+    made->code = store->how.table->lora_create_in(store->how.device, store->how.kv, place->runs,
+                                                  made->file.modules, made->file.n_modules,
+                                                  &made->lora, &made->error);
+    made->place = *place;
+    place->runs = NULL;
+}
+
 void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes, bool want_lora,
                       ol_adapter_made *made)
 {
@@ -390,9 +516,12 @@ void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes, b
         return;
     }
     made->digest = made->file.digest;
-    if (want_lora && made->file.tensor_bytes <= store->how.budget &&
-        table->lora_create(store->how.device, made->file.modules, made->file.n_modules, &made->lora,
-                           &ignored) != OL_OK)
+    made->takes = made->file.tensor_bytes;
+    if (store->how.pool)
+        find_need(store, made);
+    else if (want_lora && made->file.tensor_bytes <= store->how.budget &&
+             table->lora_create(store->how.device, made->file.modules, made->file.n_modules,
+                                &made->lora, &ignored) != OL_OK)
         made->lora = NULL;
 }
 
@@ -401,6 +530,7 @@ void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made)
     if (made->lora)
         store->how.table->lora_free(store->how.device, made->lora);
     ol_arena_destroy(made->arena);
+    ol_adapters_give_place(store, &made->place);
     made->lora = NULL;
     made->arena = NULL;
 }
@@ -413,11 +543,13 @@ static ol_code take_parsed(ol_adapters *store, ol_adapter_made *made, ol_adapter
 
     if (!a)
         return ol_fail_nomem(err, sizeof(*a), "an adapter");
-    facts_of(&made->file, &verdict->facts);
-    code = keep(store, made, a, verdict, err);
+    facts_of(made, &verdict->facts);
+    code = store->how.pool ? keep_in_pool(store, made, a, verdict, err)
+                           : keep(store, made, a, verdict, err);
     a->facts = verdict->facts;
     /* What others reserve is theirs for a moment only: that is no denial. */
-    a->denied_at = verdict->kept || store->counts.reserved > 0 ? 0 : store->counts.releases + 1;
+    a->denied_at =
+        verdict->kept || store->counts.reserved > 0 ? 0 : ol_adapters_count(store).releases + 1;
     ol_adapters_unref(store, a);
     return code;
 }
@@ -455,6 +587,7 @@ ol_code ol_adapters_put(ol_adapters *store, const ol_digest *expected,
         return OL_OK;
     }
     ol_adapters_make(store, bytes, false, &made);
+    made.here = true;
     return ol_adapters_take(store, expected, &made, verdict, err);
 }
 
@@ -465,9 +598,9 @@ ol_code ol_adapters_judge(const ol_adapters *store, const ol_adapter_made *made,
         *err = made->error;
         return made->code;
     }
-    facts_of(&made->file, facts);
-    if (made->file.tensor_bytes > store->counts.budget)
-        return ol_adapters_over_budget(store, made->file.tensor_bytes, 1, err);
+    facts_of(made, facts);
+    if (made->takes > store->counts.budget)
+        return ol_adapters_over_budget(store, made->takes, 1, err);
     return OL_OK;
 }
 
@@ -485,5 +618,16 @@ ol_code ol_adapters_check(const ol_adapters *store, const ol_adapter_bytes *byte
 
 ol_adapters_counts ol_adapters_count(const ol_adapters *store)
 {
-    return store->counts;
+    const ol_kvpages *pool = store->how.pool;
+    ol_adapters_counts c = store->counts;
+
+    c.room = c.budget;
+    if (pool) {
+        int unused = ol_kvpages_total(pool) - ol_kvpages_used(pool);
+
+        c.room = (size_t)unused * store->how.page_bytes;
+        c.room = c.room < c.budget ? c.room : c.budget;
+        c.releases += ol_kvpages_releases(pool);
+    }
+    return c;
 }

@@ -7,9 +7,13 @@
  * dropping what nobody pins, in the order of idle.h. Requests pin what they run with: see
  * admission.c for when, and for why that cannot lock up.
  *
+ * With a pool of pages (kvpages.h) adapters lie in pages that it lends, and the store is its
+ * guest: whoever needs room, for pages or for an adapter, gets that of the first adapter to go and
+ * the first page to go which became idle first.
+ *
  * Invariants
  *  1. resident and reserved bytes <= budget; the resident bytes of pinned adapters <= resident
- * bytes.
+ *     bytes. In a pool these are the bytes of the pages that it has lent.
  *  2. Pinned adapters are resident. Resident and not pinned: in a list of idle.h.
  *  3. A record that is neither resident nor referenced is in the list of those remembered.
  */
@@ -19,16 +23,25 @@
 #include "engine/engine.h"
 #include "engine/formats/adapter_file.h"
 #include "engine/formats/model_config.h"
+#include "engine/kvpages.h"
 
 typedef struct ol_adapters ol_adapters;
+
+/* Pages of a pool, lent. */
+typedef struct ol_adapter_place {
+    ol_lora_need need;
+    int32_t *runs; /* [need.n_runs]; NULL: none */
+} ol_adapter_place;
 
 #define OL_ADAPTERS_REMEMBERED 4096
 #define OL_USES 3
 
 typedef struct ol_adapter {
     ol_digest digest;
-    ol_lora *lora; /* NULL: not resident */
-    size_t bytes;  /* on the device; 0 until it has been seen once */
+    ol_lora *lora;          /* NULL: not resident */
+    size_t bytes;           /* on the device; 0 until it has been seen once */
+    ol_adapter_place pages; /* in a pool; what it needs is known when bytes are */
+    uint64_t idle_since;    /* the pool's count */
     ol_adapter_facts facts;
     int loading; /* how often its bytes are being read just now */
     uint64_t hits, misses, loads, load_us, used_us; /* used_us: when a request last named it */
@@ -48,8 +61,9 @@ typedef struct ol_adapter {
 typedef struct ol_adapters_counts {
     int resident;
     size_t bytes, pinned_bytes, reserved, budget;
+    size_t room; /* what can be pinned and reserved now: the budget, but for a pool's used pages */
     uint64_t loads, hits, evictions;
-    uint64_t releases; /* how often an adapter lost its last pin */
+    uint64_t releases; /* how often an adapter lost its last pin, or a page its last user */
 } ol_adapters_counts;
 
 typedef struct ol_adapters_options {
@@ -57,6 +71,10 @@ typedef struct ol_adapters_options {
     ol_device *device;
     const ol_model_config *base;
     size_t budget;
+    /* Or in a pool. */
+    ol_kvpages *pool; /* NULL: adapters have memory of their own */
+    ol_kv *kv;        /* its memory */
+    size_t page_bytes;
 } ol_adapters_options;
 
 ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **store, ol_error *err);
@@ -96,14 +114,25 @@ typedef struct ol_adapter_made {
     ol_error error;
     ol_digest digest;
     ol_arena *arena;
-    ol_adapter_file file; /* when code is OL_OK */
-    ol_lora *lora;        /* NULL: not placed */
+    ol_adapter_file file;   /* when code is OL_OK */
+    ol_lora *lora;          /* NULL: not placed */
+    size_t takes;           /* bytes on the device; without a pool an estimate */
+    bool here;              /* it may be placed where it is taken */
+    ol_adapter_place place; /* of a pool: what it needs, and has */
 } ol_adapter_made;
 
 /* Parses, validates, computes the digest, and, with `place`, has the device place it. */
 void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes, bool place,
                       ol_adapter_made *made);
 void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made);
+/* In a pool, on any thread: has the device place what was made, in these pages, which are
+ * made's from then on. Nothing happens when they are not what it needs. */
+void ol_adapters_fill_place(const ol_adapters *store, ol_adapter_place *place,
+                            ol_adapter_made *made);
+/* Pages for that need, counted as reserved; false when there are none. */
+bool ol_adapters_take_place(ol_adapters *store, const ol_lora_need *need, ol_adapter_place *place);
+void ol_adapters_give_place(const ol_adapters *store, ol_adapter_place *place);
+size_t ol_adapters_place_bytes(const ol_adapters *store, const ol_lora_need *need);
 /* Room that a placed one will take: idle adapters go for it. False when there is none. */
 bool ol_adapters_reserve(ol_adapters *store, size_t bytes);
 void ol_adapters_unreserve(ol_adapters *store, size_t bytes);

@@ -18,6 +18,14 @@
  *     asked for has come from anywhere.
  *
  * Hence NEED_ADAPTER may come more than once for a digest, and late.
+ *
+ * In a pool (kvpages.h) what can be pinned is what no sequence has of it, and:
+ *
+ *  6. Sequences that are younger than the oldest pending request are admitted only if they leave
+ *     room for what it misses (admission_leave_room).
+ *  7. When nothing runs, since pages are lent for adapters that somebody has pinned who cannot
+ *     run either, these give their pins up, the newest first (admission_unblock); who is next to
+ *     run keeps its own. A request fits the pool alone, or it fails at once.
  */
 #include "engine/engine_internal.h"
 
@@ -104,8 +112,8 @@ static bool may_ask(const pass *p, const request *r, int i)
         was_denied(p->engine, a))
         return false;
     if (r == p->oldest)
-        return a->bytes == 0 || c.pinned_bytes + c.reserved + bytes <= c.budget;
-    return c.pinned_bytes + c.reserved + p->reserved + p->asked + bytes <= c.budget;
+        return a->bytes == 0 || c.pinned_bytes + c.reserved + bytes <= c.room;
+    return c.pinned_bytes + c.reserved + p->reserved + p->asked + bytes <= c.room;
 }
 
 static void ask_for_missing(pass *p, request *r)
@@ -145,6 +153,12 @@ static void unpin_all(ol_engine *engine, request *r)
     }
 }
 
+/* What tokens take of a pool that adapters lie in, too. */
+static size_t page_bytes_for(const ol_engine *engine, int n_tokens)
+{
+    return (size_t)ol_kvpages_for(ol_sched_pages(engine->sched), n_tokens) * engine->page_bytes;
+}
+
 static bool may_pin(const pass *p, const request *r)
 {
     ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
@@ -157,7 +171,8 @@ static bool may_pin(const pass *p, const request *r)
             return false;
         else if (r->adapters[i]->pins == 0)
             more += r->adapters[i]->bytes;
-    return r == p->oldest || c.pinned_bytes + more + p->reserved <= c.budget;
+    more += page_bytes_for(p->engine, r->seq.known);
+    return r == p->oldest || c.pinned_bytes + more + p->reserved <= c.room;
 }
 
 static void to_scheduler(ol_engine *engine, request *r)
@@ -191,13 +206,46 @@ static bool is_stuck(const pass *p, const request *r)
 {
     if (r != p->oldest || p->engine->n_adapted > 0)
         return false;
+    if (p->engine->page_bytes && ol_kvpages_used(ol_sched_pages(p->engine->sched)) > 0)
+        return false;
     for (int i = 0; i < r->n_adapters; i++)
         if (!r->adapters[i]->lora && was_denied(p->engine, r->adapters[i]))
             return true;
     return false;
 }
 
-static bool is_hopeless(const pass *p, const request *r, ol_error *err)
+/* Whether a pool does not even hold this request alone. */
+static bool over_pool(const ol_engine *engine, const request *r, size_t bytes, ol_error *err)
+{
+    size_t pool = (size_t)ol_kvpages_total(ol_sched_pages(engine->sched)) * engine->page_bytes;
+    int n_tokens = r->n_prompt + r->max_output;
+    size_t tokens = page_bytes_for(engine, n_tokens);
+
+    if (!engine->page_bytes || bytes == 0 || (bytes <= pool && tokens <= pool - bytes))
+        return false;
+    ol_fail(err, OL_LIMIT, "the request's adapters and tokens do not fit the cache together");
+    ol_detail(err, "%d adapters take %zu bytes and %d tokens %zu; the cache's budget is %zu bytes.",
+              r->n_adapters, bytes, n_tokens, tokens, pool);
+    ol_hint(err, "Give the cache more memory, or use smaller adapters or fewer tokens.");
+    return true;
+}
+
+/* Pages that this request's own adapters have may lie in the way of the runs that another of
+ * them needs: once, all of them go. */
+static bool clear_pool(ol_engine *engine, request *r)
+{
+    if (!engine->page_bytes || r->cleared)
+        return false;
+    r->cleared = true;
+    unpin_all(engine, r);
+    (void)ol_adapters_drop_idle(engine->adapters);
+    for (int i = 0; i < r->n_adapters; i++)
+        r->asked_us[i] = 0;
+    engine->admission_due = true;
+    return true;
+}
+
+static bool is_hopeless(const pass *p, request *r, ol_error *err)
 {
     size_t bytes = known_bytes(r);
 
@@ -205,7 +253,11 @@ static bool is_hopeless(const pass *p, const request *r, ol_error *err)
         ol_adapters_over_budget(p->engine->adapters, bytes, r->n_adapters, err);
         return true;
     }
+    if (over_pool(p->engine, r, bytes, err))
+        return true;
     if (!is_stuck(p, r))
+        return false;
+    if (clear_pool(p->engine, r))
         return false;
     ol_fail(err, OL_NOMEM, "the device's memory does not hold the %d adapters of the request",
             r->n_adapters);
@@ -264,14 +316,122 @@ void admission_run(ol_engine *engine)
 {
     uint64_t now = engine->n_pending ? ol_now_us() : 0;
 
+    uint64_t releases = engine->page_bytes ? ol_kvpages_releases(ol_sched_pages(engine->sched)) : 0;
+
     if (engine->n_pending && now - engine->admission_us > engine->patience_us)
         engine->admission_due = true; /* somebody may have lost patience */
+    if (engine->n_pending && releases != engine->releases)
+        engine->admission_due = true; /* pages may serve adapters */
+    engine->releases = releases;
     if (engine->admission_due)
         engine->admission_us = now;
     while (engine->admission_due) {
         engine->admission_due = false;
         while (engine->pending_head && run_once(engine))
             ;
+    }
+}
+
+/* -- one pool for pages and adapters ------------------------------------------------------------
+ */
+
+void admission_leave_room(ol_engine *engine)
+{
+    pass p = {.engine = engine, .now = engine->n_pending ? ol_now_us() : 0};
+    const request *oldest = engine->page_bytes ? oldest_of(&p) : NULL;
+    size_t bytes = missing_bytes(engine, oldest);
+
+    if (bytes > 0)
+        ol_sched_leave_room(engine->sched, &oldest->seq, (int)(bytes / engine->page_bytes));
+}
+
+static request *next_waiting(const ol_engine *engine)
+{
+    ol_sched_seq *next = ol_sched_next_waiting(engine->sched);
+
+    return next ? request_of(next) : NULL;
+}
+
+/* Of those that wait for pages, but for the first, the newest that has adapters. */
+static request *last_pinning(const ol_engine *engine)
+{
+    const request *first = next_waiting(engine);
+    request *last = NULL;
+
+    for (const ol_sched_seq *s = ol_sched_first_waiting(engine->sched); s; s = s->next) {
+        request *r = request_of((ol_sched_seq *)(uintptr_t)s);
+
+        if (r != first && r->n_adapters > 0 && (!last || r->seq.order > last->seq.order))
+            last = r;
+    }
+    return last;
+}
+
+static bool is_coming(const ol_engine *engine, const request *r)
+{
+    for (int i = 0; r && i < r->n_adapters; i++)
+        if (!r->adapters[i]->lora && (r->adapters[i]->asked || r->adapters[i]->loading))
+            return true;
+    return ol_loader_jobs(engine->loader) > 0;
+}
+
+static void unpin_pending(ol_engine *engine)
+{
+    for (request *r = engine->pending_head; r; r = r->next)
+        unpin_all(engine, r);
+}
+
+static bool suspend_last(ol_engine *engine)
+{
+    request *last = last_pinning(engine);
+
+    if (last)
+        request_suspend(engine, last);
+    return last != NULL;
+}
+
+static bool fail_first(ol_engine *engine)
+{
+    request *first = next_waiting(engine);
+    ol_error err;
+
+    if (!first)
+        return false;
+    ol_fail(&err, OL_NOMEM, "the cache has no room for the request");
+    ol_hint(&err, "Give the cache more memory.");
+    request_fail(engine, first, &err);
+    return true;
+}
+
+/* Stages: those who cannot run give up their pins, but for the one that is next; the oldest may ask
+ * for what it misses, and if that comes it is waited for; else it keeps no room and no pins. (Who
+ * is next then has the pool alone, and fits: that was checked.) None comes twice, but for 0, 2 and
+ * 4, each of which takes a request away. */
+bool admission_unblock(ol_engine *engine, int *stage)
+{
+    pass p = {.engine = engine, .now = ol_now_us()};
+    const request *oldest = oldest_of(&p);
+
+    if (!engine->page_bytes || ol_sched_waiting(engine->sched) == 0)
+        return false;
+    if (*stage % 2 == 0 && *stage < 4 && suspend_last(engine))
+        return true;
+    switch (++*stage) {
+    case 1:
+        engine->admission_due = true;
+        admission_run(engine);
+        admission_leave_room(engine);
+        return true;
+    case 2:
+        engine->blocked = is_coming(engine, oldest);
+        return !engine->blocked;
+    case 3:
+        *stage = 4;
+        unpin_pending(engine);
+        return true;
+    default:
+        *stage = 4;
+        return fail_first(engine);
     }
 }
 

@@ -91,6 +91,7 @@ ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, cons
     ol_code code = ol_adapters_put(engine->adapters, expected, &bytes, &verdict, err);
 
     *facts = verdict.facts;
+    engine->blocked = false;
     if (!verdict.ours)
         return code;
     admission_arrived(engine, expected);

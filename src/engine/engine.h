@@ -48,6 +48,8 @@ typedef struct ol_engine_options {
     size_t memory_limit;     /* of the device, bytes; 0: none */
     size_t kv_bytes;         /* KV cache budget; 0: 512 MiB, less if the model needs less */
     size_t adapter_bytes;    /* adapter cache budget; 0: 1 GiB */
+    size_t cache_bytes;      /* not 0: one pool for both; the two above are the most that each may
+                              * take of it, 0: all */
     int context;             /* tokens per request at most; 0: the model's */
     int max_seqs;            /* running sequences; 0: 64 */
     int step_tokens;         /* token rows per step; 0: 512 */
@@ -71,7 +73,7 @@ typedef struct ol_engine_info {
     int vocab, hidden, layers, context;
     bool has_tokenizer;
     ol_device_info device;
-    int kv_pages, kv_pages_free, page_tokens;
+    int kv_pages, kv_pages_free, page_tokens; /* of a pool: those that they may be */
     int kv_pages_idle; /* of the free ones: with tokens that may be found again */
     int running, waiting;
     int adapters; /* resident */

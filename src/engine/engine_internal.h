@@ -58,6 +58,7 @@ typedef struct request {
     ol_prefix_context *context;                  /* NULL: without a prefix cache */
     uint64_t submitted_us, started_us, first_us; /* 0: not yet */
     uint64_t deadline_us;                        /* 0: none */
+    bool cleared;                                /* admission.c: a pool was emptied for it */
     struct request *prev, *next;                 /* pending */
     struct request *chain;                       /* same bucket of tags */
 } request;
@@ -72,6 +73,7 @@ typedef struct limits {
     int context;        /* tokens of a request */
     bool context_by_kv; /* the KV cache, not the model or an option, sets it */
     int max_seqs, step_tokens, max_logit_rows, page_tokens, max_queued, n_pages;
+    int pool_pages; /* of one pool for pages and adapters; 0: there is none */
     size_t kv_bytes;
 } limits;
 
@@ -92,7 +94,8 @@ struct ol_engine {
     ol_model *model;
     const ol_model_config *config;
     ol_kv *kv;
-    uint64_t *eos; /* bit per token */
+    size_t page_bytes; /* pages and adapters share one pool, of such pages; 0: they do not */
+    uint64_t *eos;     /* bit per token */
     /* Requests. */
     ol_sched *sched;
     ol_prefix_cache *prefix; /* NULL: none */
@@ -105,7 +108,9 @@ struct ol_engine {
     size_t tags_mask;
     int n_live;
     uint64_t next_order;
+    bool blocked; /* no step is of use until an adapter or a call comes: see step.c */
     bool admission_due;
+    uint64_t releases;     /* of the pool, when admission last ran */
     uint64_t admission_us; /* when it last ran */
     int n_deadlines;       /* requests that have one */
     uint64_t step_us;      /* what a step with prompts may take while others generate */
@@ -162,6 +167,13 @@ void admission_run(ol_engine *engine);
 void admission_arrived(ol_engine *engine, const ol_digest *digest);
 /* The adapter cannot be had: whoever waits for it fails. */
 void admission_refuse(ol_engine *engine, const ol_digest *digest, const ol_error *error);
+
+/* Before a plan: new sequences leave room for the adapters that the oldest request misses. */
+void admission_leave_room(ol_engine *engine);
+/* Nothing runs, and what waits for pages finds none for what others have pinned. True when a new
+ * plan may find more; *stage: 0 at first. When something is worth waiting for, false, and the
+ * engine is blocked. */
+bool admission_unblock(ol_engine *engine, int *stage);
 
 /* -- step.c --------------------------------------------------------------------- */
 /* An ol_sched_find over the engine's prefix cache. */

@@ -7,9 +7,15 @@
  * shares it again or its room is needed. Idle pages go in the order in which they became
  * idle.
  *
+ * Pages can be lent to a guest (the adapter store), in runs of neighbours, for what is no keys
+ * and values. It, too, has things that lie idle. Whoever needs room gets what became idle
+ * first, whosever it was: one order for both. Pages with references, and what the guest
+ * needs, stay where they are. Pages are taken from the first on and runs from the last, so
+ * that runs find neighbours.
+ *
  * Invariants (asserted)
- *  1. A page is free, idle, or has as many references as page tables hold it.
- *  2. Free pages, idle pages and pages with references are the pool.
+ *  1. A page is free, idle, lent, or has as many references as page tables hold it.
+ *  2. Free, idle and lent pages and pages with references are the pool.
  *  3. A page that is written to has one reference and is not kept; others are read only.
  */
 #ifndef OL_ENGINE_KVPAGES_H
@@ -35,9 +41,33 @@ void ol_kvpages_keep(ol_kvpages *pool, int32_t page);
 typedef void (*ol_kvpages_forget)(void *context, int32_t page);
 void ol_kvpages_on_forget(ol_kvpages *pool, ol_kvpages_forget forget, void *context);
 
+/* What the guest has lying idle. Each may be called whenever pages are taken. */
+typedef struct ol_kvpages_guest {
+    int (*idle)(void *context);        /* pages of all that */
+    uint64_t (*oldest)(void *context); /* since when (ol_kvpages_now) the first to go has been;
+                                        * UINT64_MAX: there is none */
+    void (*drop)(void *context);       /* that one goes: its pages are returned */
+    void *context;
+} ol_kvpages_guest;
+
+void ol_kvpages_invite(ol_kvpages *pool, const ol_kvpages_guest *guest);
+/* Counts what becomes idle. */
+uint64_t ol_kvpages_now(ol_kvpages *pool);
+/* n runs of `run` neighbours each, into first[n]: all of them, or none and false. What lies idle
+ * goes for it. */
+bool ol_kvpages_lend(ol_kvpages *pool, int n, int run, int32_t *first);
+void ol_kvpages_return(ol_kvpages *pool, int n, int run, const int32_t *first);
+/* At most so many pages hold keys and values (those with references and the idle ones). */
+void ol_kvpages_limit(ol_kvpages *pool, int most);
+
 int ol_kvpages_total(const ol_kvpages *pool);
-/* Free and idle: what ol_kvpages_alloc can give. */
+/* What ol_kvpages_alloc can give: free and idle, and what the guest has lying idle. */
 int ol_kvpages_available(const ol_kvpages *pool);
+int ol_kvpages_used(const ol_kvpages *pool); /* with references */
+int ol_kvpages_lent(const ol_kvpages *pool);
+bool ol_kvpages_is_lent(const ol_kvpages *pool, int32_t page);
+/* How often a page became free or idle. */
+uint64_t ol_kvpages_releases(const ol_kvpages *pool);
 int ol_kvpages_idle(const ol_kvpages *pool);
 int ol_kvpages_refs(const ol_kvpages *pool, int32_t page);
 /* Pages that n_tokens tokens take. */

@@ -7,8 +7,10 @@ typedef struct offer {
     ol_job job; /* first: the loader knows no more */
     const ol_adapters *store;
     ol_adapter_offer what;
-    ol_adapter *record; /* referenced while it is read; NULL for a check */
-    size_t reserved;    /* room for it, or 0: it is read, but not placed there */
+    ol_adapter *record;     /* referenced while it is read; NULL for a check */
+    size_t reserved;        /* room for it, or 0: it is read, but not placed there */
+    ol_adapter_place place; /* that room in a pool */
+    bool again;             /* it was read before, and has its room now */
     ol_adapter_made made;
     uint64_t us; /* what reading took */
 } offer;
@@ -28,16 +30,26 @@ static void run_offer(ol_job *job)
     ol_adapter_bytes bytes = bytes_of(&o->what);
     uint64_t start = ol_now_us();
 
-    ol_adapters_make(o->store, &bytes, o->reserved > 0, &o->made);
-    o->us = ol_now_us() - start;
+    if (!o->again)
+        ol_adapters_make(o->store, &bytes, o->reserved > 0, &o->made);
+    if (o->place.runs)
+        ol_adapters_fill_place(o->store, &o->place, &o->made);
+    o->us += ol_now_us() - start;
 }
 
 /* -- in -------------------------------------------------------------------------------- */
 
-static void release(ol_engine *engine, offer *o)
+static void unreserve(ol_engine *engine, offer *o)
 {
     if (o->reserved)
         ol_adapters_unreserve(engine->adapters, o->reserved);
+    o->reserved = 0;
+}
+
+static void release(ol_engine *engine, offer *o)
+{
+    unreserve(engine, o);
+    ol_adapters_give_place(engine->adapters, &o->place);
     if (o->record) {
         o->record->loading--;
         ol_adapters_unref(engine->adapters, o->record);
@@ -55,6 +67,15 @@ void offer_drop(ol_job *job, void *context)
     release(engine, o);
 }
 
+/* Pages of the pool, for what it is known to need. */
+static bool reserve_place(ol_engine *engine, offer *o, const ol_lora_need *need)
+{
+    if (!ol_adapters_take_place(engine->adapters, need, &o->place))
+        return false;
+    o->reserved = ol_adapters_place_bytes(engine->adapters, need);
+    return true;
+}
+
 /* It is being read: nobody else need be asked for it. */
 static ol_code hold_record(ol_engine *engine, offer *o, ol_error *err)
 {
@@ -64,6 +85,11 @@ static ol_code hold_record(ol_engine *engine, offer *o, ol_error *err)
     if (!o->record)
         return ol_fail_nomem(err, sizeof(*o->record), "an adapter");
     o->record->loading++;
+    if (engine->page_bytes) {
+        if (!o->record->lora && o->record->bytes)
+            (void)reserve_place(engine, o, &o->record->pages.need);
+        return OL_OK;
+    }
     if (o->record->bytes > bytes)
         bytes = o->record->bytes;
     if (!o->record->lora && bytes > 0 && ol_adapters_reserve(engine->adapters, bytes))
@@ -94,14 +120,29 @@ ol_code ol_engine_adapter_offer(ol_engine *engine, const ol_adapter_offer *what,
 
 /* -- out ---------------------------------------------------------------------------------- */
 
+/* In a pool an adapter that is seen for the first time goes to the loader twice: read, it says what
+ * pages it needs. */
+static bool place_now(ol_engine *engine, offer *o)
+{
+    ol_error ignored;
+
+    if (!engine->page_bytes || o->what.check || o->again || o->made.code != OL_OK || o->made.lora ||
+        !ol_digest_equal(&o->made.digest, &o->what.expected) || o->record->lora)
+        return false;
+    unreserve(engine, o);
+    ol_adapters_give_place(engine->adapters, &o->place);
+    if (!reserve_place(engine, o, &o->made.place.need))
+        return false;
+    o->again = true;
+    return ol_loader_submit(engine->loader, &o->job, &ignored) == OL_OK;
+}
+
 /* As if it had come just now: see ol_engine_adapter_put. */
 static void take_offer(ol_engine *engine, offer *o, ol_adapter_result *result)
 {
     ol_adapter_verdict verdict;
 
-    if (o->reserved)
-        ol_adapters_unreserve(engine->adapters, o->reserved);
-    o->reserved = 0;
+    unreserve(engine, o);
     result->code =
         ol_adapters_take(engine->adapters, &o->what.expected, &o->made, &verdict, &result->error);
     result->facts = verdict.facts;
@@ -125,11 +166,16 @@ static void take_offer(ol_engine *engine, offer *o, ol_adapter_result *result)
 
 bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
 {
-    ol_job *job = ol_loader_next(engine->loader);
-    offer *o = (offer *)(void *)job;
+    ol_job *job;
+    offer *o;
 
-    if (!job)
-        return false;
+    do {
+        job = ol_loader_next(engine->loader);
+        o = (offer *)(void *)job;
+        if (!job)
+            return false;
+        engine->blocked = false;
+    } while (place_now(engine, o));
     *result = (ol_adapter_result){.tag = o->what.tag,
                                   .check = o->what.check,
                                   .offered = o->what.bytes,

@@ -279,16 +279,46 @@ static ol_code choose_kv_dtype(const ol_engine *engine, const ol_engine_options 
     return OL_OK;
 }
 
+/* Bytes of a page, as the device says, or by what is known of it. */
+static size_t page_bytes_of(const ol_engine *engine, const ol_kv_desc *desc)
+{
+    size_t bytes =
+        engine->table->kv_page_bytes ? engine->table->kv_page_bytes(engine->device, desc) : 0;
+
+    return bytes ? bytes
+                 : (size_t)2 * (size_t)desc->n_layers * (size_t)desc->n_kv_heads *
+                       (size_t)desc->head_dim * (size_t)desc->page_tokens *
+                       ol_dtype_block_bytes(desc->dtype);
+}
+
+/* One pool for pages and adapters has more pages than sequences could fill. */
+static ol_code size_pool(ol_engine *engine, const ol_engine_options *o, size_t page, ol_error *err)
+{
+    limits *l = &engine->limits;
+    size_t pages = o->cache_bytes / page;
+
+    if (!engine->table->lora_create_in || !engine->table->lora_need)
+        return ol_fail(err, OL_UNSUPPORTED,
+                       "the device has no common pool for keys, values and adapters");
+    if (pages > INT32_MAX)
+        pages = INT32_MAX;
+    engine->page_bytes = page;
+    l->pool_pages = (int)pages;
+    return OL_OK;
+}
+
 /* Pages within the budget, but no more than all sequences could ever fill. */
 static ol_code size_kv(ol_engine *engine, const ol_engine_options *o, ol_kv_desc *desc,
                        ol_error *err)
 {
     limits *l = &engine->limits;
-    size_t budget = o->kv_bytes ? o->kv_bytes : DEFAULT_KV_BYTES;
-    size_t page = (size_t)2 * (size_t)desc->n_layers * (size_t)desc->n_kv_heads *
-                  (size_t)desc->head_dim * (size_t)desc->page_tokens *
-                  ol_dtype_block_bytes(desc->dtype);
-    size_t pages = budget / page, per_seq;
+    size_t budget = o->kv_bytes ? o->kv_bytes : o->cache_bytes ? o->cache_bytes : DEFAULT_KV_BYTES;
+    size_t page = page_bytes_of(engine, desc);
+    size_t pages, per_seq;
+
+    if (o->cache_bytes && budget > o->cache_bytes)
+        budget = o->cache_bytes;
+    pages = budget / page;
 
     l->context = or_default(o->context, engine->config->max_position);
     if (l->context > engine->config->max_position)
@@ -308,6 +338,11 @@ static ol_code size_kv(ol_engine *engine, const ol_engine_options *o, ol_kv_desc
         l->context = (int)pages * l->page_tokens;
     l->n_pages = desc->n_pages = (int)pages;
     l->kv_bytes = budget;
+    if (!o->cache_bytes)
+        return OL_OK;
+    OL_TRY(size_pool(engine, o, page, err));
+    desc->n_pages = l->pool_pages;
+    desc->pool = true;
     return OL_OK;
 }
 
@@ -328,13 +363,14 @@ static ol_code open_kv(ol_engine *engine, const ol_engine_options *o, ol_error *
     if (l->context_by_kv)
         ol_log(OL_LOG_INFO, "the KV cache holds %d tokens, fewer than the model's context of %d",
                l->context, engine->config->max_position);
-    sched.n_pages = l->n_pages;
+    sched.n_pages = desc.n_pages;
     sched.max_tokens = l->context;
     if (!o->no_prefix_cache) {
         sched.find = step_find_computed;
         sched.find_context = engine;
     }
     OL_TRY(ol_sched_create(&sched, &engine->sched, err));
+    ol_kvpages_limit(ol_sched_pages(engine->sched), l->n_pages);
     if (!o->no_prefix_cache)
         OL_TRY(ol_prefix_create(ol_sched_pages(engine->sched), &engine->prefix, err));
     return engine->table->kv_create(engine->device, &desc, &engine->kv, err);
@@ -342,6 +378,17 @@ static ol_code open_kv(ol_engine *engine, const ol_engine_options *o, ol_error *
 
 /* -- the rest ------------------------------------------------------------------------------------
  */
+
+static void adapters_in_pool(const ol_engine *engine, const ol_engine_options *o,
+                             ol_adapters_options *adapters)
+{
+    size_t all = (size_t)engine->limits.pool_pages * engine->page_bytes;
+
+    adapters->pool = ol_sched_pages(engine->sched);
+    adapters->kv = engine->kv;
+    adapters->page_bytes = engine->page_bytes;
+    adapters->budget = o->adapter_bytes && o->adapter_bytes < all ? o->adapter_bytes : all;
+}
 
 static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_error *err)
 {
@@ -353,6 +400,8 @@ static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_err
                                                                : DEFAULT_ADAPTER_BYTES};
     size_t buckets = 64;
 
+    if (engine->page_bytes)
+        adapters_in_pool(engine, o, &adapters);
     while (buckets < (size_t)(l->max_queued + l->max_seqs))
         buckets *= 2;
     engine->tags_mask = buckets - 1;

@@ -67,6 +67,7 @@ void request_enter(ol_engine *engine, request *r)
 {
     request **bucket = bucket_of(engine, r->tag);
 
+    engine->blocked = false;
     r->chain = *bucket;
     *bucket = r;
     engine->n_live++;
@@ -126,6 +127,7 @@ static bool is_pending(const ol_engine *engine, const request *r)
 
 void request_free(ol_engine *engine, request *r)
 {
+    engine->blocked = false;
     if (r->with_scheduler) {
         ol_sched_remove(engine->sched, &r->seq);
         engine->n_adapted -= r->n_adapters > 0;

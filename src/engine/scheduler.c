@@ -21,6 +21,8 @@ struct ol_sched {
     ol_tenants *tenants;
     int reserved_slots, reserved_pages; /* for tenants that have nothing running */
     int prompt_rows;
+    const ol_sched_seq *whose; /* who needs wanted_pages, or NULL: of one plan */
+    int wanted_pages;
     /* While planning. */
     int rows_left, logits_left;
     bool may_admit, newcomers_only;
@@ -154,7 +156,7 @@ static void find_computed(ol_sched *s, ol_sched_seq *seq)
 }
 
 /* Gives a waiting sequence a slot and the pages of its known tokens. A pool that nobody else
- * uses always has these. */
+ * uses always has these, unless an older request needs them for its adapters. */
 static bool admit(ol_sched *s, ol_sched_seq *seq)
 {
     int headroom = s->running.n; /* let those that run grow before they have to yield */
@@ -163,6 +165,8 @@ static bool admit(ol_sched *s, ol_sched_seq *seq)
         return false;
     if (running_of(seq->tenant) > 0)
         headroom += s->reserved_pages;
+    if (s->whose && older(s->whose, seq))
+        headroom += s->wanted_pages;
     seq->slot = s->free_slots[s->n_free_slots - 1];
     seq->table = (ol_pagetable){.pages = s->tables + (size_t)seq->slot * (size_t)s->slot_pages,
                                 .max = s->slot_pages};
@@ -317,6 +321,16 @@ static ol_sched_seq *first_waiting(const ol_sched *s)
     return best;
 }
 
+ol_sched_seq *ol_sched_next_waiting(const ol_sched *s)
+{
+    ol_sched_seq *best = s->waiting.head;
+
+    for (ol_sched_seq *seq = best; seq; seq = seq->next)
+        if (precedes(seq, best))
+            best = seq;
+    return best;
+}
+
 /* A large one that finds no room is not passed by smaller ones of tenants that run already;
  * nor by any when its tenant has nothing running. */
 static void note_refusal(ol_sched *s, const ol_sched_seq *seq)
@@ -359,7 +373,14 @@ ol_sched_plan *ol_sched_next(ol_sched *s)
     s->may_admit = s->preemptions == preemptions; /* not while others have to yield */
     s->newcomers_only = false;
     plan_prompts(s);
+    s->whose = NULL;
     return &s->plan;
+}
+
+void ol_sched_leave_room(ol_sched *s, const ol_sched_seq *whose, int pages)
+{
+    s->whose = whose;
+    s->wanted_pages = pages;
 }
 
 /* A token of output counts twice: as a row, and for what it costs to choose it. What is
@@ -456,5 +477,7 @@ void ol_sched_check(const ol_sched *s)
         used += ol_kvpages_refs(s->pages, page) > 0;
     }
     assert(refs == held);
-    assert(used + ol_kvpages_available(s->pages) == ol_kvpages_total(s->pages));
+    assert(used == ol_kvpages_used(s->pages));
+    assert(ol_kvpages_lent(s->pages) > 0 ||
+           used + ol_kvpages_available(s->pages) == ol_kvpages_total(s->pages));
 }

@@ -26,7 +26,8 @@
  *  2. computed <= known; the pages hold at least the computed tokens; a waiting
  *     sequence has neither computed tokens nor pages.
  *  3. Each page has as many references as tables hold it.
- *  4. The first of the running is never made to wait. So each sequence that fits the pool
+ *  4. The first of the running is never made to wait (but for pages that were lent: then
+ *     nothing runs, and it is the owner's turn). So each sequence that fits the pool
  *     alone is finished some day, unless higher priorities keep coming: that is what they
  *     are for. Among equals a tenant that waits keeps its counter while others' grow.
  */
@@ -101,8 +102,13 @@ void ol_sched_remove(ol_sched *sched, ol_sched_seq *seq);
  * depend on it, how long the others wait for their next token does. */
 void ol_sched_set_prompt_rows(ol_sched *sched, int rows);
 
+/* In the next plan sequences that are younger than `whose` (of no higher priority) are admitted
+ * only if so many pages are left, which it needs for something else. */
+void ol_sched_leave_room(ol_sched *sched, const ol_sched_seq *whose, int pages);
+
 /* Decides on the next step and takes the pages for it. Valid until the next call. No
- * part at all only if there is no sequence that has something to compute. */
+ * part at all only if there is no sequence that has something to compute, or none finds pages
+ * for what is lent of them. */
 ol_sched_plan *ol_sched_next(ol_sched *sched);
 /* The planned step has been computed. */
 void ol_sched_done(ol_sched *sched);
@@ -116,6 +122,8 @@ ol_tenants *ol_sched_tenants(ol_sched *sched);
 /* The first of the running, the first of the waiting; then by seq->next. */
 const ol_sched_seq *ol_sched_first_running(const ol_sched *sched);
 const ol_sched_seq *ol_sched_first_waiting(const ol_sched *sched);
+/* Of the waiting, the one that is admitted first when nothing runs; NULL: none waits. */
+ol_sched_seq *ol_sched_next_waiting(const ol_sched *sched);
 
 /* Asserts the invariants; for tests. */
 void ol_sched_check(const ol_sched *sched);

@@ -132,7 +132,7 @@ static void note_plan(ol_engine *engine, const ol_sched_plan *plan)
 }
 
 /* A device that finds no working memory may find it where adapters lie idle; a step can be
- * done again, as it only writes what it has not read. */
+ * done again, as it only writes what it has not read. (Those in a pool lie in its memory.) */
 static ol_code forward(ol_engine *engine, const ol_step *step, ol_model_output *output,
                        ol_error *err)
 {
@@ -140,7 +140,7 @@ static ol_code forward(ol_engine *engine, const ol_step *step, ol_model_output *
 
     clear_energies(engine, step);
     code = ol_model_forward(engine->model, step, engine->kv, output, err);
-    if (code != OL_NOMEM || !ol_adapters_drop_idle(engine->adapters))
+    if (code != OL_NOMEM || engine->page_bytes || !ol_adapters_drop_idle(engine->adapters))
         return code;
     clear_energies(engine, step);
     return ol_model_forward(engine->model, step, engine->kv, output, err);
@@ -210,7 +210,8 @@ static void deliver(ol_engine *engine, const ol_sched_plan *plan, const ol_choic
 bool ol_engine_busy(const ol_engine *engine)
 {
     return engine->device_error.code != OL_OK ||
-           ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0;
+           (!engine->blocked &&
+            ol_sched_running(engine->sched) + ol_sched_waiting(engine->sched) > 0);
 }
 
 /* A step with a prompt in it tells what such rows take; others wait for their tokens meanwhile. */
@@ -253,6 +254,20 @@ static ol_code run_plan(ol_engine *engine, ol_sched_plan *plan, ol_error *err)
     return OL_OK;
 }
 
+/* Empty only if there is nothing to do, or nothing that can be done now. */
+static ol_sched_plan *next_plan(ol_engine *engine)
+{
+    ol_sched_plan *plan;
+    int stage = 0;
+
+    engine->blocked = false;
+    admission_leave_room(engine);
+    plan = ol_sched_next(engine->sched);
+    while (plan->n_parts == 0 && admission_unblock(engine, &stage))
+        plan = ol_sched_next(engine->sched);
+    return plan;
+}
+
 ol_code ol_engine_step(ol_engine *engine, ol_error *err)
 {
     ol_sched_plan *plan;
@@ -262,7 +277,7 @@ ol_code ol_engine_step(ol_engine *engine, ol_error *err)
         return err->code;
     }
     request_check_deadlines(engine);
-    plan = ol_sched_next(engine->sched);
+    plan = next_plan(engine);
     while (plan->n_parts > 0) {
         ol_code code = run_plan(engine, plan, err);
 
@@ -271,7 +286,7 @@ ol_code ol_engine_step(ol_engine *engine, ol_error *err)
         if (code != OL_NOMEM)
             return code;
         shed(engine, plan, err); /* and again: each time there is less to compute */
-        plan = ol_sched_next(engine->sched);
+        plan = next_plan(engine);
     }
     admission_run(engine);
     if (ol_events_failed(engine->events))

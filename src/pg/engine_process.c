@@ -82,6 +82,7 @@ static void build_command(Command *command)
     add_number(command, "threads", lora_threads);
     add_number(command, "kv-bytes", lora_kv_cache_size * mb);
     add_number(command, "adapter-bytes", lora_adapter_cache_size * mb);
+    add_number(command, "cache-bytes", lora_cache_size * mb);
     add_number(command, "memory-limit", lora_memory_limit * mb);
     add_number(command, "context", lora_context_length);
     add_number(command, "max-seqs", lora_max_sequences);

@@ -10,7 +10,7 @@
  *
  * Options of `serve` are ol_engine_options' fields with dashes: --device, --isa,
  * --threads, --quantization auto|int8|int4, --memory-limit, --kv-bytes,
- * --adapter-bytes, --context, --max-seqs, --step-tokens, --page-tokens, --max-queued,
+ * --adapter-bytes, --cache-bytes, --context, --max-seqs, --step-tokens, --page-tokens, --max-queued,
  * --step-ms, --no-prefix-cache
  * (bytes and counts as plain integers), and --max-adapter-bytes, the largest upload of
  * an adapter.

@@ -317,8 +317,14 @@ void rig_place(rig_device *d, const rig_model *m, const rig_options *options)
                               .max_rows = options->max_rows,
                               .max_seqs = options->max_rows,
                               .max_logit_rows = options->max_rows};
-    ol_kv_desc kv = {RIG_LAYERS,     s->kv_heads,      s->dim,
-                     s->page_tokens, options->n_pages, options->kv};
+    int more = options->pool ? 4096 : 0;
+    ol_kv_desc kv = {.n_layers = RIG_LAYERS,
+                     .n_kv_heads = s->kv_heads,
+                     .head_dim = s->dim,
+                     .page_tokens = s->page_tokens,
+                     .n_pages = options->n_pages + more,
+                     .dtype = options->kv,
+                     .pool = options->pool};
 
     memset(d, 0, sizeof(*d));
     d->ops = ol_device_entry_point();
@@ -334,10 +340,40 @@ void rig_place(rig_device *d, const rig_model *m, const rig_options *options)
         place_layer(d, l);
     d->stored_head = stored(d->head ? d->head : d->embedding);
     RIG_OK(d->ops->kv_create(d->device, &kv, &d->kv, &rig_error));
+    d->pool = options->pool;
+    d->last_page = options->n_pages + more;
+    if (d->pool)
+        memset(d->kv->data, 0xFF, d->kv->bytes);
     RIG_OK(d->ops->buffer_create(d->device, s->hidden, &d->x, &rig_error));
     RIG_OK(d->ops->buffer_create(d->device, s->hidden, &d->y, &rig_error));
     RIG_OK(d->ops->buffer_create(d->device, (int64_t)s->heads * s->dim, &d->q, &rig_error));
     RIG_OK(d->ops->buffer_create(d->device, (int64_t)s->heads * s->dim, &d->o, &rig_error));
+}
+
+/* From the last page down, with a page of NaNs before each run. */
+static void place_in_pool(rig_device *d, const ol_lora_module *modules, int n)
+{
+    ol_lora **lora = &d->loras[d->n_loras];
+    ol_lora_need need;
+    int32_t *runs;
+
+    RIG_OK(d->ops->lora_need(d->device, d->kv, modules, n, &need, &rig_error));
+    runs = malloc((size_t)need.n_runs * sizeof(*runs));
+    for (int i = 0; i < need.n_runs; i++) {
+        d->last_page -= need.run;
+        runs[i] = d->last_page--;
+    }
+    assert_true(d->last_page > d->n_pages);
+    RIG_OK(d->ops->lora_create_in(d->device, d->kv, runs, modules, n, lora, &rig_error));
+    assert_int_equal(d->ops->lora_bytes(d->device, *lora),
+                     (size_t)need.n_runs * (size_t)need.run * d->kv->page_bytes);
+    for (int i = 0; i < need.n_runs; i++) { /* it has written nothing beside them */
+        const uint8_t *before = d->kv->data + (size_t)(runs[i] - 1) * d->kv->page_bytes;
+
+        for (size_t k = 0; k < d->kv->page_bytes; k++)
+            assert_int_equal(before[k], 0xFF);
+    }
+    free(runs);
 }
 
 void rig_place_lora(rig_device *d, const rig_lora *lora)
@@ -351,7 +387,10 @@ void rig_place_lora(rig_device *d, const rig_lora *lora)
                 modules[n++] = (ol_lora_module){l,           (ol_module)i,    lora->rank[l][i],
                                                 lora->scale, lora->a[l][i].t, lora->b[l][i].t};
     d->lora_of[d->n_loras] = lora;
-    RIG_OK(d->ops->lora_create(d->device, modules, n, &d->loras[d->n_loras], &rig_error));
+    if (d->pool)
+        place_in_pool(d, modules, n);
+    else
+        RIG_OK(d->ops->lora_create(d->device, modules, n, &d->loras[d->n_loras], &rig_error));
     d->n_loras++;
 }
 

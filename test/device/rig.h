@@ -94,6 +94,8 @@ typedef struct rig_device {
     const rig_lora *lora_of[RIG_MAX_LORAS];
     int n_loras;
     int n_pages;
+    bool pool;
+    int32_t last_page; /* of a pool: from here on adapters have them */
 } rig_device;
 
 typedef struct rig_options {
@@ -101,6 +103,7 @@ typedef struct rig_options {
     int threads, max_rows, n_pages;
     ol_dtype kv;
     bool tied;
+    bool pool; /* adapters lie in pages, and all pages have NaNs in them before */
 } rig_options;
 
 void rig_place(rig_device *d, const rig_model *m, const rig_options *options);

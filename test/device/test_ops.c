@@ -452,7 +452,7 @@ static const kind kinds[] = {{OL_F32, OL_QUANT_AS_IS},  {OL_F16, OL_QUANT_AS_IS}
 static void run(const rig_shape *shape, kind k, const char *isa, int threads, ol_dtype kv,
                 uint64_t seed)
 {
-    rig_options options = {isa, threads, 128, 64, kv, seed % 2 == 0};
+    rig_options options = {isa, threads, 128, 64, kv, seed % 2 == 0, seed % 3 == 0};
     rig_model model;
     rig_lora loras[3];
     rig_device d;

@@ -27,6 +27,7 @@ typedef struct schedule {
     int seqs;        /* that run at the same time */
     int least, most; /* rows of a sequence in a step */
     int threads;
+    bool pool; /* adapters in pages */
 } schedule;
 
 typedef struct run {
@@ -155,7 +156,7 @@ static bool choose(const run *r, const schedule *s, rig_rng *rng, int *chosen, i
 static void run_schedule(run *r, const rig_model *m, const rig_lora *loras, const request *requests,
                          const schedule *s, const char *isa, ol_dtype kv, rig_rng *rng)
 {
-    rig_options options = {isa, s->threads, MAX_ROWS, 67, kv, true};
+    rig_options options = {isa, s->threads, MAX_ROWS, 67, kv, true, s->pool};
     size_t n = (size_t)N_SEQS * MAX_LENGTH * (size_t)m->shape.vocab;
     int chosen[N_SEQS], rows[N_SEQS], count;
 
@@ -195,15 +196,16 @@ static void compare(const run *want, const run *got, const request *requests, in
 }
 
 static const schedule schedules[] = {
-    {"alone, row by row", 1, 1, 1, 1}, /* what the others are held against */
-    {"alone, in one piece", 1, MAX_LENGTH, MAX_LENGTH, 2},
-    {"alone, in pieces", 1, 1, 40, 1},
-    {"two, row by row", 2, 1, 1, 2},
-    {"all, row by row", N_SEQS, 1, 1, 3},
-    {"all, in small pieces", N_SEQS, 1, 5, 2},
-    {"all, in pieces", N_SEQS, 1, 33, 3},
-    {"five, in pieces", 5, 1, 17, 1},
-    {"three, in large pieces", 3, 20, 64, 4},
+    {"alone, row by row", 1, 1, 1, 1, false}, /* what the others are held against */
+    {"alone, in one piece", 1, MAX_LENGTH, MAX_LENGTH, 2, false},
+    {"alone, in pieces", 1, 1, 40, 1, false},
+    {"two, row by row", 2, 1, 1, 2, false},
+    {"all, row by row", N_SEQS, 1, 1, 3, false},
+    {"all, in small pieces", N_SEQS, 1, 5, 2, false},
+    {"all, in pieces", N_SEQS, 1, 33, 3, false},
+    {"five, in pieces", 5, 1, 17, 1, false},
+    {"three, in large pieces", 3, 20, 64, 4, false},
+    {"four, in pieces, in a pool", 4, 1, 40, 2, true},
 };
 
 static void check(const rig_shape *shape, ol_dtype dtype, ol_quantization quantization,

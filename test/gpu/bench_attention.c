@@ -134,7 +134,8 @@ static double seconds(const shape *s)
                         .kv = {.n_kv_heads = s->n_kv_heads,
                                .head_dim = s->head_dim,
                                .dim_stride = s->head_dim,
-                               .page_tokens = PAGE},
+                               .page_tokens = PAGE,
+                               .page_stride = (int64_t)2 * PAGE * s->n_kv_heads * s->head_dim},
                         .n_heads = s->n_heads,
                         .scale = 1 / sqrtf((float)s->head_dim)};
     double t;

@@ -153,7 +153,9 @@ static batch make_batch(shape s, int n, const int *past, const int *n_rows)
         .kv = {.n_kv_heads = s.n_kv_heads,
                .head_dim = s.head_dim,
                .dim_stride = (s.head_dim + 15) / 16 * 16,
-               .page_tokens = s.page_tokens},
+               .page_tokens = s.page_tokens,
+               .page_stride =
+                   (int64_t)s.n_kv_heads * 2 * s.page_tokens * ((s.head_dim + 15) / 16 * 16)},
         .n_heads = s.n_heads,
         .window = s.window,
         .scale = (float)(1 / sqrt(s.head_dim)),

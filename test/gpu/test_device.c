@@ -147,6 +147,7 @@ typedef struct model {
     ol_lora *loras[LORAS];
     const ol_pick *picks; /* steps choose, instead of giving logits */
     const ol_choice *choices;
+    int32_t last_page; /* from here on pages of a pool are adapters'; 0: there is no pool */
 } model;
 
 static ol_weight *place(model *m, const ol_tensor *t, int use, ol_quantization quantization)
@@ -187,13 +188,26 @@ static void place_layer(model *m, int l, ol_quantization quantization)
     layer->k_norm = place(m, &m->w->norms[l][3], OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
 }
 
+static void open_pages(model *m, int n_pages, ol_dtype kv)
+{
+    const shape *s = &m->w->s;
+    ol_kv_desc desc = {.n_layers = LAYERS,
+                       .n_kv_heads = s->kv_heads,
+                       .head_dim = s->dim,
+                       .page_tokens = s->page_tokens,
+                       .n_pages = n_pages,
+                       .dtype = kv,
+                       .pool = n_pages > PAGES};
+
+    OK(m->t->kv_create(m->device, &desc, &m->kv, &error));
+}
+
 static void open_model(model *m, const ol_device_table *t, const weights *w, ol_dtype kv,
                        ol_quantization quantization)
 {
     const shape *s = &w->s;
     ol_device_options options = {
         .threads = 1, .max_rows = MAX_ROWS, .max_seqs = MAX_SEQS, .max_logit_rows = MAX_ROWS};
-    ol_kv_desc desc = {LAYERS, s->kv_heads, s->dim, s->page_tokens, PAGES, kv};
 
     *m = (model){.t = t, .w = w};
     OK(t->open(&options, &m->device, &error));
@@ -204,7 +218,7 @@ static void open_model(model *m, const ol_device_table *t, const weights *w, ol_
     m->norm = place(m, &w->norm, OL_WEIGHT_VECTOR, OL_QUANT_AS_IS);
     for (int l = 0; l < LAYERS; l++)
         place_layer(m, l, quantization);
-    OK(t->kv_create(m->device, &desc, &m->kv, &error));
+    open_pages(m, PAGES, kv);
     OK(t->buffer_create(m->device, s->hidden, &m->x, &error));
     OK(t->buffer_create(m->device, s->hidden, &m->y, &error));
     OK(t->buffer_create(m->device, s->heads * s->dim, &m->q, &error));
@@ -239,6 +253,25 @@ static void close_model(model *m)
     m->t->close(m->device);
 }
 
+/* From the last page down, with a page before each run that is nobody's. */
+static void place_in_pool(model *m, const ol_lora_module *modules, int n, ol_lora **lora)
+{
+    size_t page_bytes = m->kv->page_bytes;
+    ol_lora_need need;
+    int32_t *runs;
+
+    OK(m->t->lora_need(m->device, m->kv, modules, n, &need, &error));
+    runs = rig_host((size_t)need.n_runs * sizeof(*runs));
+    for (int i = 0; i < need.n_runs; i++) {
+        m->last_page -= need.run;
+        runs[i] = m->last_page--;
+    }
+    assert_true(m->last_page > PAGES);
+    OK(m->t->lora_create_in(m->device, m->kv, runs, modules, n, lora, &error));
+    assert_int_equal(m->t->lora_bytes(m->device, *lora),
+                     (size_t)need.n_runs * (size_t)need.run * page_bytes);
+}
+
 /* The same adapter on both; ranks differ by module, some modules are left out. */
 static void place_lora(model *a, model *b, int at, ol_dtype dtype)
 {
@@ -261,7 +294,9 @@ static void place_lora(model *a, model *b, int at, ol_dtype dtype)
                 .b = tensor(dtype, out_of(s, m), rank, 0, 0.8 / sqrt((double)rank))};
         }
     OK(a->t->lora_create(a->device, modules, n, &a->loras[at], &error));
-    if (b)
+    if (b && b->last_page)
+        place_in_pool(b, modules, n, &b->loras[at]);
+    else if (b)
         OK(b->t->lora_create(b->device, modules, n, &b->loras[at], &error));
 }
 
@@ -738,6 +773,63 @@ static void copies_pages(void **state)
     rig_free_all();
 }
 
+/* Adapters in pages of a pool, where anything may have lain before: the bits that they have in
+ * memory of their own. A page between them serves for keys and values. */
+static void same_bits_in_a_pool(const shape *s)
+{
+    const weights *w = make_weights(s, OL_BF16);
+    sequence seqs[2][MAX_SEQS], *order[2][MAX_SEQS];
+    ol_device_info before, after;
+    model m[2];
+
+    for (int k = 0; k < 2; k++)
+        open_model(&m[k], ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    m[1].t->kv_free(m[1].device, m[1].kv);
+    m[1].last_page = PAGES + 2048;
+    open_pages(&m[1], m[1].last_page, OL_BF16);
+    assert_int_equal(cudaMemsetAsync(m[1].kv->data, 0xFF, m[1].kv->bytes, m[1].device->stream),
+                     cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(m[1].device->stream), cudaSuccess);
+    m[1].t->info(m[1].device, &before);
+    for (int i = 0; i < LORAS; i++)
+        place_lora(&m[0], &m[1], i, i % 2 ? OL_F32 : OL_BF16);
+    m[1].t->info(m[1].device, &after);
+    assert_true(after.memory_used == before.memory_used);
+    for (int i = 0; i < MAX_SEQS; i++) {
+        random_sequence(&seqs[0][i], s, i, i % 4);
+        seqs[1][i] = seqs[0][i];
+        seqs[1][i].logits = rig_host((size_t)s->vocab * sizeof(float));
+        seqs[1][i].pages[0] = m[1].last_page - i; /* where nobody has written */
+        order[0][i] = &seqs[0][i];
+        order[1][i] = &seqs[1][i];
+    }
+    for (int step = 0; step < 3; step++) {
+        int rows[MAX_SEQS];
+
+        for (int i = 0; i < MAX_SEQS; i++)
+            rows[i] = step % 2 ? 1 : 1 + rig_below(30);
+        run(&m[0], order[0], rows, MAX_SEQS);
+        run(&m[1], order[1], rows, MAX_SEQS);
+        for (int i = 0; i < MAX_SEQS; i++) {
+            assert_memory_equal(seqs[0][i].logits, seqs[1][i].logits,
+                                (size_t)s->vocab * sizeof(float));
+            for (int k = 0; k < seqs[0][i].n_loras; k++)
+                assert_true(seqs[0][i].energy[k] == seqs[1][i].energy[k]);
+        }
+    }
+    close_model(&m[0]);
+    close_model(&m[1]);
+    rig_free_all();
+}
+
+static void adapters_in_pages(void **state)
+{
+    (void)state;
+    same_bits_in_a_pool(&small); /* a part is larger than a page */
+    same_bits_in_a_pool(&odd);
+    same_bits_in_a_pool(&wide);
+}
+
 static void gives_memory_back(void **state)
 {
     const weights *w = make_weights(&small, OL_BF16);
@@ -779,7 +871,7 @@ static void refuses_beyond_the_limit(void **state)
     ol_device_options options = {
         .max_rows = 16, .max_seqs = 2, .max_logit_rows = 2, .memory_limit = (size_t)1 << 20};
     const ol_device_table *t = ol_device_entry_point();
-    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16};
+    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16, false};
     ol_device *device;
     ol_kv *kv;
 
@@ -826,6 +918,7 @@ int main(void)
         cmocka_unit_test(chooses_as_the_engine),
         cmocka_unit_test(says_that_nothing_can_be_chosen),
         cmocka_unit_test(room_grows_with_ranks),
+        cmocka_unit_test(adapters_in_pages),
 
 #ifdef OL_SIMT
         cmocka_unit_test(groups_are_proven_first),

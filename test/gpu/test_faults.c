@@ -94,7 +94,7 @@ static ol_code run(model *m, int first, float *out)
 static void names_its_budget(void **state)
 {
     ol_device_options small = options;
-    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16};
+    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16, false};
     ol_device *device;
     ol_kv *kv;
 
@@ -213,7 +213,7 @@ static void busy_device(void **state)
 /* The card's memory ends before the limit does: it says whose, and all goes on. */
 static void card_is_full(void **state)
 {
-    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16};
+    ol_kv_desc desc = {2, 2, 64, 16, 4096, OL_BF16, false};
     float first[2 * VOCAB], again[2 * VOCAB];
     model m;
     ol_kv *kv;

@@ -77,20 +77,20 @@ static result run(const given *g, int n_rows)
                      .pos = rig_device_copy(g->pos, sizeof(g->pos)),
                      .page_start = rig_device_copy(g->page_start, sizeof(g->page_start)),
                      .pages = rig_device_copy(g->pages, sizeof(g->pages))};
-    gpu_rope op = {
-        .qkv = rig_device_copy(g->qkv, (size_t)(ROWS * g->ld) * 2),
-        .ld = g->ld,
-        .q = rig_device(n_q * 2),
-        .ldq = g->ldq,
-        .kv = {rig_device(n_pool * 2), s->kv_heads, s->dim, stride_of(s), s->page_tokens},
-        .q_norm = copy_or_null(g->q_norm, s->dim),
-        .k_norm = copy_or_null(g->k_norm, s->dim),
-        .inv_freq = rig_device_copy(g->inv_freq, (size_t)s->rotary / 2 * sizeof(float)),
-        .n_heads = s->heads,
-        .rotary_dims = s->rotary,
-        .interleaved = s->interleaved,
-        .norm_eps = 1e-5f,
-        .rope_factor = 1.1f};
+    gpu_rope op = {.qkv = rig_device_copy(g->qkv, (size_t)(ROWS * g->ld) * 2),
+                   .ld = g->ld,
+                   .q = rig_device(n_q * 2),
+                   .ldq = g->ldq,
+                   .kv = {rig_device(n_pool * 2), s->kv_heads, s->dim, stride_of(s), s->page_tokens,
+                          (int64_t)s->kv_heads * 2 * s->page_tokens * stride_of(s)},
+                   .q_norm = copy_or_null(g->q_norm, s->dim),
+                   .k_norm = copy_or_null(g->k_norm, s->dim),
+                   .inv_freq = rig_device_copy(g->inv_freq, (size_t)s->rotary / 2 * sizeof(float)),
+                   .n_heads = s->heads,
+                   .rotary_dims = s->rotary,
+                   .interleaved = s->interleaved,
+                   .norm_eps = 1e-5f,
+                   .rope_factor = 1.1f};
     result out = {rig_host(n_q * 2), rig_host(n_pool * 2)};
 
     GPU_OK(gpu_rope_run(&rows, &op, n_rows, rig_stream()));

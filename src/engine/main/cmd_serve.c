@@ -223,7 +223,9 @@ static void send_broken(server *s, const ol_error *err)
 static ol_code start(job *j, ol_error *err)
 {
     server *s = &j->server;
-    size_t adapters = j->engine.adapter_bytes ? j->engine.adapter_bytes : DEFAULT_ADAPTER_BYTES;
+    size_t adapters = j->engine.adapter_bytes ? j->engine.adapter_bytes
+                      : j->engine.cache_bytes ? j->engine.cache_bytes
+                                              : DEFAULT_ADAPTER_BYTES;
 
     if (!s->max_adapter_bytes)
         s->max_adapter_bytes = adapters;
