@@ -101,6 +101,7 @@ $(BUILD)/test/device_%: $(BUILD)/obj/test/device/%.o $(call obj,$(DEVICE_HELPERS
 $(BUILD)/test/test_merge: $(BUILD)/obj/test/unit/test_merge.o $(call obj,$(MERGE_SOURCES)) $(BUILD)/libopenlora.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(MERGE_LIBS) $(ENGINE_LIBS)
+$(BUILD)/test/test_engine_pool: $(call obj,src/engine/main/random_adapter.c)
 $(BUILD)/test/%: $(BUILD)/obj/test/unit/%.o $(call obj,$(UNIT_HELPERS)) $(BUILD)/libopenlora.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(ENGINE_LIBS)

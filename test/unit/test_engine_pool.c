@@ -4,6 +4,7 @@
 #include "engine_util.h"
 
 #include "engine/engine_internal.h"
+#include "engine/main/random_adapter.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -12,15 +13,16 @@
 
 #define MODEL "llama"
 
-enum { N_ADAPTERS = 12, N_REQUESTS = 80, MOST_TOKENS = 120 };
+enum { N_ADAPTERS = 12, N_LARGE = 3, N_REQUESTS = 80, MOST_TOKENS = 120 };
 
 typedef struct stored {
     ol_buf weights, config;
     ol_digest digest;
 } stored;
 
-static stored store[N_ADAPTERS];
-static int one_pages; /* of each of them */
+static stored store[N_ADAPTERS], large[N_LARGE];
+static int one_pages;   /* of each of the first */
+static int large_pages; /* of the largest of the others: in runs of neighbours */
 static size_t page_bytes;
 static int32_t prompt[MOST_TOKENS];
 static ol_error err;
@@ -52,19 +54,22 @@ static ol_engine *open_pool(int pages)
     return e;
 }
 
-static ol_code put(ol_engine *e, int i)
+static ol_code put_stored(ol_engine *e, const stored *s)
 {
-    const stored *s = &store[i];
     ol_adapter_facts facts;
 
     return ol_engine_adapter_put(e, &s->digest, s->weights.data, s->weights.len,
                                  (const char *)s->config.data, s->config.len, &facts, &err);
 }
 
-/* As a host does it: on the loader's thread. */
-static void offer(ol_engine *e, int i)
+static ol_code put(ol_engine *e, int i)
 {
-    const stored *s = &store[i];
+    return put_stored(e, &store[i]);
+}
+
+/* As a host does it: on the loader's thread. */
+static void offer(ol_engine *e, const stored *s)
+{
     ol_adapter_offer what = {
         .expected = s->digest, .weights_len = s->weights.len, .config_len = s->config.len};
 
@@ -89,6 +94,26 @@ static bool result_of(ol_engine *e, bool wait)
     return false;
 }
 
+/* Of ranks so high that a piece of them is larger than a page. */
+static void make_large(ol_engine *e)
+{
+    for (int i = 0; i < N_LARGE; i++) {
+        stored *s = &large[i];
+        const ol_adapter *a;
+
+        must(
+            random_adapter_make(e->config, 90 + 20 * i, (uint64_t)i, &s->weights, &s->config, &err),
+            &err);
+        ol_adapter_digest(s->weights.data, s->weights.len, (const char *)s->config.data,
+                          s->config.len, &s->digest);
+        must(put_stored(e, s), &err);
+        a = ol_adapters_find(e->adapters, &s->digest);
+        assert_non_null(a);
+        assert_true(a->pages.need.run > 1);
+        large_pages = a->pages.need.n_runs * a->pages.need.run;
+    }
+}
+
 static int make_store(void **state)
 {
     ol_engine *e;
@@ -100,11 +125,12 @@ static int make_store(void **state)
         util_make_adapter(MODEL, "a", 3 + i, &store[i].weights, &store[i].config, &store[i].digest);
     for (int i = 0; i < MOST_TOKENS; i++)
         prompt[i] = 1 + pick(200);
-    e = open_pool(64);
+    e = open_pool(256);
     must(put(e, 0), &err);
     page_bytes = e->page_bytes;
     one_pages = ol_kvpages_lent(ol_sched_pages(e->sched));
     assert_true(page_bytes > 0 && one_pages > 0);
+    make_large(e);
     ol_engine_close(e);
     return 0;
 }
@@ -115,6 +141,10 @@ static int free_store(void **state)
     for (int i = 0; i < N_ADAPTERS; i++) {
         ol_buf_free(&store[i].weights);
         ol_buf_free(&store[i].config);
+    }
+    for (int i = 0; i < N_LARGE; i++) {
+        ol_buf_free(&large[i].weights);
+        ol_buf_free(&large[i].config);
     }
     return 0;
 }
@@ -214,14 +244,14 @@ static void test_offers(void **state)
 
     (void)state;
     for (int i = 0; i < 6; i++) {
-        offer(e, i % 3);
+        offer(e, &store[i % 3]);
         assert_true(result_of(e, true));
         assert_true(ol_engine_adapter_has(e, &store[i % 3].digest));
         expect_idle(e);
     }
-    offer(e, 0);
-    offer(e, 0);
-    offer(e, 1);
+    offer(e, &store[0]);
+    offer(e, &store[0]);
+    offer(e, &store[1]);
     ol_engine_close(e); /* with jobs under way */
 }
 
@@ -267,7 +297,8 @@ typedef struct crowd {
     ol_request requests[N_REQUESTS];
 } crowd;
 
-static void make_crowd(crowd *c)
+/* mixed: some with a large adapter, too. */
+static void make_crowd(crowd *c, bool mixed)
 {
     for (int i = 0; i < N_REQUESTS; i++) {
         ol_request *q = &c->requests[i];
@@ -277,6 +308,8 @@ static void make_crowd(crowd *c)
         q->sampling.temperature = 0.8f;
         q->sampling.seed = (uint64_t)i;
         q->priority = pick(8) == 0;
+        if (mixed && q->n_adapters && pick(3) == 0)
+            c->uses[i][pick(q->n_adapters)].digest = large[pick(N_LARGE)].digest;
     }
 }
 
@@ -285,28 +318,33 @@ typedef struct hall {
     const crowd *crowd;
     util_result *results;
     bool loader;
-    int asked[256], n_asked, under_way, ended;
+    const stored *asked[256];
+    int n_asked, under_way, ended;
 } hall;
 
-static int index_of(const ol_digest *digest)
+static const stored *with_digest(const ol_digest *digest)
 {
     for (int i = 0; i < N_ADAPTERS; i++)
         if (ol_digest_equal(&store[i].digest, digest))
-            return i;
+            return &store[i];
+    for (int i = 0; i < N_LARGE; i++)
+        if (ol_digest_equal(&large[i].digest, digest))
+            return &large[i];
     fail_msg("an adapter that nobody has");
-    return -1;
+    return NULL;
 }
 
 static void bring_one(hall *h)
 {
-    int at = pick(h->n_asked), i = h->asked[at];
+    int at = pick(h->n_asked);
+    const stored *s = h->asked[at];
 
     h->asked[at] = h->asked[--h->n_asked];
     if (!h->loader) {
-        must(put(h->e, i), &err);
+        must(put_stored(h->e, s), &err);
         return;
     }
-    offer(h->e, i);
+    offer(h->e, s);
     h->under_way++;
 }
 
@@ -319,7 +357,7 @@ static void take_events(hall *h)
 
         if (event.kind == OL_EVENT_NEED_ADAPTER) {
             assert_in_range(h->n_asked, 0, 255);
-            h->asked[h->n_asked++] = index_of(&event.digest);
+            h->asked[h->n_asked++] = with_digest(&event.digest);
         } else if (event.kind == OL_EVENT_TOKEN) {
             one->tokens = realloc(one->tokens, (size_t)(one->n + 1) * sizeof(int32_t));
             one->tokens[one->n++] = event.token;
@@ -403,31 +441,45 @@ static void crowd_in(const crowd *c, int pages, bool loader, const util_result *
     }
     if (want) {
         assert_true(info.adapter_evictions > 10);
-        assert_true(info.preemptions > 0);
+        assert_true(info.preemptions > 0 ||
+                    pages > large_pages); /* small pools have too few pages */
     }
     expect_idle(h.e);
     ol_engine_close(h.e);
     util_free(have, N_REQUESTS);
 }
 
-static void test_crowd(void **state)
+static void run_crowds(bool mixed, int least, int most)
 {
     static crowd c;
     static util_result want[N_REQUESTS];
     ol_engine_options options = options_of(0);
     hall h = {.crowd = &c, .results = want};
 
-    (void)state;
-    make_crowd(&c);
+    make_crowd(&c, mixed);
     options.cache_bytes = 0;
     h.e = util_open(&options); /* each with memory of its own, and plenty */
     run_crowd(&h);
     ol_engine_close(h.e);
-    for (int pages = 2 * one_pages + 7; pages < 4 * one_pages + 7; pages += one_pages / 2 + 1) {
+    for (int pages = least; pages <= most; pages += (most - least) / 2 + 1) {
         crowd_in(&c, pages, false, want);
         crowd_in(&c, pages, true, want);
     }
     util_free(want, N_REQUESTS);
+}
+
+static void test_crowd(void **state)
+{
+    (void)state;
+    run_crowds(false, 2 * one_pages + 7, 4 * one_pages);
+}
+
+/* Runs of neighbours have to be found among pages in use and adapters of one page here and there.
+ */
+static void test_crowd_with_large_ones(void **state)
+{
+    (void)state;
+    run_crowds(true, large_pages + one_pages + 7, large_pages + 4 * one_pages);
 }
 
 int main(void)
@@ -438,6 +490,7 @@ int main(void)
         cmocka_unit_test(test_offers),
         cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_crowd),
+        cmocka_unit_test(test_crowd_with_large_ones),
     };
 
     return cmocka_run_group_tests(tests, make_store, free_store);
