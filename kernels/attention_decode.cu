@@ -1,17 +1,20 @@
 /*
- * attention_decode.cu: attention of rows that are their sequence's only one. See launch.h.
+ * attention_decode.cu: attention of rows that are their sequence's only one, or of its few. See
+ * launch.h.
  *
- * A block computes one split of a row's past for 16 query heads that share a head of keys:
- * fewer, and rows of mma's A are idle, which costs nothing where memory is the limit. Keys and
- * values come as a ring of tiles: keys of block 0, values of block 0, keys of block 1, ... A warp
- * has 16 of the block's 64 tokens in the first product and some of the dimensions in the
- * second, all p between them. A second kernel merges the splits of rows that have several.
+ * A sequence's rows times the query heads that share a head of keys are "pairs", in the order of
+ * rows and then heads. A block computes one split of the past for 16 of them: fewer, and rows of
+ * mma's A are idle, which costs nothing where memory is the limit; several rows of a sequence are
+ * read for at once, as far as their heads leave room. Keys and values come as a ring of tiles: keys
+ * of block 0, values of block 0, keys of block 1, ... A warp has 16 of the block's 64 tokens in the
+ * first product and some of the dimensions in the second, all p between them. A second kernel
+ * merges the splits of rows that have several.
  */
 #include "kernels/attention.cuh"
 
 #define DECODE_WARPS ATTENTION_STEPS
 #define DECODE_THREADS (DECODE_WARPS * WARP)
-#define DECODE_HEADS 16
+#define DECODE_PAIRS 16
 /* Blocks of a multiprocessor of 227 KiB, and what of it is a block's tiles: one of 99 KiB has at
  * least one block. */
 #define DECODE_RESIDENTS(dim16) ((dim16) > 8 ? 2 : 3)
@@ -22,16 +25,15 @@
 /* Shared memory after the ring. */
 struct decode_shared {
     uint4 p[DECODE_WARPS][WARP]; /* mma's A of 16 tokens */
-    float max[DECODE_WARPS][DECODE_HEADS];
+    float max[DECODE_WARPS][DECODE_PAIRS];
     int32_t pages[DECODE_PAGES];
 };
 
 struct decode_job {
-    int pos, first_head, n_heads; /* of the row; of query heads */
-    const uint16_t *q;            /* of first_head */
-    uint16_t *o;                  /* the same, if the row has no other split; or NULL */
-    float *partial; /* of first_head's split; the next head's is partial_step further */
-    int64_t partial_step;
+    int entry, row,
+        pos; /* of the sequence's first row: in decode_rows, in the step, its position */
+    int first_pair, n_pairs; /* the block's; all that the sequence has */
+    int group, first_head;   /* heads of a row; the first one */
     kv_source kv;
 };
 
@@ -47,34 +49,80 @@ static __device__ bool one_split(int pos, int window)
     return attention_first(pos, window) / GPU_KV_SPLIT == pos / GPU_KV_SPLIT;
 }
 
-static __device__ bool find_job(decode_job &job, const gpu_rows &rows, const gpu_attention &op,
-                                int page_shift, int n_splits)
+/* Blocks that a sequence's pairs of one head of keys take. */
+static __host__ __device__ int decode_passes(const gpu_attention &op)
 {
-    int split = (int)blockIdx.x, group = op.n_heads / op.kv.n_kv_heads;
-    int passes = (group + DECODE_HEADS - 1) / DECODE_HEADS;
-    int kv_head = (int)blockIdx.y / passes, pass = (int)blockIdx.y % passes;
-    int row = rows.decode_rows[blockIdx.z]; /* any number beyond the real ones */
+    int group = op.n_heads / op.kv.n_kv_heads;
 
-    if ((int)blockIdx.z >= rows.counts->n_decode)
+    return (op.decode_most * group + DECODE_PAIRS - 1) / DECODE_PAIRS;
+}
+
+/* Whether entry i of decode_rows is the row after that of entry i - 1, of the same sequence. */
+static __device__ bool follows(const gpu_rows &rows, int i)
+{
+    int row = rows.decode_rows[i];
+
+    return i > 0 && rows.decode_rows[i - 1] == row - 1 &&
+           rows.page_start[row - 1] == rows.page_start[row];
+}
+
+/* How many rows of a sequence are computed together from entry i on: 0 where i is one of those of
+ * an entry before. */
+static __device__ int rows_together(const gpu_rows &rows, const gpu_attention &op, int i)
+{
+    int before = 0, n = 1;
+
+    while (op.decode_most > 1 && follows(rows, i - before))
+        before++;
+    if (before % op.decode_most)
+        return 0;
+    while (n < op.decode_most && i + n < rows.counts->n_decode && follows(rows, i + n))
+        n++;
+    return n;
+}
+
+static __device__ bool find_job(decode_job &job, const gpu_rows &rows, const gpu_attention &op,
+                                int page_shift)
+{
+    int split = (int)blockIdx.x, passes = decode_passes(op), last, n;
+    int kv_head = (int)blockIdx.y / passes;
+
+    job.entry = (int)blockIdx.z;
+    if (job.entry >= rows.counts->n_decode)
         return false;
-    job.pos = rows.pos[row];
+    n = rows_together(rows, op, job.entry);
+    job.group = op.n_heads / op.kv.n_kv_heads;
+    job.first_pair = (int)blockIdx.y % passes * DECODE_PAIRS;
+    job.n_pairs = n * job.group;
+    if (job.first_pair >= job.n_pairs)
+        return false;
+    job.first_head = kv_head * job.group;
+    job.row = rows.decode_rows[job.entry];
+    job.pos = rows.pos[job.row];
     job.kv = kv_source_of(op, kv_head, page_shift);
-    job.kv.first = max(attention_first(job.pos, op.window), split * GPU_KV_SPLIT);
-    job.kv.end = min(job.pos + 1, (split + 1) * GPU_KV_SPLIT);
-    if (job.kv.first >= job.kv.end)
-        return false;
-    job.kv.pages = rows.pages + rows.page_start[row];
-    job.first_head = kv_head * group + pass * DECODE_HEADS;
-    job.n_heads = min(DECODE_HEADS, group - pass * DECODE_HEADS);
-    job.q = op.q + row * op.ldq + (int64_t)job.first_head * op.kv.head_dim;
-    job.o = one_split(job.pos, op.window)
-                ? op.o + row * op.ldo + (int64_t)job.first_head * op.kv.head_dim
-                : NULL;
-    job.partial_step = n_splits * partial_size(op.kv);
-    job.partial = op.partial +
-                  ((int64_t)blockIdx.z * op.n_heads + job.first_head) * job.partial_step +
-                  split * partial_size(op.kv);
-    return true;
+    job.kv.first =
+        max(attention_first(job.pos + job.first_pair / job.group, op.window), split * GPU_KV_SPLIT);
+    last = (min(job.first_pair + DECODE_PAIRS, job.n_pairs) - 1) / job.group;
+    job.kv.end = min(job.pos + last + 1, (split + 1) * GPU_KV_SPLIT);
+    job.kv.pages = rows.pages + rows.page_start[job.row];
+    return job.kv.first < job.kv.end;
+}
+
+/* Which pair the lane's row h of mma's A is. */
+static __device__ __forceinline__ int pair_of(const decode_job &job, int h)
+{
+    return job.first_pair + attention_lane() / 4 + 8 * h;
+}
+
+/* Its query; NULL where there is none. */
+static __device__ __forceinline__ const uint16_t *query_of(const decode_job &job,
+                                                           const gpu_attention &op, int h)
+{
+    int pair = pair_of(job, h);
+
+    return pair < job.n_pairs ? op.q + (job.row + pair / job.group) * op.ldq +
+                                    (int64_t)(job.first_head + pair % job.group) * op.kv.head_dim
+                              : NULL;
 }
 
 /* The numbers of the split's pages, so that no copy waits for one. */
@@ -92,11 +140,10 @@ static __device__ void fetch_pages(kv_source &kv, int32_t *shared)
 /* The warp's 16 tokens: scores. */
 template <int DIM16>
 static __device__ __forceinline__ void warp_scores(float (&s)[2][4], const uint32_t (&q)[DIM16][4],
-                                                   const uint8_t *keys, const decode_job &job,
+                                                   const uint8_t *keys, const int (&pos)[2],
                                                    int block, int window)
 {
     int warp = attention_warp(), token = block * GPU_KV_BLOCK + 16 * warp;
-    const int pos[2] = {job.pos, job.pos};
 
     for (int e = 0; e < 4; e++)
         s[0][e] = s[1][e] = 0;
@@ -136,6 +183,7 @@ template <int DIM16> struct decode_state {
     typedef kv_ring<DIM16, DECODE_THREADS, DECODE_RING(DIM16)> tiles;
     static constexpr int columns = (DIM16 + DECODE_WARPS - 1) / DECODE_WARPS;
     uint32_t q[DIM16][4];
+    int pos[2]; /* of the lane's pairs; -1: there is none */
     attention_stats stats;
     float o[columns][2][4]; /* of dimensions 16 * (warp + i * DECODE_WARPS) .. */
 };
@@ -154,14 +202,15 @@ static __device__ __forceinline__ void query_fragment(uint32_t (&a)[4], const ui
 
 template <int DIM16>
 static __device__ __forceinline__ void decode_start(decode_state<DIM16> &state,
-                                                    const decode_job &job, int head_dim)
+                                                    const decode_job &job, const gpu_attention &op)
 {
-    int g = attention_lane() / 4;
+    const uint16_t *q0 = query_of(job, op, 0), *q1 = query_of(job, op, 1);
 
 #pragma unroll
     for (int k = 0; k < DIM16; k++)
-        query_fragment(state.q[k], g < job.n_heads ? job.q + g * head_dim : NULL,
-                       g + 8 < job.n_heads ? job.q + (g + 8) * head_dim : NULL, k, head_dim);
+        query_fragment(state.q[k], q0, q1, k, op.kv.head_dim);
+    for (int h = 0; h < 2; h++)
+        state.pos[h] = pair_of(job, h) < job.n_pairs ? job.pos + pair_of(job, h) / job.group : -1;
     attention_empty(state.stats);
 #pragma unroll
     for (int i = 0; i < decode_state<DIM16>::columns; i++)
@@ -213,7 +262,7 @@ static __device__ __forceinline__ void decode_block(decode_state<DIM16> &state, 
     float s[2][4], max[2], keep[2], shift[2];
     uint32_t p[4];
 
-    warp_scores<DIM16>(s, state.q, tiles::next(ring, job.kv, 2 * i), job,
+    warp_scores<DIM16>(s, state.q, tiles::next(ring, job.kv, 2 * i), state.pos,
                        kv_first_block(job.kv) + i, window);
     block_max(max, s, shared);
     attention_raise(state.stats, max, scale, keep, shift);
@@ -222,36 +271,61 @@ static __device__ __forceinline__ void decode_block(decode_state<DIM16> &state, 
     add_values<DIM16>(state, tiles::next(ring, job.kv, 2 * i + 1), shared, keep);
 }
 
-/* The row's results; or those of the split, all dim_stride of them, the maximum and the sum. */
+/* Where a pair's results go. */
+struct decode_target {
+    uint16_t *o;    /* if the row has no other split; or NULL */
+    float *partial; /* the split's */
+    bool seen;      /* whether there is such a pair, and its row sees anything of the split */
+};
+
+static __device__ decode_target target_of(const decode_job &job, const gpu_attention &op,
+                                          int n_splits, int h)
+{
+    int pair = pair_of(job, h), row = pair / job.group, pos = job.pos + row;
+    int split = (int)blockIdx.x;
+    int64_t head = job.first_head + pair % job.group;
+    decode_target to = {NULL, NULL, false};
+
+    to.seen = pair < job.n_pairs && pos / GPU_KV_SPLIT >= split &&
+              attention_first(pos, op.window) / GPU_KV_SPLIT <= split;
+    if (one_split(pos, op.window))
+        to.o = op.o + (job.row + row) * op.ldo + head * op.kv.head_dim;
+    to.partial =
+        op.partial +
+        (((int64_t)(job.entry + row) * op.n_heads + head) * n_splits + split) * partial_size(op.kv);
+    return to;
+}
+
+/* A row's results; or those of the split, all dim_stride of them, the maximum and the sum. */
 template <int DIM16>
 static __device__ __forceinline__ void decode_store(const decode_state<DIM16> &state,
-                                                    const decode_job &job, int head_dim)
+                                                    const decode_job &job, const gpu_attention &op,
+                                                    int n_splits)
 {
     int t = attention_lane() % 4;
 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        int head = attention_lane() / 4 + 8 * h;
-        float *to = job.partial + head * job.partial_step;
+        decode_target to = target_of(job, op, n_splits, h);
         float sum = row_sum(state.stats.sum[h]), reciprocal = 1.0f / sum;
 
-        if (head >= job.n_heads)
+        if (!to.seen)
             continue;
-        if (!job.o && attention_warp() == 0 && t == 0) {
-            to[job.kv.dim_stride] = state.stats.max[h];
-            to[job.kv.dim_stride + 1] = sum;
+        if (!to.o && attention_warp() == 0 && t == 0) {
+            to.partial[op.kv.dim_stride] = state.stats.max[h];
+            to.partial[op.kv.dim_stride + 1] = sum;
         }
 #pragma unroll
         for (int i = 0; i < 2 * decode_state<DIM16>::columns; i++) {
             int dim = 16 * (attention_warp() + i / 2 * DECODE_WARPS) + i % 2 * 8 + 2 * t;
             float x = state.o[i / 2][i % 2][2 * h], y = state.o[i / 2][i % 2][2 * h + 1];
 
-            if (job.o)
+            if (to.o)
                 result_pair(
-                    job.o + head * head_dim, dim, head_dim,
+                    to.o, dim, op.kv.head_dim,
                     bf16_pack(attention_result(x, reciprocal), attention_result(y, reciprocal)));
-            else if (dim < job.kv.dim_stride)
-                *(float2 *)(to + dim) = make_float2(x, y);
+            else if (dim < op.kv.dim_stride)
+                *(float2 *)(to.partial + dim) = make_float2(x, y);
         }
     }
 }
@@ -264,16 +338,20 @@ static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_RESIDENTS(DIM16)
     decode_shared *shared = (decode_shared *)(ring + decode_state<DIM16>::tiles::bytes);
     decode_state<DIM16> state;
     decode_job job;
+    bool any = find_job(job, rows, op, page_shift);
 
-    if (!find_job(job, rows, op, page_shift, n_splits))
+    /* the step's lists are older than the kernel before */
+    if (any)
+        fetch_pages(job.kv, shared->pages);
+    wait_for_previous();
+    if (!any)
         return;
-    fetch_pages(job.kv, shared->pages);
     decode_state<DIM16>::tiles::start(ring, job.kv);
-    decode_start(state, job, op.kv.head_dim);
+    decode_start(state, job, op);
     for (int i = 0; i <= kv_last_block(job.kv) - kv_first_block(job.kv); i++)
         decode_block(state, ring, shared, job, i, op.window, op.scale * ATTENTION_LOG2E);
     copy_async_wait<0>();
-    decode_store(state, job, op.kv.head_dim);
+    decode_store(state, job, op, n_splits);
 }
 
 /* A block has a row and head, a thread some of the dimensions. */
@@ -285,6 +363,7 @@ static __global__ void __launch_bounds__(MERGE_THREADS)
     float scale = op.scale * ATTENTION_LOG2E;
     int row = rows.decode_rows[blockIdx.y], pos;
 
+    wait_for_previous();
     if ((int)blockIdx.y >= rows.counts->n_decode)
         return;
     pos = rows.pos[row];
@@ -319,12 +398,10 @@ template <int DIM16>
 static cudaError_t decode_launch(const gpu_rows *rows, const gpu_attention *op, int n_decode,
                                  int n_splits, cudaStream_t stream)
 {
-    int group = op->n_heads / op->kv.n_kv_heads;
-    int passes = (group + DECODE_HEADS - 1) / DECODE_HEADS;
+    unsigned passes = (unsigned)(op->kv.n_kv_heads * decode_passes(*op));
 
-    return gpu_launch(
-        decode_kernel<DIM16>,
-        dim3((unsigned)n_splits, (unsigned)(op->kv.n_kv_heads * passes), (unsigned)n_decode),
+    return gpu_launch_early(
+        decode_kernel<DIM16>, dim3((unsigned)n_splits, passes, (unsigned)n_decode),
         dim3(DECODE_THREADS), decode_state<DIM16>::tiles::bytes + sizeof(decode_shared), stream,
         *rows, *op, attention_page_shift(op), n_splits);
 }
@@ -336,9 +413,11 @@ extern "C" cudaError_t gpu_attention_decode(const gpu_rows *rows, const gpu_atte
 
     if (n_decode == 0)
         return cudaSuccess;
+    if (op->decode_most < 1)
+        return cudaErrorInvalidValue;
     ATTENTION_DIMS(code, decode_launch, op->kv.dim_stride, rows, op, n_decode, n_splits, stream);
     if (code != cudaSuccess || n_splits == 1)
         return code;
-    return gpu_launch(merge_kernel, dim3((unsigned)op->n_heads, (unsigned)n_decode),
-                      dim3(MERGE_THREADS), 0, stream, *rows, *op, n_splits);
+    return gpu_launch_early(merge_kernel, dim3((unsigned)op->n_heads, (unsigned)n_decode),
+                            dim3(MERGE_THREADS), 0, stream, *rows, *op, n_splits);
 }

@@ -158,6 +158,7 @@ typedef struct gpu_op {
 typedef struct gpu_sizes {
     int32_t n_rows, n_logit_rows;
     int32_t n_decode, n_tiles, n_splits;
+    int32_t decode_most; /* rows of a sequence that n_decode counts: 1, or GPU_DECODE_ROWS */
     int32_t n_items, n_members;
 } gpu_sizes;
 

@@ -1,6 +1,7 @@
 /* element.cu: rows by themselves: the embedding's, and RMS norm. See launch.h. */
-#include "kernels/gpu.cuh"
+#include "kernels/block.cuh"
 #include "kernels/launch.h"
+#include "kernels/packed.cuh"
 
 #define NORM_THREADS 256
 
@@ -30,26 +31,6 @@ extern "C" cudaError_t gpu_embed(const gpu_rows *rows, const void *table, int dt
                       dtype, cols, x, ldx);
 }
 
-/* Element (row, col) of a packed matrix: README.md, weights. */
-static __device__ float packed_value(const gpu_matrix &m, int row, int col)
-{
-    int lane = row % 8 * 4 + col % 8 / 2, j = col % 2 + 2 * (row % 16 / 8) + 4 * (col % 16 / 8);
-    int64_t strip = row / 16, tiles = (m.cols + 63) / 64 * 4, tile = strip * tiles + col / 16;
-    int64_t group = (strip * (tiles / 2) + col / 32) * 16 + row % 16;
-
-    if (m.kind == GPU_BF16)
-        return bf16_value(((const uint16_t *)m.data)[(tile * WARP + lane) * 8 + j]);
-    if (m.kind == GPU_INT8) {
-        int q = ((const int8_t *)m.data)[(tile / 2 * WARP + lane) * 16 + tile % 2 * 8 + j];
-
-        return (float)q * f16_value(((const uint16_t *)m.scales)[group]);
-    }
-    uint32_t word = ((const uint32_t *)m.data)[(tile / 4 * WARP + lane) * 4 + tile % 4];
-    int q = (int)(word >> (4 * (j / 2 + 4 * (j % 2))) & 15) - 8;
-
-    return (float)q * bf16_value(((const uint16_t *)m.scales)[group]);
-}
-
 static __global__ void embed_packed_kernel(gpu_rows rows, gpu_matrix table, float *x, int64_t ldx)
 {
     int row = (int)blockIdx.x;
@@ -67,27 +48,12 @@ extern "C" cudaError_t gpu_embed_packed(const gpu_rows *rows, const gpu_matrix *
                       *table, x, ldx);
 }
 
-/* The sum over the block's threads, the same for all; in an order that the number of threads
- * alone decides. */
-static __device__ float block_sum(float v, float *shared)
-{
-    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    float sum = 0;
-
-    v = warp_sum(v);
-    if (lane == 0)
-        shared[warp] = v;
-    __syncthreads();
-    for (int i = 0; i < NORM_THREADS / WARP; i++)
-        sum += shared[i];
-    return sum;
-}
-
 static __global__ void rms_norm_kernel(gpu_rows rows, const float *x, int64_t ldx,
                                        const float *weight, int64_t cols, float eps, int logits,
                                        uint16_t *y, int64_t ldy)
 {
     GPU_SHARED(shared);
+    block_room *room = (block_room *)shared;
     int row = (int)blockIdx.x;
     const float *from;
     float sum = 0, scale;
@@ -97,7 +63,7 @@ static __global__ void rms_norm_kernel(gpu_rows rows, const float *x, int64_t ld
     from = x + (logits ? rows.logit_rows[row] : row) * ldx;
     for (int64_t i = threadIdx.x; i < cols; i += NORM_THREADS)
         sum = fmaf(from[i], from[i], sum);
-    scale = 1.0f / sqrtf(block_sum(sum, (float *)shared) / (float)cols + eps);
+    scale = 1.0f / sqrtf(block_sum(sum, room) / (float)cols + eps);
     for (int64_t i = threadIdx.x; i < cols; i += NORM_THREADS)
         y[row * ldy + i] = (uint16_t)bf16_pack(from[i] * scale * weight[i], 0);
 }
@@ -107,6 +73,5 @@ extern "C" cudaError_t gpu_rms_norm(const gpu_rows *rows, const float *x, int64_
                                     uint16_t *y, int64_t ldy, int n_rows, cudaStream_t stream)
 {
     return gpu_launch(rms_norm_kernel, dim3((unsigned)n_rows), dim3(NORM_THREADS),
-                      NORM_THREADS / WARP * sizeof(float), stream, *rows, x, ldx, weight, cols, eps,
-                      logits, y, ldy);
+                      sizeof(block_room), stream, *rows, x, ldx, weight, cols, eps, logits, y, ldy);
 }

@@ -26,6 +26,14 @@
 /* Dynamic shared memory of the block: at an address of which group.cuh can count. */
 #define GPU_SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 
+/* Blocks that registers are to suffice for, on a multiprocessor of compute capability 9.0 and
+ * later; and before, where shared memory is for fewer, and fewer do. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define GPU_RESIDENTS(now, before) (now)
+#else
+#define GPU_RESIDENTS(now, before) (before)
+#endif
+
 static __device__ __forceinline__ uint32_t shared_address(const void *p)
 {
     return (uint32_t)__cvta_generic_to_shared(p);
@@ -85,6 +93,15 @@ static __device__ __forceinline__ uint32_t bf16_multiply2(uint32_t a, uint32_t b
     return r;
 }
 
+/* a * b + c of packed bf16, rounded once. */
+static __device__ __forceinline__ uint32_t bf16_multiply_add2(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
 /* a - b of packed bf16: a * 1 - b, rounded once. */
 static __device__ __forceinline__ uint32_t bf16_subtract2(uint32_t a, uint32_t b)
 {
@@ -93,6 +110,15 @@ static __device__ __forceinline__ uint32_t bf16_subtract2(uint32_t a, uint32_t b
     asm("{.reg .b32 o; mov.b32 o, 0x3f803f80; fma.rn.bf16x2 %0, %1, o, %2;}"
         : "=r"(r)
         : "r"(a), "r"(b ^ 0x80008000u));
+    return r;
+}
+
+/* (a & b) | c, in one instruction whatever is constant. */
+static __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
 }
 
@@ -154,6 +180,31 @@ static __device__ __forceinline__ void copy_async16(void *to, const void *from, 
                  : "memory");
 }
 
+/* A place in shared memory that is in a register, not computed anew at each use. */
+typedef uint32_t shared_place;
+
+static __device__ __forceinline__ shared_place shared_place_of(const void *p)
+{
+    shared_place place = shared_address(p);
+
+    asm volatile("" : "+r"(place));
+    return place;
+}
+
+/* copy_async16() and load_matrix4() at a place. */
+static __device__ __forceinline__ void copy_async16_at(shared_place to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+}
+
+static __device__ __forceinline__ void load_matrix4_at(uint32_t (&r)[4], shared_place row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row)
+                 : "memory");
+}
+
 /* Ends a group of this thread's copies. */
 static __device__ __forceinline__ void copy_async_commit(void)
 {
@@ -178,12 +229,33 @@ static __device__ __forceinline__ uint4 load_once(const void *p)
     return r;
 }
 
+/* The same, on its way before wait_for_previous() where it stands before that: other loads the
+ * compiler moves behind it. */
+static __device__ __forceinline__ uint4 load_once_early(const void *p)
+{
+    uint4 r;
+
+    asm volatile("ld.relaxed.gpu.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p)
+                 : "memory");
+    return r;
+}
+
 /* The same address, unknown to the compiler: an array of the thread's own that is reached by it
  * stays in memory, where it would otherwise take registers. */
 template <typename T> static __device__ __forceinline__ T *kept_in_memory(T *p)
 {
     asm volatile("" : "+l"(p) : : "memory");
     return p;
+}
+
+/* The same number, unknown to the compiler: what follows from it is computed anew, where it would
+ * otherwise take registers through all that is between. */
+static __device__ __forceinline__ int computed_anew(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 /* -- launching ------------------------------------------------------------------------- */
@@ -225,8 +297,19 @@ static cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_
     return gpu_launch_with(&config, kernel, grid, block, shared, stream, args...);
 }
 
+/* Compute capability 9.0 and later. Asked for once: all devices that a process uses are alike. */
+static inline bool gpu_has_early_launches(void)
+{
+    static int major;
+    int device;
+
+    if (major == 0 && cudaGetDevice(&device) == cudaSuccess)
+        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    return major >= 9;
+}
+
 /* May start when the blocks of the kernel before have ended, before what they wrote can be
- * read: wait_for_previous(). Devices of compute capability 9.0 and later. */
+ * read: wait_for_previous(). As gpu_launch() where the device has no such thing. */
 template <typename... P>
 static cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                                     cudaStream_t stream, const P &...args)
@@ -237,7 +320,7 @@ static cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block,
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &early;
-    config.numAttrs = 1;
+    config.numAttrs = gpu_has_early_launches();
     return gpu_launch_with(&config, kernel, grid, block, shared, stream, args...);
 }
 

@@ -1,6 +1,6 @@
-/* graph.c: steps that only go on with sequences, a row each, are launched as graphs: a launch for
- * each kernel of each layer would take longer than small kernels run. A graph serves all steps of
- * at most its sizes, as kernels read the real numbers from device memory.
+/* graph.c: steps that only go on with sequences, a row or a few each, are launched as graphs: a
+ * launch for each kernel of each layer would take longer than small kernels run. A graph serves all
+ * steps of at most its sizes, as kernels read the real numbers from device memory.
  *
  * The first step of its kind is launched kernel by kernel, which also brings in kernels that the
  * process has not used yet, and recorded while it runs. A recording that fails costs speed alone.
@@ -48,6 +48,7 @@ static gpu_sizes rounded(const ol_device *device)
                        .n_logit_rows = power(s->n_logit_rows, device->options.max_logit_rows),
                        .n_decode = rows,
                        .n_splits = power(s->n_splits, INT32_MAX),
+                       .decode_most = s->decode_most,
                        .n_items = power(s->n_items, (int32_t)device->lists.members),
                        .n_members = power(s->n_members, (int32_t)device->lists.members)};
 }

@@ -34,6 +34,7 @@ extern "C" {
 #define GPU_SHRINK_SPLIT 1024 /* columns of one partial sum of A x */
 #define GPU_MODULES 7
 #define GPU_TILE_ROWS 128   /* of a gpu_tile at most */
+#define GPU_DECODE_ROWS 4   /* of a sequence at most that decode_rows have */
 #define GPU_ITEM_MEMBERS 32 /* of a gpu_item at most */
 #define GPU_TICKETS 16384   /* of those who come last: kernels of one stream may share them */
 
@@ -41,7 +42,7 @@ extern "C" {
 
 typedef struct gpu_counts {
     int32_t n_rows, n_logit_rows;
-    int32_t n_decode; /* rows that are their sequence's only one: attention reads decode_rows */
+    int32_t n_decode; /* rows of sequences that have few: attention reads decode_rows */
     int32_t n_tiles;  /* of the other sequences: attention reads tiles */
     int32_t n_items;  /* of shrinking */
     int32_t n_members;
@@ -114,8 +115,10 @@ typedef struct gpu_rows {
 
 typedef enum gpu_kind {
     GPU_BF16,
-    GPU_INT8, /* groups of 32 columns with a scale: w = q * scale */
-    GPU_INT4, /* the same, q of -8 .. 7 */
+    GPU_INT8,  /* groups of 32 columns with a scale: w = q * scale */
+    GPU_INT4,  /* the same, q of -8 .. 7 */
+    GPU_INT4M, /* with an offset beside the scale: w = q * scale + offset */
+    GPU_KINDS
 } gpu_kind;
 
 /* README.md, weights, has the layout. rows and cols are the matrix's own. */
@@ -130,16 +133,16 @@ typedef struct gpu_matrix {
 /* -- pack.cu: weights into the device's layout ----------------------------------------------------
  */
 
-/* Rows of a matrix as they were uploaded: dtype 0 f32, 1 f16, 2 bf16, 3 Q8_0, 4 Q4_0 (these
- * keep their numbers as INT8 and INT4). */
+/* Rows of a matrix as they were uploaded: dtype 0 f32, 1 f16, 2 bf16, 3 Q8_0, 4 Q4_0, 5 Q4_K (these
+ * keep their numbers as INT8, INT4 and INT4M). */
 typedef struct gpu_source {
     const void *data; /* [rows][cols] */
     int32_t dtype, rows, cols;
 } gpu_source;
 
 /* Packs rows first_row .. first_row + source.rows - 1 of `to` (both but for the last rows a
- * multiple of 16) and, in the last columns' and rows' tiles, zeros. INT8 and INT4 are quantised by
- * groups. *bad becomes 1 when a number is not finite as bf16; bad may be NULL. */
+ * multiple of 16) and, in the last columns' and rows' tiles, zeros. INT8, INT4 and INT4M are
+ * quantised by groups. *bad becomes 1 when a number is not finite as bf16; bad may be NULL. */
 cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *source, int32_t *bad,
                      cudaStream_t stream);
 /* Columns of B matrices of adapters are padded to 16, not 64: col_tiles of them. */
@@ -209,6 +212,7 @@ typedef struct gpu_attention {
     float scale;
     /* of decoding: [max_decode][n_heads][max_splits] results of dim_stride + 2 floats */
     float *partial;
+    int32_t decode_most; /* rows of one sequence in decode_rows, neighbours there and in the step */
 } gpu_attention;
 
 /* Floats of .partial for n_decode rows and n_splits. */

@@ -27,7 +27,7 @@ extern "C" int gpu_linear_splits(int rows, int cols)
 /* -- the device ------------------------------------------------------------------------------- */
 
 struct device_limits {
-    int multiprocessors, shared, major;
+    int multiprocessors, shared;
 };
 
 /* Asked for once: all that a process uses are alike. */
@@ -43,8 +43,6 @@ static cudaError_t limits_of_device(device_limits *out)
         if (code == cudaSuccess)
             code = cudaDeviceGetAttribute(&found.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                           device);
-        if (code == cudaSuccess)
-            code = cudaDeviceGetAttribute(&found.major, cudaDevAttrComputeCapabilityMajor, device);
         if (code == cudaSuccess)
             code = cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount,
                                           device);
@@ -126,7 +124,10 @@ extern "C" size_t gpu_linear_partial(const gpu_linear *op, int n_rows)
 
 static const linear_kernels *kernels_of(int kind)
 {
-    return kind == GPU_BF16 ? &linear_bf16 : kind == GPU_INT8 ? &linear_int8 : &linear_int4;
+    static const linear_kernels *const all[GPU_KINDS] = {&linear_bf16, &linear_int8, &linear_int4,
+                                                         &linear_int4m};
+
+    return all[kind];
 }
 
 /* 256 tokens a block read less, but not where that leaves multiprocessors, or much of the last
@@ -171,7 +172,6 @@ static cudaError_t launch_parts(const gpu_rows *rows, const gpu_linear *op, int 
 
     if (code != cudaSuccess)
         return code;
-    args.early = limits.major >= 9;
     args.rows = *rows;
     args.op = *op;
     args.op.n_parts = end - first;
@@ -202,7 +202,7 @@ static bool makes_sense(const gpu_linear *op)
     if (op->n_parts < 1 || op->n_parts > 3 || op->ldx % GPU_PAD)
         return false;
     for (int i = 0; i < op->n_parts; i++)
-        if (op->parts[i].w.kind < GPU_BF16 || op->parts[i].w.kind > GPU_INT4 ||
+        if (op->parts[i].w.kind < GPU_BF16 || op->parts[i].w.kind >= GPU_KINDS ||
             op->parts[i].w.splits < 1 || op->parts[i].w.splits > LINEAR_MAX_SPLITS ||
             op->parts[i].w.rows < 1 || op->parts[i].w.cols != w->cols)
             return false;

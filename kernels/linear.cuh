@@ -23,7 +23,6 @@ struct linear_args {
     int32_t max_splits;
     int32_t column; /* of y, for part 0 */
     int32_t warps;  /* of few: those that multiply */
-    int32_t early;  /* whether the device can gpu_launch_early() */
 };
 
 /* The kernels for one kind of weights, linear_KIND.cu. */
@@ -41,7 +40,7 @@ struct linear_kernels {
     cudaError_t (*group)(const linear_args *args, int n_rows, cudaStream_t stream);
     cudaError_t (*group_far)(const linear_args *args, int n_rows, cudaStream_t stream);
 };
-extern const linear_kernels linear_bf16, linear_int8, linear_int4;
+extern const linear_kernels linear_bf16, linear_int8, linear_int4, linear_int4m;
 
 /* -- features ---------------------------------------------------------------------------- */
 

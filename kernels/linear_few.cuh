@@ -17,7 +17,6 @@
 #define FEW_TOKENS 8
 #define FEW_MAX_WARPS 8 /* that multiply */
 #define FEW_RING 4
-#define FEW_X_BYTES (FEW_TOKENS * 128)
 /* [run or delta][token][16 of each unit] */
 #define FEW_SUM_BYTES(units, runs) ((units) * (runs)*FEW_TOKENS * 16 * 4)
 #define FEW_TABLE_BYTES (2 * FEW_TOKENS * (int)sizeof(lora_entry))
@@ -31,8 +30,12 @@ static __host__ __device__ __forceinline__ int few_units(int splits, bool swiglu
 }
 
 template <int KIND> struct few {
-    static const int stage_bytes = FEW_X_BYTES + (weight<KIND>::scaled ? SCALE_BYTES : 0);
-    static const int ring_bytes = FEW_RING * stage_bytes;
+    /* Every warp reads x for itself: with more rows that is more than the weights of few bits. */
+    static const int tokens = KIND == GPU_BF16 ? FEW_TOKENS : FEW_TOKENS / 2;
+    static const int x_bytes = tokens * 128;
+    static const int scale_bytes = weight<KIND>::scale_bytes;
+    static const int stage_bytes = x_bytes + scale_bytes;
+    static const int ring_bytes = (FEW_RING * stage_bytes + 127) / 128 * 128;
     static const int depth = 8 / weight<KIND>::pieces;           /* 8 loads of 16 bytes under way */
     static const int turn = depth > FEW_RING ? depth : FEW_RING; /* stages of an iteration */
     static const int weight_bytes = weight<KIND>::pieces * PIECE_BYTES; /* of a stage */
@@ -42,12 +45,13 @@ template <int KIND> struct few {
  * on once an iteration: all else is constants. */
 struct few_run {
     const uint8_t *weights, *scales;
-    const uint8_t *x;    /* 8 columns of token lane / 8 */
-    int next;            /* from there to token lane / 8 + 4 */
-    bool first, second;  /* whether there are these tokens */
-    int n;               /* 64s of columns that are left */
-    uint8_t *ring, *put; /* the warp's; where the lane puts its x of stage 0 */
-    const uint8_t *take; /* the row of a matrix that it names there */
+    const uint8_t *x;           /* 8 columns of token lane / 8, the last one where there is none */
+    int next;                   /* from there to token lane / 8 + 4 */
+    int n;                      /* 64s of columns that are left */
+    shared_place put, put_next; /* where the lane puts its x of stage 0 */
+    shared_place put_scales;    /* and its part of the scales */
+    shared_place take[2];       /* the row of a matrix that it names there, for either half */
+    const uint8_t *scales_of_stage; /* where the scales are */
 };
 
 template <int KIND>
@@ -58,18 +62,20 @@ static __device__ __forceinline__ few_run find_run(const linear_args &args, cons
     int depth = depth_of(w), first = run * run_depth_of(w);
     int64_t at = (int64_t)row_tile * depth + first;
     int lane = (int)threadIdx.x % WARP, token = lane / 8, chunk = lane % 8;
+    int row = lane % few<KIND>::tokens, from = min(token, n_tokens - 1);
     few_run r;
 
     r.weights = (const uint8_t *)w.data + at * few<KIND>::weight_bytes + lane * 16;
-    r.scales = (const uint8_t *)w.scales + at * SCALE_BYTES + lane % 4 * 16;
-    r.first = token < n_tokens;
-    r.second = token + 4 < n_tokens;
-    r.x = (const uint8_t *)(args.op.x + token * args.op.ldx + first * 64) + chunk * 16;
-    r.next = (int)args.op.ldx * 8;
+    r.scales = (const uint8_t *)w.scales + at * few<KIND>::scale_bytes + lane % 8 * 16;
+    r.x = (const uint8_t *)(args.op.x + from * args.op.ldx + first * 64) + chunk * 16;
+    r.next = (min(token + 4, n_tokens - 1) - from) * (int)args.op.ldx * 2;
     r.n = max(0, min(run_depth_of(w), depth - first));
-    r.ring = ring;
-    r.put = ring + token * 128 + (chunk ^ token) * 16;
-    r.take = ring + lane % 8 * 128 + (token ^ lane % 8) * 16;
+    r.put = shared_place_of(ring + token * 128 + (chunk ^ token) * 16);
+    r.put_next = shared_place_of(ring + (token + 4) * 128 + (chunk ^ (token + 4)) * 16);
+    r.put_scales = shared_place_of(ring + few<KIND>::x_bytes + lane % 8 * 16);
+    r.take[0] = shared_place_of(ring + row * 128 + (token ^ row) * 16);
+    r.take[1] = shared_place_of(ring + row * 128 + ((token + 4) ^ row) * 16);
+    r.scales_of_stage = ring + few<KIND>::x_bytes;
     return r;
 }
 
@@ -81,26 +87,26 @@ static __device__ __forceinline__ void fetch_x(const few_run &run, int stage, in
     int at = slot * few<KIND>::stage_bytes, lane = (int)threadIdx.x % WARP;
 
     if (stage < run.n) {
-        if (run.first)
-            copy_async16(run.put + at, run.x + stage * 128, true);
-        if (run.second)
-            copy_async16(run.ring + ((run.put - run.ring) ^ 64) + 512 + at,
-                         run.x + run.next + stage * 128, true);
-        if (weight<KIND>::scaled && lane < SCALE_BYTES / 16)
-            copy_async16(run.ring + at + FEW_X_BYTES + lane * 16, run.scales + stage * SCALE_BYTES,
-                         true);
+        copy_async16_at(run.put + at, run.x + stage * 128);
+        if (few<KIND>::tokens > 4)
+            copy_async16_at(run.put_next + at, run.x + run.next + stage * 128);
+        if (lane < few<KIND>::scale_bytes / 16)
+            copy_async16_at(run.put_scales + at, run.scales + stage * few<KIND>::scale_bytes);
     }
     copy_async_commit();
 }
 
-template <int KIND>
+template <int KIND, bool EARLY>
 static __device__ __forceinline__ void fetch_weights(uint4 (&piece)[weight<KIND>::pieces],
                                                      const few_run &run, int stage)
 {
     if (stage < run.n)
 #pragma unroll
-        for (int i = 0; i < weight<KIND>::pieces; i++)
-            piece[i] = load_once(run.weights + stage * few<KIND>::weight_bytes + i * PIECE_BYTES);
+        for (int i = 0; i < weight<KIND>::pieces; i++) {
+            const uint8_t *from = run.weights + stage * few<KIND>::weight_bytes + i * PIECE_BYTES;
+
+            piece[i] = EARLY ? load_once_early(from) : load_once(from);
+        }
 }
 
 /* c += 64 columns. */
@@ -110,16 +116,15 @@ static __device__ __forceinline__ void multiply_stage(float (&c)[4],
                                                       const few_run &run, int slot)
 {
     int at = slot * few<KIND>::stage_bytes;
-    const uint16_t *scales = (const uint16_t *)(run.ring + at + FEW_X_BYTES);
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        weight_scales s = {0, 0};
+        weight_scales s = {};
         uint32_t x[4];
 
         if (weight<KIND>::scaled)
-            s = load_scales<KIND>(scales + half * 16);
-        load_matrix4(x, run.ring + ((run.take - run.ring) ^ (half * 64)) + at);
+            s = load_scales<KIND>(run.scales_of_stage + at, half);
+        load_matrix4_at(x, run.take[half] + at);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int tile = half * 2 + i;
@@ -139,7 +144,7 @@ template <int KIND> static __device__ __forceinline__ void sum_run(float (&c)[4]
     __syncwarp(); /* a run before this one has left the ring */
 #pragma unroll
     for (int i = 0; i < depth; i++)
-        fetch_weights<KIND>(piece[i], run, i);
+        fetch_weights<KIND, true>(piece[i], run, i);
     wait_for_previous(); /* for x: the weights were there before */
 #pragma unroll
     for (int i = 0; i < FEW_RING - 1; i++)
@@ -153,10 +158,10 @@ template <int KIND> static __device__ __forceinline__ void sum_run(float (&c)[4]
             __syncwarp();
             fetch_x<KIND>(run, i + FEW_RING - 1, (i + FEW_RING - 1) % FEW_RING);
             multiply_stage<KIND>(c, piece[i % depth], run, i % FEW_RING);
-            fetch_weights<KIND>(piece[i % depth], run, i + depth);
+            fetch_weights<KIND, false>(piece[i % depth], run, i + depth);
         }
         run.weights += turn * few<KIND>::weight_bytes;
-        run.scales += turn * SCALE_BYTES;
+        run.scales += turn * few<KIND>::scale_bytes;
         run.x += turn * 128;
     }
 }
@@ -172,24 +177,51 @@ static __device__ __forceinline__ void put_results(float *to, int ld, const floa
     to[(2 * t + 1) * ld + g + 8] = c[3];
 }
 
-/* The warps that multiply, each its share of the block's units x runs. */
-template <int KIND>
-static __device__ __forceinline__ void multiply_few(const linear_args &args,
-                                                    const linear_place &place, int units,
-                                                    int n_tokens, uint8_t *ring, float *sums)
-{
-    int splits = args.op.parts[place.part].w.splits, warp = (int)threadIdx.x / WARP;
+/* Where a block is, and its results in shared memory, after the warps' rings. */
+struct few_block {
+    linear_place place;
+    int units, splits, run_stride;
+    float *sums, *delta;
+};
 
-    for (int i = warp; i < units * splits; i += args.warps) {
-        int unit = i / splits, run = i % splits;
-        const gpu_matrix &w = args.op.parts[unit_part(args, place, units, unit)].w;
-        int row_tile = unit_row_tile(args, place, units, unit);
+template <int KIND>
+static __device__ __forceinline__ few_block find_few(const linear_args &args, int block,
+                                                     uint8_t *shared)
+{
+    few_block b;
+
+    b.place = find_part(args, block);
+    b.splits = args.op.parts[b.place.part].w.splits;
+    b.units = few_units(b.splits, args.op.finish == GPU_SWIGLU, args.warps);
+    find_units(args, b.place, block, b.units);
+    b.run_stride = FEW_TOKENS * b.units * 16;
+    b.sums = (float *)(shared + args.warps * few<KIND>::ring_bytes);
+    b.delta = b.sums + b.splits * b.run_stride;
+    return b;
+}
+
+/* The warps that multiply, each its share of the block's units x runs. While a warp multiplies
+ * nothing is kept for later: registers are what is short. */
+template <int KIND>
+static __device__ __forceinline__ void multiply_few(const linear_args &args, int n_tokens,
+                                                    uint8_t *shared)
+{
+    int warp = (int)threadIdx.x / WARP;
+
+    for (int i = warp;; i += args.warps) {
+        few_block b = find_few<KIND>(args, computed_anew((int)blockIdx.x), shared);
+        int unit = i / b.splits, row_tile = unit_row_tile(args, b.place, b.units, unit);
+        const gpu_matrix &w = args.op.parts[unit_part(args, b.place, b.units, unit)].w;
         float c[4] = {0, 0, 0, 0};
 
+        if (unit >= b.units)
+            break;
         if (row_tile >= row_tiles_of(w))
             continue;
-        sum_run<KIND>(c, find_run<KIND>(args, w, row_tile, run, n_tokens, ring));
-        put_results(sums + run * FEW_TOKENS * units * 16 + unit * 16, units * 16, c);
+        sum_run<KIND>(c, find_run<KIND>(args, w, row_tile, i % b.splits, n_tokens,
+                                        shared + warp * few<KIND>::ring_bytes));
+        b = find_few<KIND>(args, computed_anew((int)blockIdx.x), shared);
+        put_results(b.sums + i % b.splits * b.run_stride + i / b.splits * 16, b.units * 16, c);
     }
 }
 
@@ -212,33 +244,30 @@ static __device__ void adapters_few(const linear_args &args, const linear_place 
     }
 }
 
-/* Registers for three blocks of the largest size a multiprocessor. */
+/* Registers for three blocks of the largest size a multiprocessor: 24 warps with 4 KiB each under
+ * way are twice what 36 bytes a ns, that a multiprocessor of the fastest memory gets, ask for. */
 template <int KIND>
-static __global__ void __launch_bounds__((FEW_MAX_WARPS + 1) * WARP, 3)
+static __global__ void __launch_bounds__((FEW_MAX_WARPS + 1) * WARP, GPU_RESIDENTS(3, 2))
     few_kernel(const __grid_constant__ linear_args args)
 {
     GPU_SHARED(shared);
     int warp = (int)threadIdx.x / WARP;
-    linear_place place = find_part(args, (int)blockIdx.x);
-    int splits = args.op.parts[place.part].w.splits;
-    int units = few_units(splits, args.op.finish == GPU_SWIGLU, args.warps);
-    int run_stride = FEW_TOKENS * units * 16;
     /* the step's counts are older than the kernel before, which waited for them */
     int n_tokens = min(real_rows(args), FEW_TOKENS);
     bool adapters = adapters_apply(args);
-    float *sums = (float *)(shared + args.warps * few<KIND>::ring_bytes);
-    float *delta = sums + splits * run_stride;
+    few_block b;
 
-    find_units(args, place, (int)blockIdx.x, units);
     if (n_tokens > 0 && warp < args.warps)
-        multiply_few<KIND>(args, place, units, n_tokens, shared + warp * few<KIND>::ring_bytes,
-                           sums);
+        multiply_few<KIND>(args, n_tokens, shared);
     wait_for_previous();
+    b = find_few<KIND>(args, computed_anew((int)blockIdx.x), shared);
     if (n_tokens > 0 && adapters && warp == args.warps)
-        adapters_few(args, place, units, n_tokens, (lora_entry *)(delta + run_stride), delta);
+        adapters_few(args, b.place, b.units, n_tokens, (lora_entry *)(b.delta + b.run_stride),
+                     b.delta);
     __syncthreads();
-    finish(args, place, units,
-           {sums, units * 16, 0, run_stride, splits, adapters ? delta : NULL, true}, 0, n_tokens);
+    finish(args, b.place, b.units,
+           {b.sums, b.units * 16, 0, b.run_stride, b.splits, adapters ? b.delta : NULL, true}, 0,
+           n_tokens);
 }
 
 /* Half as many warps where that is all the work of the smallest block: finer blocks leave less of
@@ -271,12 +300,9 @@ static cudaError_t launch_few(const linear_args *given, int n_rows, cudaStream_t
         sums = bytes > sums ? bytes : sums;
     }
     rings = (size_t)(args.warps * few<KIND>::ring_bytes);
-    return (
-        args.early
-            ? gpu_launch_early<linear_args>
-            : gpu_launch<linear_args>)(few_kernel<KIND>, dim3((unsigned)blocks),
-                                       dim3((unsigned)(args.warps + (args.op.layer >= 0)) * WARP),
-                                       rings + sums + FEW_TABLE_BYTES, stream, args);
+    return gpu_launch_early(few_kernel<KIND>, dim3((unsigned)blocks),
+                            dim3((unsigned)(args.warps + (args.op.layer >= 0)) * WARP),
+                            rings + sums + FEW_TABLE_BYTES, stream, args);
 }
 
 #endif

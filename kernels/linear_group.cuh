@@ -291,7 +291,8 @@ static __device__ __forceinline__ group_unit find_unit(const linear_args &args,
     u.clamped = min(u.row_tile, row_tiles_of(w) - 1);
     at = (int64_t)u.clamped * depth_of(w);
     u.weights = (const uint8_t *)w.data + at * (weight<KIND>::pieces * PIECE_BYTES) + lane * 16;
-    u.scales = (const uint8_t *)w.scales + at * SCALE_BYTES + lane / 4 * 2;
+    u.scales = (const uint8_t *)w.scales + at * weight<KIND>::scale_bytes +
+               lane / 4 * weight<KIND>::scale_each;
     return u;
 }
 
@@ -309,7 +310,8 @@ static __device__ __forceinline__ void load_raw(raw_weights<KIND> &to, const gro
 #pragma unroll
         for (int i = 0; i < 4; i++)
             to.scale[i / 2][i % 2] =
-                *(const uint16_t *)(unit.scales + (int64_t)step * SCALE_BYTES + i * 16);
+                stored_scale<KIND>(unit.scales + (int64_t)step * weight<KIND>::scale_bytes +
+                                   i * 8 * weight<KIND>::scale_each);
 }
 
 template <int KIND>
@@ -317,7 +319,7 @@ static __device__ __forceinline__ void fragments(uint32_t (&a)[4][4], const raw_
 {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        weight_scales s = {0, 0};
+        weight_scales s = {};
 
         if (weight<KIND>::scaled)
             s = scales_of<KIND>(raw.scale[k / 2][0], raw.scale[k / 2][1]);

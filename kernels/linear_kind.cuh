@@ -19,9 +19,9 @@ static cudaError_t launch_runs_of(const linear_args *args, int n_rows, cudaStrea
     return launch_runs<KIND, 128>(args, n_rows, stream);
 }
 
-#define LINEAR_KERNELS(kind, few_rows)                                                             \
+#define LINEAR_KERNELS(kind)                                                                       \
     {                                                                                              \
-        few_rows, launch_few<kind>, launch_runs_of<kind>, launch_walk<kind, 128>,                  \
+        few<kind>::tokens, launch_few<kind>, launch_runs_of<kind>, launch_walk<kind, 128>,         \
             launch_walk<kind, 256>, launch_group<kind, 128>, launch_group<kind, 256>               \
     }
 

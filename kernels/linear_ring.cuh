@@ -23,7 +23,8 @@ template <int KIND, int TOKENS> struct shape {
     static const int x_bytes = TOKENS * cols * 2;
     static const int unit_bytes = pieces * PIECE_BYTES;
     static const int scales_at = x_bytes + TILE_UNITS * unit_bytes;
-    static const int bytes = scales_at + (weight<KIND>::scaled ? TILE_UNITS * SCALE_BYTES : 0);
+    static const int scale_bytes = weight<KIND>::scale_bytes;
+    static const int bytes = scales_at + TILE_UNITS * scale_bytes;
     /* 3 blocks on a multiprocessor of 227 KiB, for many tokens what the smallest ones have;
      * with 256 there are the sums besides */
     static const int room = TOKENS <= 64 ? 72 * 1024 : TOKENS == 128 ? 99 * 1024 : 96 * 1024;
@@ -61,7 +62,7 @@ static __device__ __forceinline__ tile_source find_source(const linear_args &arg
     source.n_tokens = n_tokens;
     source.weights =
         (const uint8_t *)w.data + at * (weight<KIND>::pieces * PIECE_BYTES) + lane * 16;
-    source.scales = (const uint8_t *)w.scales + at * SCALE_BYTES + lane % 4 * 16;
+    source.scales = (const uint8_t *)w.scales + at * weight<KIND>::scale_bytes + lane % 8 * 16;
     return source;
 }
 
@@ -87,8 +88,8 @@ static __device__ __forceinline__ void fetch_stage(const tile_source &source, in
 
     if (step < end) {
 #pragma unroll
-        for (int token = thread / row; token < TOKENS; token += rows)
-            if (token < source.n_tokens)
+        for (int i = 0, token = thread / row; i < (TOKENS + rows - 1) / rows; i++, token += rows)
+            if (token < source.n_tokens) /* of TOKENS at most */
                 copy_async16(stage + x_offset<S::cols>(token, chunk),
                              source.x + token * source.ldx + step * S::cols + chunk * 8, true);
         if (source.real)
@@ -97,9 +98,9 @@ static __device__ __forceinline__ void fetch_stage(const tile_source &source, in
                 copy_async16(stage + S::x_bytes + warp * S::unit_bytes + i * PIECE_BYTES +
                                  lane * 16,
                              source.weights + ((int64_t)step * S::pieces + i) * PIECE_BYTES, true);
-        if (source.real && weight<KIND>::scaled && lane < SCALE_BYTES / 16)
-            copy_async16(stage + S::scales_at + warp * SCALE_BYTES + lane * 16,
-                         source.scales + (int64_t)step * SCALE_BYTES, true);
+        if (source.real && lane < S::scale_bytes / 16)
+            copy_async16(stage + S::scales_at + warp * S::scale_bytes + lane * 16,
+                         source.scales + (int64_t)step * S::scale_bytes, true);
     }
     copy_async_commit();
 }
@@ -125,14 +126,15 @@ static __device__ __forceinline__ void load_operands(tile_operands<KIND, TOKENS>
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     int across = warp % S::warps_across, unit = warp / S::warps_across * S::tiles;
     const uint8_t *weights = stage + S::x_bytes + unit * S::unit_bytes + lane * 16;
-    const uint8_t *scales = stage + S::scales_at + unit * SCALE_BYTES;
+    const uint8_t *scales = stage + S::scales_at + unit * S::scale_bytes;
+    /* of chunk 2 k of the first tokens: others' are so many tokens further */
+    int x_at = x_offset<S::cols>((across * S::groups + lane / 16) * 8 + lane % 8, lane / 8 % 2);
 
 #pragma unroll
     for (int i = 0; i < S::groups; i += 2) {
-        int token = (across * S::groups + i + lane / 16) * 8 + lane % 8;
         uint32_t r[4];
 
-        load_matrix4(r, stage + x_offset<S::cols>(token, 2 * k + lane / 8 % 2));
+        load_matrix4(r, stage + (x_at ^ k * 32) + i * 8 * S::cols * 2);
         to.b[i][0] = r[0], to.b[i][1] = r[1];
         to.b[i + 1][0] = r[2], to.b[i + 1][1] = r[3];
     }
@@ -142,8 +144,7 @@ static __device__ __forceinline__ void load_operands(tile_operands<KIND, TOKENS>
             to.piece[i] = *(const uint4 *)(weights + i * S::unit_bytes +
                                            k / weight<KIND>::tiles * PIECE_BYTES);
         if (weight<KIND>::scaled && k % 2 == 0)
-            to.scale[i] =
-                load_scales<KIND>((const uint16_t *)(scales + i * SCALE_BYTES) + k / 2 * 16);
+            to.scale[i] = load_scales<KIND>(scales + i * S::scale_bytes, k / 2);
     }
 }
 

@@ -109,43 +109,60 @@ sum_one_run(const linear_args &args, const linear_place &place, int run, int fir
     each_result(sums, mask, [&](float &c, int i) { to[i] = c; });
 }
 
+/* Where a block is, and its tile's results: in memory. */
+struct runs_block {
+    linear_place place;
+    int slot, splits; /* slot: of memory and tickets */
+    float *results, *delta;
+};
+
+template <int KIND, int TOKENS>
+static __device__ __forceinline__ runs_block find_runs(const linear_args &args, int tile)
+{
+    const int floats = shape<KIND, TOKENS>::sum_floats;
+    runs_block b;
+
+    b.place = find_part(args, tile);
+    find_units(args, b.place, tile, TILE_UNITS);
+    b.splits = args.op.parts[b.place.part].w.splits;
+    b.slot = tile + (int)blockIdx.z * args.n_tiles;
+    b.results = args.op.partial + (int64_t)b.slot * (args.max_splits + 1) * floats;
+    b.delta = b.results + (int64_t)args.max_splits * floats;
+    return b;
+}
+
 /* Grid: tiles of features x (adapters, if they may apply, and runs) x tiles of tokens. */
 template <int KIND, int TOKENS>
-static __global__ void __launch_bounds__(TILE_THREADS, TOKENS <= 64 ? 3 : 2)
+static __global__ void __launch_bounds__(TILE_THREADS,
+                                         TOKENS <= 64 ? GPU_RESIDENTS(3, 2) : GPU_RESIDENTS(2, 1))
     runs_kernel(const __grid_constant__ linear_args args)
 {
     typedef shape<KIND, TOKENS> S;
     GPU_SHARED(shared);
-    int tile = (int)blockIdx.x, first_row = (int)blockIdx.z * TOKENS;
+    int first_row = (int)blockIdx.z * TOKENS, run = (int)blockIdx.y - (args.op.layer >= 0);
     int n_tokens = min(real_rows(args) - first_row, TOKENS);
-    int slot = tile + (int)blockIdx.z * args.n_tiles; /* of memory and tickets */
     bool adapters = adapters_apply(args);
-    int run = (int)blockIdx.y - (args.op.layer >= 0);
-    linear_place place = find_part(args, tile);
-    int splits = args.op.parts[place.part].w.splits;
-    bool alone = splits == 1 && !adapters;
-    float *results = args.op.partial + (int64_t)slot * (args.max_splits + 1) * S::sum_floats;
-    float *delta = results + (int64_t)args.max_splits * S::sum_floats;
+    runs_block b = find_runs<KIND, TOKENS>(args, (int)blockIdx.x);
+    bool alone = b.splits == 1 && !adapters; /* then results stay in shared memory */
 
-    if (n_tokens <= 0 || run >= splits || (run < 0 && !adapters))
+    if (n_tokens <= 0 || run >= b.splits || (run < 0 && !adapters))
         return;
-    find_units(args, place, tile, TILE_UNITS);
-    if (alone)
-        results = (float *)shared;
     if (run < 0)
-        each_share<KIND, TOKENS>(args, place, first_row, first_row + n_tokens, 0, shared,
-                                 [&](float d, int i, int, int) { delta[i] = d; });
+        each_share<KIND, TOKENS>(args, b.place, first_row, first_row + n_tokens, 0, shared,
+                                 [&](float d, int i, int, int) { b.delta[i] = d; });
     else
-        sum_one_run<KIND, TOKENS>(args, place, run, first_row, n_tokens, shared,
-                                  alone ? results : results + (int64_t)run * S::sum_floats,
+        sum_one_run<KIND, TOKENS>(args, b.place, run, first_row, n_tokens, shared,
+                                  alone ? (float *)shared
+                                        : b.results + (int64_t)run * S::sum_floats,
                                   alone ? TILE_MASK : 0);
+    b = find_runs<KIND, TOKENS>(args, computed_anew((int)blockIdx.x));
     if (alone)
         __syncthreads();
-    else if (!comes_last(args.op.tickets + slot, splits + adapters, (int *)shared))
+    else if (!comes_last(args.op.tickets + b.slot, b.splits + adapters, (int *)shared))
         return;
-    finish(args, place, TILE_UNITS,
-           {results, TILE_FEATURES, alone ? TILE_MASK : 0, S::sum_floats, splits,
-            adapters ? delta : NULL, true},
+    finish(args, b.place, TILE_UNITS,
+           {alone ? (float *)shared : b.results, TILE_FEATURES, alone ? TILE_MASK : 0,
+            S::sum_floats, b.splits, adapters ? b.delta : NULL, true},
            first_row, n_tokens);
 }
 

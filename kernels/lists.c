@@ -116,13 +116,28 @@ static size_t pages_of(const ol_device *device, const ol_step_seq *seq)
     return ((size_t)seq->first_pos + (size_t)seq->n_rows + tokens - 1) / tokens;
 }
 
-static void count_seq(const ol_step_seq *seq, gpu_sizes *sizes)
+/* Whether a sequence's rows are decode_rows: one row always; a few as long as, with those of all
+ * others, they are not more than a step of max_seqs sequences has, whose partial results fit.
+ * *spare: max_seqs - n_seqs at first. */
+static bool is_decoding(const ol_step_seq *seq, int *spare)
+{
+    int more = seq->n_rows - 1;
+
+    if (seq->n_rows > GPU_DECODE_ROWS || more > *spare)
+        return false;
+    *spare -= more;
+    return true;
+}
+
+static void count_seq(const ol_step_seq *seq, int *spare, gpu_sizes *sizes)
 {
     int splits = (seq->first_pos + seq->n_rows - 1) / GPU_KV_SPLIT + 1;
 
-    if (seq->n_rows == 1) {
-        sizes->n_decode++;
+    if (is_decoding(seq, spare)) {
+        sizes->n_decode += seq->n_rows;
         sizes->n_splits = splits > sizes->n_splits ? splits : sizes->n_splits;
+        if (seq->n_rows > 1)
+            sizes->decode_most = GPU_DECODE_ROWS;
     } else
         sizes->n_tiles += (seq->n_rows + GPU_TILE_ROWS - 1) / GPU_TILE_ROWS;
 }
@@ -134,6 +149,7 @@ static void fill_rows(ol_device *device, const layout *l)
     int32_t *pos = (int32_t *)(at + l->pos), *start = (int32_t *)(at + l->page_start);
     int32_t *pages = (int32_t *)(at + l->pages), *decode = (int32_t *)(at + l->decode_rows);
     gpu_tile *tiles = (gpu_tile *)(at + l->tiles);
+    int spare = device->options.max_seqs - step->n_seqs;
     size_t page = 0;
 
     memcpy(at + l->tokens, step->tokens, (size_t)step->n_rows * sizeof(int32_t));
@@ -148,8 +164,9 @@ static void fill_rows(ol_device *device, const layout *l)
         }
         memcpy(pages + page, seq->pages, pages_of(device, seq) * sizeof(int32_t));
         page += pages_of(device, seq);
-        if (seq->n_rows == 1)
-            *decode++ = seq->first_row;
+        if (is_decoding(seq, &spare))
+            for (int r = 0; r < seq->n_rows; r++)
+                *decode++ = seq->first_row + r;
         else
             for (int r = 0; r < seq->n_rows; r += GPU_TILE_ROWS)
                 *tiles++ =
@@ -291,13 +308,15 @@ static void fill_members(ol_device *device, const layout *l)
 static void count(ol_device *device, size_t *pages, size_t *words, size_t *members)
 {
     const ol_step *step = device->step;
+    int spare = device->options.max_seqs - step->n_seqs;
 
-    device->sizes = (gpu_sizes){.n_rows = step->n_rows, .n_logit_rows = step->n_logit_rows};
+    device->sizes =
+        (gpu_sizes){.n_rows = step->n_rows, .n_logit_rows = step->n_logit_rows, .decode_most = 1};
     *pages = *members = 0;
     for (int s = 0; s < step->n_seqs; s++) {
         const ol_step_seq *seq = &step->seqs[s];
 
-        count_seq(seq, &device->sizes);
+        count_seq(seq, &spare, &device->sizes);
         *pages += pages_of(device, seq);
         *members += (size_t)seq->n_rows * (size_t)seq->n_loras;
     }

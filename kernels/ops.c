@@ -360,6 +360,7 @@ static cudaError_t launch_attention(ol_device *device, const gpu_op *op, const g
     gpu_attention a = attention_of(device, op);
     cudaError_t code = cudaSuccess;
 
+    a.decode_most = sizes->decode_most;
     if (sizes->n_decode)
         code = gpu_attention_decode(&device->rows, &a, sizes->n_decode, sizes->n_splits,
                                     device->stream);

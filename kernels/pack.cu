@@ -2,8 +2,12 @@
  * See launch.h and README.md, weights. */
 #include "kernels/gpu.cuh"
 #include "kernels/launch.h"
+#include "kernels/packed.cuh"
 
 #define TILE_BYTES 512
+
+/* -- what is uploaded ---------------------------------------------------------------------------
+ */
 
 /* The block of 32 that element `at` is in: an f16 scale, then 32 bytes or 32 halves of them. */
 static __device__ const uint8_t *block_of(const gpu_source &s, int64_t at)
@@ -23,6 +27,34 @@ static __device__ float block_value(const gpu_source &s, int64_t at)
     return (float)q * f16_value(*(const uint16_t *)block);
 }
 
+/* Q4_K: 256 numbers, as eight groups of 32 with a scale and a minimum: two f16, which all of them
+ * are multiples of; 12 bytes with the groups' factors of 6 bits; 128 bytes, each with a number of
+ * one group, low, and one of the next. */
+struct q4_k_group {
+    const uint8_t *q;
+    int shift; /* of the group's four bits */
+    float scale, min;
+};
+
+static __device__ q4_k_group q4_k_group_of(const gpu_source &s, int64_t at)
+{
+    const uint8_t *super = (const uint8_t *)s.data + at / 256 * 144, *packed = super + 4;
+    const uint16_t *d = (const uint16_t *)super;
+    int i = (int)(at % 256 / 32);
+    int scale = i < 4 ? packed[i] & 63 : (packed[i + 4] & 15) | (packed[i - 4] >> 6) << 4;
+    int min = i < 4 ? packed[i + 4] & 63 : (packed[i + 4] >> 4) | (packed[i] >> 6) << 4;
+
+    return {super + 16 + i / 2 * 32, i % 2 * 4, f16_value(d[0]) * (float)scale,
+            f16_value(d[1]) * (float)min};
+}
+
+static __device__ float q4_k_value(const gpu_source &s, int64_t at)
+{
+    q4_k_group group = q4_k_group_of(s, at);
+
+    return group.scale * (float)(group.q[at % 32] >> group.shift & 15) - group.min;
+}
+
 static __device__ float source_value(const gpu_source &s, int row, int col)
 {
     int64_t at = (int64_t)row * s.cols + col;
@@ -30,7 +62,7 @@ static __device__ float source_value(const gpu_source &s, int row, int col)
     if (row >= s.rows || col >= s.cols)
         return 0;
     if (s.dtype >= 3)
-        return block_value(s, at);
+        return s.dtype == 5 ? q4_k_value(s, at) : block_value(s, at);
     if (s.dtype == 0)
         return ((const float *)s.data)[at];
     return s.dtype == 1 ? f16_value(((const uint16_t *)s.data)[at])
@@ -109,17 +141,32 @@ static __device__ int nearest(float v, float scale, int low, int high)
     return (int)fminf(fmaxf(q, (float)low), (float)high);
 }
 
-/* The scale that a row's group of columns has in the source; 0 when it is not quantised alike. */
-static __device__ float given_scale(const gpu_source &s, int kind, int row, int col)
+/* What a row's group of columns has in the source; a scale of 0 when it is not quantised alike. */
+struct given_scale {
+    float scale, offset; /* of w = q * scale + offset */
+};
+
+static __device__ given_scale find_given(const gpu_source &s, int kind, int row, int col)
 {
-    if (s.dtype != (kind == GPU_INT8 ? 3 : 4) || row >= s.rows || col >= s.cols)
-        return 0;
-    return f16_value(*(const uint16_t *)block_of(s, (int64_t)row * s.cols + col));
+    int64_t at = (int64_t)row * s.cols + col;
+
+    if (s.dtype != (kind == GPU_INT8   ? 3
+                    : kind == GPU_INT4 ? 4
+                                       : 5) ||
+        row >= s.rows || col >= s.cols)
+        return {0, 0};
+    if (s.dtype == 5) {
+        q4_k_group group = q4_k_group_of(s, at);
+
+        return {group.scale, fmaf(8, group.scale, -group.min)};
+    }
+    return {f16_value(*(const uint16_t *)block_of(s, at)), 0};
 }
 
-/* Of the rows of a lane, lane / 4 and 8 more: two tiles' values become q, scales are stored. */
-static __device__ void quantise8(const float (&a)[8], const float (&b)[8], const float (&given)[2],
-                                 uint16_t *scales, uint32_t *words)
+/* Of the rows of a lane, lane / 4 and 8 more: two tiles' values become q, scales are stored. -128
+ * is none of ours, but a file may have it. */
+static __device__ void quantise8(const float (&a)[8], const float (&b)[8],
+                                 const given_scale (&given)[2], uint16_t *scales, uint32_t *words)
 {
     int lane = (int)threadIdx.x % WARP;
 
@@ -130,43 +177,47 @@ static __device__ void quantise8(const float (&a)[8], const float (&b)[8], const
         uint16_t stored;
 
         extremes(a, b, half, &low, &high);
-        stored = f16_nearest(given[half] != 0 ? given[half] : fmaxf(-low, high) / 127);
+        stored = f16_nearest(given[half].scale != 0 ? given[half].scale : fmaxf(-low, high) / 127);
         scale = f16_value(stored);
         for (int j = 0; j < 16; j++)
             if (j / 2 % 2 == half)
-                words[j / 4] |= (uint32_t)(nearest(j < 8 ? a[j] : b[j - 8], scale, -127, 127) & 255)
+                words[j / 4] |= (uint32_t)(nearest(j < 8 ? a[j] : b[j - 8], scale, -128, 127) & 255)
                                 << (8 * (j % 4));
         if (lane % 4 == 0)
             scales[lane / 4 + 8 * half] = stored;
     }
 }
 
-/* Where value j of a tile lies in its word: README.md. */
-static __device__ int nibble(int j)
-{
-    return j / 2 + 4 * (j % 2);
-}
-
-static __device__ void quantise4(const float (&a)[8], const float (&b)[8], const float (&given)[2],
-                                 uint16_t *scales, uint32_t *words)
+/* The same in four bits; with an offset, which puts the numbers around 0, beside each scale or
+ * without. */
+template <bool OFFSET>
+static __device__ void quantise4(const float (&a)[8], const float (&b)[8],
+                                 const given_scale (&given)[2], uint16_t *scales, uint32_t *words)
 {
     int lane = (int)threadIdx.x % WARP;
 
     words[0] = words[1] = 0;
     for (int half = 0; half < 2; half++) {
-        float low, high, scale;
-        uint16_t stored;
+        float low, high, scale, offset;
+        uint32_t stored;
 
         extremes(a, b, half, &low, &high);
-        scale = given[half] != 0 ? given[half] : (high > -low ? high : low) / -8;
-        stored = (uint16_t)bf16_pack(scale, 0);
-        scale = bf16_value(stored);
+        scale = OFFSET ? (high - low) / 15 : (high > -low ? high : low) / -8;
+        offset = OFFSET ? fmaf(8, scale, low) : 0;
+        if (given[half].scale != 0)
+            scale = given[half].scale, offset = given[half].offset;
+        stored = bf16_pack(scale, offset);
+        scale = bf16_low(stored);
+        offset = bf16_high(stored);
         for (int j = 0; j < 16; j++)
             if (j / 2 % 2 == half)
-                words[j / 8] |= (uint32_t)(nearest(j < 8 ? a[j] : b[j - 8], scale, -8, 7) + 8)
-                                << (4 * nibble(j % 8));
-        if (lane % 4 == 0)
-            scales[lane / 4 + 8 * half] = stored;
+                words[j / 8] |=
+                    (uint32_t)(nearest((j < 8 ? a[j] : b[j - 8]) - offset, scale, -8, 7) + 8)
+                    << (4 * packed_nibble(j % 8));
+        if (lane % 4 == 0 && OFFSET)
+            ((uint32_t *)scales)[lane / 4 + 8 * half] = stored;
+        else if (lane % 4 == 0)
+            scales[lane / 4 + 8 * half] = (uint16_t)stored;
     }
 }
 
@@ -177,27 +228,31 @@ static __global__ void pack_groups_kernel(gpu_matrix to, int first_strip, gpu_so
     int chunk = (int)(blockIdx.y * (blockDim.x / WARP)) + warp, strip = (int)blockIdx.x;
     int chunks = (to.cols + 63) / 64;
     int64_t place = (int64_t)(first_strip + strip) * chunks + chunk;
-    uint16_t *scales = (uint16_t *)to.scales + place * 2 * 16;
+    int group_scales = to.kind == GPU_INT4M ? 32 : 16;
+    uint16_t *scales = (uint16_t *)to.scales + place * 2 * group_scales;
     uint32_t words[4];
 
     if (chunk >= chunks)
         return;
     for (int group = 0; group < 2; group++) {
-        float a[8], b[8], given[2];
+        float a[8], b[8];
+        given_scale given[2];
 
         load_tile(s, strip, 4 * chunk + 2 * group, a);
         load_tile(s, strip, 4 * chunk + 2 * group + 1, b);
         for (int half = 0; half < 2; half++)
             given[half] =
-                given_scale(s, to.kind, 16 * strip + lane / 4 + 8 * half, 64 * chunk + 32 * group);
+                find_given(s, to.kind, 16 * strip + lane / 4 + 8 * half, 64 * chunk + 32 * group);
         if (to.kind == GPU_INT8) {
-            quantise8(a, b, given, scales + 16 * group, words);
+            quantise8(a, b, given, scales + group * group_scales, words);
             *(uint4 *)((uint8_t *)to.data + (2 * place + group) * TILE_BYTES + 16 * lane) =
                 make_uint4(words[0], words[1], words[2], words[3]);
-        } else
-            quantise4(a, b, given, scales + 16 * group, words + 2 * group);
+        } else if (to.kind == GPU_INT4M)
+            quantise4<true>(a, b, given, scales + group * group_scales, words + 2 * group);
+        else
+            quantise4<false>(a, b, given, scales + group * group_scales, words + 2 * group);
     }
-    if (to.kind == GPU_INT4)
+    if (to.kind != GPU_INT8)
         *(uint4 *)((uint8_t *)to.data + place * TILE_BYTES + 16 * lane) =
             make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -217,13 +272,6 @@ extern "C" cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_s
 
 /* -- B'B -------------------------------------------------------------------------------------- */
 
-static __device__ float packed_value(const uint16_t *b, int col_tiles, int row, int col)
-{
-    int lane = row % 8 * 4 + col % 8 / 2, j = col % 2 + 2 * (row % 16 / 8) + 4 * (col % 16 / 8);
-
-    return bf16_value(b[(((int64_t)(row / 16) * col_tiles + col / 16) * WARP + lane) * 8 + j]);
-}
-
 /* A block has 16 x 16 numbers of one part, each a sum of its own in the order of rows. */
 static __global__ void gram_kernel(const gpu_lora_part *parts, const int32_t *rows)
 {
@@ -236,7 +284,7 @@ static __global__ void gram_kernel(const gpu_lora_part *parts, const int32_t *ro
     if (i >= part.rank || j >= part.rank)
         return;
     for (int row = 0; row < rows[blockIdx.x]; row++)
-        sum = fmaf(packed_value(part.b, col_tiles, row, i), packed_value(part.b, col_tiles, row, j),
+        sum = fmaf(packed_bf16(part.b, col_tiles, row, i), packed_bf16(part.b, col_tiles, row, j),
                    sum);
     ((float *)part.gram)[i * part.rank + j] = sum;
 }

@@ -73,7 +73,7 @@ static ol_code finish_slot(ol_device *device, gpu_slot *slot, ol_error *err)
     return OL_OK;
 }
 
-/* As gpu_source has it; -1: K types, which become floats on the way. */
+/* As gpu_source has it; -1: what becomes floats on the way. */
 static int source_dtype(ol_dtype dtype)
 {
     switch (dtype) {
@@ -87,6 +87,8 @@ static int source_dtype(ol_dtype dtype)
         return 3;
     case OL_Q4_0:
         return 4;
+    case OL_Q4_K:
+        return 5;
     default:
         return -1;
     }

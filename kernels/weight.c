@@ -4,17 +4,19 @@
 #include <limits.h>
 #include <stdlib.h>
 
+/* What has four bits keeps them: more would bring nothing. */
 static gpu_kind kind_of(const ol_weight_desc *desc)
 {
+    if (desc->tensor.dtype == OL_Q4_0)
+        return GPU_INT4;
+    if (desc->tensor.dtype == OL_Q4_K)
+        return GPU_INT4M;
     if (desc->quantization == OL_QUANT_INT8)
         return GPU_INT8;
     if (desc->quantization == OL_QUANT_INT4)
         return GPU_INT4;
     switch (desc->tensor.dtype) {
-    case OL_Q4_0:
-        return GPU_INT4;
     case OL_Q8_0:
-    case OL_Q4_K: /* its groups have minima, which INT4 has not */
     case OL_Q6_K:
         return GPU_INT8;
     default:
@@ -29,6 +31,7 @@ static void matrix_bytes(const gpu_matrix *m, size_t *data, size_t *scales)
 
     *data = tiles * 512 / (m->kind == GPU_BF16 ? 1 : m->kind == GPU_INT8 ? 2 : 4);
     *scales = m->kind == GPU_BF16 ? 0 : tiles / 2 * 16 * sizeof(uint16_t);
+    *scales *= m->kind == GPU_INT4M ? 2 : 1; /* and offsets */
 }
 
 static ol_code make_matrix(ol_device *device, const ol_weight_desc *desc, ol_weight *w,

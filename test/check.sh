@@ -90,6 +90,7 @@ step build build_all
 if wanted lint; then
 	step clang-warnings warnings_with_clang
 	step layers bash test/layers.sh
+	step spills bash test/spills.sh
 fi
 
 # -- the engine ------------------------------------------------------------------------

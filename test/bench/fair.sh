@@ -8,21 +8,15 @@
 # The goal: no more than twice as long as alone, and one step of the engine.
 set -eu
 cd "$(dirname "$0")/../.."
-. test/lib/deps.sh
-. test/lib/cluster.sh
+. test/bench/cluster.sh
 FLOOD=${FLOOD:-100} PROMPT=${PROMPT:-128} GENERATE=${GENERATE:-64} SAMPLES=${SAMPLES:-20} THREADS=${THREADS:-$(nproc)}
-make -s -j"$(nproc)" all
-make_work
-stage_postgres
 if [ -n "${MODEL:-}" ]; then
 	cp "$MODEL" "$WORK/model.gguf" && chmod a+r "$WORK/model.gguf"
 	MODEL=$WORK/model.gguf
 else
-	stage_files test/data/demo/model "$WORK/model"
 	MODEL=$WORK/model
 fi
 start_cluster "openlora.model=$MODEL" "openlora.threads=$THREADS" "openlora.prefix_cache=off" "openlora.max_queued=10000" ${SETTINGS:-}
-run() { psql -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
 run -o /dev/null -c 'CREATE EXTENSION openlora' -c 'CREATE ROLE one' -c 'CREATE ROLE many' -c "SELECT lora_grant_usage('one'), lora_grant_usage('many')" \
 	-c "CREATE TABLE prompt (body text)" -c "GRANT SELECT ON prompt TO one, many"
 run -o /dev/null -c "SELECT lora_count_tokens('x')"

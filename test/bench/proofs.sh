@@ -5,16 +5,9 @@
 #   N=1000000 PROOFS=200 test/bench/proofs.sh
 set -eu
 cd "$(dirname "$0")/../.."
-. test/lib/deps.sh
-. test/lib/cluster.sh
-need_packages build
+. test/bench/cluster.sh
 N=${N:-1000000} PROOFS=${PROOFS:-200}
-make -s -j"$(nproc)" all
-make_work
-stage_postgres
-stage_files test/data/demo/model "$WORK/model"
 start_cluster "openlora.model=$WORK/model" "shared_buffers=256MB" "jit=off" "max_wal_size=4GB"
-run() { psql -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
 run -v n="$N" <<'SQL'
 CREATE EXTENSION openlora;
 DO $$ BEGIN

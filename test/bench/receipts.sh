@@ -5,16 +5,9 @@
 #   N=20000 REPEATS=3 test/bench/receipts.sh
 set -eu
 cd "$(dirname "$0")/../.."
-. test/lib/deps.sh
-. test/lib/cluster.sh
-need_packages build
+. test/bench/cluster.sh
 N=${N:-20000} REPEATS=${REPEATS:-3}
-make -s -j"$(nproc)" all
-make_work
-stage_postgres
-stage_files test/data/demo/model "$WORK/model"
 start_cluster "openlora.model=$WORK/model" "shared_buffers=256MB" "jit=off" "fsync=on"
-run() { psql -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
 run -c 'CREATE EXTENSION openlora' -c "CREATE FUNCTION lora_test_receipts(int) RETURNS void AS 'openlora' LANGUAGE C"
 for i in $(seq "$REPEATS"); do
 	run <<SQL

@@ -137,7 +137,8 @@ static double seconds(const shape *s)
                                .page_tokens = PAGE,
                                .page_stride = (int64_t)2 * PAGE * s->n_kv_heads * s->head_dim},
                         .n_heads = s->n_heads,
-                        .scale = 1 / sqrtf((float)s->head_dim)};
+                        .scale = 1 / sqrtf((float)s->head_dim),
+                        .decode_most = 1};
     double t;
 
     op.kv.data = device_random(pages * PAGE * 2 * (size_t)(s->n_kv_heads * s->head_dim));

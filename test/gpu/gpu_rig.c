@@ -48,6 +48,26 @@ double rig_uniform(void)
     return (double)(rig_next() >> 11) * 0x1p-52 - 1.0;
 }
 
+#ifdef OL_SIMT
+#define ORDERS 3 /* theirs, random ones, a warp after the other: test/simt */
+#else
+#define ORDERS 1
+#endif
+
+int rig_run_in_orders(const struct CMUnitTest *tests, size_t n)
+{
+    int failed = 0;
+
+    rig_seed();
+    for (unsigned order = 0; order < ORDERS; order++) {
+#ifdef OL_SIMT
+        simt_settings.seed = order;
+#endif
+        failed += _cmocka_run_group_tests("tests", tests, n, NULL, NULL);
+    }
+    return failed;
+}
+
 /* -- memory ------------------------------------------------------------------------------- */
 
 #define MAX_BLOCKS 4096

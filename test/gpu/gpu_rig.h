@@ -28,6 +28,9 @@ void rig_cuda(cudaError_t code, const char *what, const char *file, int line);
 void rig_seed(void); /* of the run; call it first in main */
 uint64_t rig_next(void);
 int rig_below(int n);
+/* All tests, with a seed; on the processor once for each order in which threads take turns. */
+#define RIG_RUN_IN_ORDERS(tests) rig_run_in_orders(tests, sizeof(tests) / sizeof((tests)[0]))
+int rig_run_in_orders(const struct CMUnitTest *tests, size_t n);
 double rig_uniform(void); /* [-1, 1) */
 
 /* -- memory: freed by rig_free_all --------------------------------------------------------- */

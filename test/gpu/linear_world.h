@@ -81,28 +81,41 @@ static void put_number(uint8_t *data, int kind, int cols64, int row, int col, in
     }
 }
 
+/* The scale of a row's group, drawn at random as scales[at] with what goes with it; *offset: what
+ * is added to numbers that it was multiplied with. */
+static double put_scale(int kind, uint16_t *scales, size_t at, double *offset)
+{
+    *offset = 0;
+    if (kind == GPU_INT8)
+        return rig_from_f16(scales[at] = rig_f16(0.01 + 0.005 * rig_uniform()));
+    if (kind == GPU_INT4)
+        return rig_from_bf16(scales[at] = rig_bf16(0.1 + 0.05 * rig_uniform()));
+    *offset = rig_from_bf16(scales[2 * at + 1] = rig_bf16(0.3 * rig_uniform()));
+    return rig_from_bf16(scales[2 * at] = rig_bf16(0.1 + 0.05 * rig_uniform()));
+}
+
 /* A matrix of numbers and scales drawn at random. */
 static double *quantised(gpu_matrix *m)
 {
     int cols64 = (m->cols + 63) / 64 * 64, groups = cols64 / 32, tiles = (m->rows + 15) / 16;
     size_t bytes = (size_t)tiles * (size_t)cols64 * 16 / (m->kind == GPU_INT8 ? 1 : 2);
-    size_t n_scales = (size_t)tiles * 16 * (size_t)groups;
+    size_t n_scales = (size_t)tiles * 16 * (size_t)groups * (m->kind == GPU_INT4M ? 2 : 1);
     uint8_t *data = rig_host(bytes);
     uint16_t *scales = rig_host(n_scales * 2);
     double *dense = rig_host((size_t)m->rows * (size_t)m->cols * sizeof(double));
+    double scale = 0, offset = 0;
 
     memset(data, m->kind == GPU_INT8 ? 0 : 0x88, bytes);
-    for (size_t i = 0; i < n_scales; i++)
-        scales[i] = m->kind == GPU_INT8 ? rig_f16(0.01 + 0.005 * rig_uniform())
-                                        : rig_bf16(0.1 + 0.05 * rig_uniform());
     for (int r = 0; r < m->rows; r++)
-        for (int c = 0; c < m->cols; c++) {
-            int q = m->kind == GPU_INT8 ? rig_below(256) - 128 : rig_below(16) - 8;
-            uint16_t s = scales[((size_t)(r / 16 * groups + c / 32)) * 16 + (size_t)(r % 16)];
-
+        for (int c = 0, q; c < m->cols; c++) {
+            if (c % 32 == 0)
+                scale =
+                    put_scale(m->kind, scales,
+                              (size_t)(r / 16 * groups + c / 32) * 16 + (size_t)(r % 16), &offset);
+            q = m->kind == GPU_INT8 ? rig_below(256) - 128 : rig_below(16) - 8;
             put_number(data, m->kind, cols64, r, c, q);
-            dense[(size_t)r * (size_t)m->cols + (size_t)c] = rig_from_bf16(
-                rig_bf16(q * (m->kind == GPU_INT8 ? rig_from_f16(s) : rig_from_bf16(s))));
+            dense[(size_t)r * (size_t)m->cols + (size_t)c] =
+                rig_from_bf16(rig_bf16(q * scale + offset));
         }
     m->data = rig_device_copy(data, bytes);
     m->scales = rig_device_copy(scales, n_scales * 2);

@@ -184,8 +184,8 @@ static uint16_t *fetch_results(const batch *b)
     return o;
 }
 
-/* Rows list[0 .. n - 1], launched for as many as `launched`. */
-static uint16_t *decode_rows(batch *b, const int32_t *list, int n, int launched)
+/* Rows list[0 .. n - 1], launched for as many as `launched`; `most` rows of a sequence together. */
+static uint16_t *decode_rows(batch *b, const int32_t *list, int n, int launched, int most)
 {
     gpu_counts counts = {.n_rows = b->all_rows, .n_decode = n};
     int n_splits = (b->longest - 1) / GPU_KV_SPLIT + 1;
@@ -196,10 +196,12 @@ static uint16_t *decode_rows(batch *b, const int32_t *list, int n, int launched)
     rig_put((void *)b->rows.decode_rows, list, (size_t)n * sizeof(*list));
     b->op.o = rig_device(result_size(b));
     b->op.partial = rig_device(partial);
+    b->op.decode_most = most;
     GPU_OK(gpu_attention_decode(&b->rows, &b->op, launched, n_splits, rig_stream()));
     return fetch_results(b);
 }
 
+/* Each row by itself, in random order. */
 static uint16_t *decode_all(batch *b)
 {
     int32_t *list = rig_host((size_t)b->all_rows * sizeof(*list));
@@ -207,7 +209,25 @@ static uint16_t *decode_all(batch *b)
     for (int i = 0; i < b->all_rows; i++)
         list[i] = i;
     shuffle(list, b->all_rows);
-    return decode_rows(b, list, b->all_rows, b->all_rows + 1);
+    return decode_rows(b, list, b->all_rows, b->all_rows + 1, 1);
+}
+
+/* As many of a sequence together as may be. In pieces of random length, so that some stand alone
+ * and others follow what they do not go on with. */
+static uint16_t *decode_together(batch *b, int most)
+{
+    int32_t *list = rig_host((size_t)b->all_rows * sizeof(*list));
+    int n = 0;
+
+    for (int end = b->all_rows; end > 0;) {
+        int from = end - 1 - rig_below(2 * most);
+
+        from = from < 0 ? 0 : from;
+        for (int row = from; row < end; row++)
+            list[n++] = row;
+        end = from;
+    }
+    return decode_rows(b, list, n, n + 1, most);
 }
 
 /* Launched for one tile more than there is. */
@@ -313,11 +333,13 @@ static void check_batch(batch *b)
 
     check_results(b, decoded, "decode");
     check_same(b, decoded, filled, "decode and prefill");
+    check_same(b, decoded, decode_together(b, GPU_DECODE_ROWS), "decode together");
 #ifdef OL_SIMT
     simt_settings.seed = 1 + (unsigned)rig_below(1 << 20);
 #endif
     check_same(b, decoded, prefill_all(b, 1 + rig_below(40), true), "tiles");
     check_same(b, decoded, decode_all(b), "decode again");
+    check_same(b, decoded, decode_together(b, 1 + rig_below(9)), "decode some together");
 #ifdef OL_SIMT
     simt_settings.seed = 0;
 #endif
@@ -445,7 +467,7 @@ static void leaves_others_alone(void **state)
     const int32_t list[] = {4, 1};
     const gpu_tile tiles[] = {{4, 1}, {1, 1}};
     batch b = make_batch((shape){4, 2, 32, 16, 0}, 2, past, n_rows);
-    const uint16_t *all = decode_all(&b), *some = decode_rows(&b, list, 2, 6);
+    const uint16_t *all = decode_all(&b), *some = decode_rows(&b, list, 2, 6, 1);
     const uint16_t *others = prefill_tiles(&b, tiles, 2);
     size_t ld = (size_t)b.op.ldo;
 

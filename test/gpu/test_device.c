@@ -64,15 +64,27 @@ static int64_t out_of(const shape *s, int m)
     return m == OL_MOD_GATE || m == OL_MOD_UP ? s->ffn : s->hidden;
 }
 
+static void put_f16(uint8_t *at, double v)
+{
+    uint16_t half = rig_f16(v);
+
+    memcpy(at, &half, sizeof(half));
+}
+
 /* A block of a quantised type with numbers of about `scale`. */
 static void random_block(ol_dtype dtype, uint8_t *at, double scale)
 {
     size_t bytes = ol_dtype_block_bytes(dtype);
-    uint16_t d = rig_f16(dtype == OL_Q8_0 ? scale / 127 : scale / -8);
 
     for (size_t i = 0; i < bytes; i++)
         at[i] = (uint8_t)rig_next();
-    memcpy(at, &d, 2);
+    if (dtype == OL_Q4_K) { /* factors of scales and minima are 32 on average, numbers 7.5 */
+        put_f16(at, scale / 2 / 7.5 / 32);
+        put_f16(at + 2, scale / 2 / 32);
+    } else if (dtype == OL_Q6_K)
+        put_f16(at + 208, scale / 32 / 64);
+    else
+        put_f16(at, dtype == OL_Q8_0 ? scale / 127 : scale / -8);
 }
 
 static ol_tensor tensor(ol_dtype dtype, int64_t rows, int64_t cols, double mean, double scale)
@@ -84,12 +96,12 @@ static ol_tensor tensor(ol_dtype dtype, int64_t rows, int64_t cols, double mean,
         dtype = OL_BF16;
     assert_true(ol_dtype_row_bytes(dtype, cols, &row_bytes));
     data = rig_host(row_bytes * (size_t)rows);
-    for (int64_t i = 0; i < rows * cols; i += ol_dtype_block(dtype)) {
+    for (int64_t i = 0, block = ol_dtype_block(dtype); i < rows * cols; i += block) {
         float v = (float)(mean + scale * rig_uniform());
         uint16_t half = dtype == OL_F16 ? rig_f16(v) : rig_bf16(v);
 
-        if (ol_dtype_block(dtype) > 1)
-            random_block(dtype, data + (size_t)(i / 32) * ol_dtype_block_bytes(dtype), scale);
+        if (block > 1)
+            random_block(dtype, data + (size_t)(i / block) * ol_dtype_block_bytes(dtype), scale);
         else if (dtype == OL_F32)
             memcpy(data + 4 * i, &v, 4);
         else
@@ -132,6 +144,35 @@ static weights *make_weights(const shape *s, ol_dtype dtype)
     for (int i = 0; i < s->rotary / 2; i++)
         w->inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)s->rotary);
     return w;
+}
+
+/* The same numbers in f32, where they are of a quantised type: the CPU device multiplies those with
+ * rounded activations, which is no measure. */
+static void make_plain(ol_tensor *t)
+{
+    size_t n = (size_t)(t->shape[0] * t->shape[1]);
+    float *values;
+
+    if (!t->data || ol_dtype_block(t->dtype) == 1)
+        return;
+    values = rig_host(n * sizeof(*values));
+    ol_dequantize(t->dtype, t->data, values, n);
+    t->dtype = OL_F32;
+    t->data = values;
+    t->bytes = n * sizeof(*values);
+}
+
+static const weights *plain_weights(const weights *w)
+{
+    weights *plain = rig_host(sizeof(*plain));
+
+    *plain = *w;
+    make_plain(&plain->embedding);
+    make_plain(&plain->head);
+    for (int l = 0; l < LAYERS; l++)
+        for (int m = 0; m < OL_MODULES; m++)
+            make_plain(&plain->linear[l][m]);
+    return plain;
 }
 
 /* -- it, on a device --------------------------------------------------------------------------- */
@@ -403,43 +444,126 @@ static const ol_device_table *cpu_table(void)
     return t;
 }
 
+/* How far a row's logits are from those that they should be, by norm. */
+static double row_error(const float *got, const float *want, int n)
+{
+    double sum = 0, norm = 0;
+
+    for (int i = 0; i < n; i++) {
+        double d = (double)got[i] - (double)want[i];
+
+        sum += isfinite(d) ? d * d : 1e30;
+        norm += (double)want[i] * (double)want[i];
+    }
+    return sqrt(sum / norm);
+}
+
+static int compare_errors(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/*
+ * What the models of check_against_cpu are: the device; the CPU device in f32; and that again with
+ * pages of bf16, which says what a rounding here and there comes to.
+ *
+ * That differs much from row to row: where the scores of a random model are steep, and two of them
+ * next to each other, a row of a few hundred comes out ten times as far off as the others, whoever
+ * computes it. So most rows have to be within the tolerance, and each within what is in proportion
+ * to its own rounding.
+ */
+enum { DEVICE, EXACT, ROUNDED, MODELS };
+#define STEPS 4
+#define ROUNDINGS 20 /* what the third model does once */
+
+static void check_rows(double (*errors)[2], int n, double tolerance, const char *what)
+{
+    double sorted[STEPS * MAX_SEQS];
+
+    for (int i = 0; i < n; i++) {
+        sorted[i] = errors[i][0];
+        if (!(errors[i][0] <= tolerance + ROUNDINGS * errors[i][1]))
+            fail_msg("%s: a row's error is %.3g of its norm; where rounding makes %.3g, %.3g are "
+                     "admitted",
+                     what, errors[i][0], errors[i][1], tolerance + ROUNDINGS * errors[i][1]);
+    }
+    qsort(sorted, (size_t)n, sizeof(sorted[0]), compare_errors);
+    if (!(sorted[n / 2] <= tolerance))
+        fail_msg("%s: half of the rows have errors above %.3g of their norms; admitted %.3g", what,
+                 sorted[n / 2], tolerance);
+}
+
+static void place_requests(const shape *s, sequence seqs[MODELS][MAX_SEQS])
+{
+    for (int i = 0; i < MAX_SEQS; i++) {
+        random_sequence(&seqs[0][i], s, i, i % 4);
+        for (int m = 1; m < MODELS; m++) {
+            seqs[m][i] = seqs[0][i];
+            seqs[m][i].logits = rig_host((size_t)s->vocab * sizeof(float));
+        }
+    }
+}
+
+/* A step of all sequences on all models; the rows' errors. */
+static void compare_step(model *models, sequence seqs[MODELS][MAX_SEQS], const int *rows,
+                         double (*errors)[2])
+{
+    int vocab = models->w->s.vocab;
+
+    for (int m = 0; m < MODELS; m++) {
+        sequence *order[MAX_SEQS];
+
+        for (int i = 0; i < MAX_SEQS; i++)
+            order[i] = &seqs[m][i];
+        run(&models[m], order, rows, MAX_SEQS);
+    }
+    for (int i = 0; i < MAX_SEQS; i++) {
+        const float *want = seqs[EXACT][i].logits;
+
+        errors[i][0] = row_error(seqs[DEVICE][i].logits, want, vocab);
+        errors[i][1] = row_error(seqs[ROUNDED][i].logits, want, vocab);
+    }
+}
+
 static void check_against_cpu(const shape *s, ol_dtype dtype, ol_quantization quantization,
                               double tolerance)
 {
-    const weights *w = make_weights(s, dtype);
-    sequence seqs[2][MAX_SEQS], *order[2][MAX_SEQS];
-    rig_gap logits = {0}, energies = {0};
-    model gpu, cpu;
+    const weights *w = make_weights(s, dtype), *plain = plain_weights(w);
+    sequence seqs[MODELS][MAX_SEQS];
+    double errors[STEPS * MAX_SEQS][2];
+    ol_kv_desc rounded = {.n_layers = LAYERS,
+                          .n_kv_heads = s->kv_heads,
+                          .head_dim = s->dim,
+                          .page_tokens = s->page_tokens,
+                          .n_pages = PAGES,
+                          .dtype = OL_BF16};
+    rig_gap energies = {0};
+    model models[MODELS];
 
-    open_model(&gpu, ol_device_entry_point(), w, OL_BF16, quantization);
-    open_model(&cpu, cpu_table(), w, OL_F32, quantization);
+    open_model(&models[DEVICE], ol_device_entry_point(), w, OL_BF16, quantization);
+    open_model(&models[EXACT], cpu_table(), plain, OL_F32, quantization);
     for (int i = 0; i < LORAS; i++)
-        place_lora(&gpu, &cpu, i, i % 2 ? OL_F32 : OL_BF16);
-    for (int i = 0; i < MAX_SEQS; i++) {
-        random_sequence(&seqs[0][i], s, i, i % 4);
-        seqs[1][i] = seqs[0][i];
-        seqs[1][i].logits = rig_host((size_t)s->vocab * sizeof(float));
-        order[0][i] = &seqs[0][i];
-        order[1][i] = &seqs[1][i];
-    }
-    for (int step = 0; step < 4; step++) {
+        place_lora(&models[DEVICE], &models[EXACT], i, i % 2 ? OL_F32 : OL_BF16);
+    models[ROUNDED] = models[EXACT]; /* on the same device */
+    OK(cpu_table()->kv_create(models[EXACT].device, &rounded, &models[ROUNDED].kv, &error));
+    place_requests(s, seqs);
+    for (int step = 0; step < STEPS; step++) {
         int rows[MAX_SEQS];
 
         for (int i = 0; i < MAX_SEQS; i++)
             rows[i] = step % 2 ? 1 : 1 + rig_below(30); /* prompts, then a row each */
-        run(&gpu, order[0], rows, MAX_SEQS);
-        run(&cpu, order[1], rows, MAX_SEQS);
-        for (int i = 0; i < MAX_SEQS; i++)
-            for (int v = 0; v < s->vocab; v++)
-                rig_compare(&logits, seqs[0][i].logits[v], seqs[1][i].logits[v]);
+        compare_step(models, seqs, rows, errors + step * MAX_SEQS);
     }
     for (int i = 0; i < MAX_SEQS; i++)
         for (int k = 0; seqs[0][i].n_loras > 1 && k < seqs[0][i].n_loras; k++)
-            rig_compare(&energies, seqs[0][i].energy[k], seqs[1][i].energy[k]);
-    rig_check_gap(&logits, tolerance, "logits, %s", ol_dtype_name(dtype));
+            rig_compare(&energies, seqs[DEVICE][i].energy[k], seqs[EXACT][i].energy[k]);
+    check_rows(errors, STEPS * MAX_SEQS, tolerance, ol_dtype_name(dtype));
     rig_check_gap(&energies, 2 * tolerance, "energies, %s", ol_dtype_name(dtype));
-    close_model(&gpu);
-    close_model(&cpu);
+    cpu_table()->kv_free(models[EXACT].device, models[ROUNDED].kv);
+    close_model(&models[DEVICE]);
+    close_model(&models[EXACT]);
     rig_free_all();
 }
 
@@ -474,6 +598,17 @@ static const shape wide = {.hidden = 192,
                            .bias = true,
                            .qk_norm = true};
 
+/* All inputs are whole superblocks. */
+static const shape broad = {.hidden = 256,
+                            .heads = 4,
+                            .kv_heads = 2,
+                            .dim = 64,
+                            .ffn = 256,
+                            .vocab = 70,
+                            .rotary = 64,
+                            .page_tokens = 16,
+                            .tied = true};
+
 static void agrees_with_cpu(void **state)
 {
     (void)state;
@@ -482,13 +617,15 @@ static void agrees_with_cpu(void **state)
     check_against_cpu(&wide, OL_F16, OL_QUANT_AS_IS, 2e-2);
 }
 
-/* Types of blocks keep their numbers; the CPU device rounds what it multiplies them with. */
+/* Types of blocks keep their numbers; INT8 is each device's own. */
 static void agrees_in_blocks(void **state)
 {
     (void)state;
-    check_against_cpu(&small, OL_Q8_0, OL_QUANT_AS_IS, 3e-2);
-    check_against_cpu(&wide, OL_Q4_0, OL_QUANT_AS_IS, 3e-2);
+    check_against_cpu(&small, OL_Q8_0, OL_QUANT_AS_IS, 2e-2);
+    check_against_cpu(&wide, OL_Q4_0, OL_QUANT_AS_IS, 2e-2);
     check_against_cpu(&wide, OL_BF16, OL_QUANT_INT8, 3e-2);
+    check_against_cpu(&broad, OL_Q4_K, OL_QUANT_AS_IS, 2e-2);
+    check_against_cpu(&broad, OL_Q6_K, OL_QUANT_AS_IS, 3e-2); /* becomes INT8 */
 }
 
 /* -- of itself
@@ -627,6 +764,42 @@ static void chooses_as_the_engine(void **state)
     rig_free_all();
 }
 
+/* A few rows of a sequence are as many rows that go on: a graph, and the bits of a row each. As
+ * long as they are not more than a step of all sequences has. */
+static void few_rows_go_on(void **state)
+{
+    const weights *w = make_weights(&wide, OL_BF16);
+    size_t bytes = (size_t)wide.vocab * sizeof(float);
+    sequence some[2], one[2];
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    for (int i = 0; i < 2; i++) {
+        random_sequence(&some[i], &wide, i, 0);
+        one[i] = some[i];
+        one[i].logits = rig_host(bytes);
+        for (int p = 0; p < SEQ_PAGES; p++)
+            one[i].pages[p] = (some[i].pages[p] + 64) % PAGES;
+    }
+    run(&m, (sequence *[]){&some[0], &some[1]}, (int[]){GPU_DECODE_ROWS, 60}, 2);
+    assert_int_equal(m.device->sizes.n_decode, GPU_DECODE_ROWS);
+    assert_int_equal(m.device->sizes.n_tiles, 1);
+    run(&m, (sequence *[]){&some[0], &some[1]}, (int[]){2, GPU_DECODE_ROWS}, 2);
+    assert_int_equal(m.device->sizes.n_decode, GPU_DECODE_ROWS + 2);
+    assert_int_equal(m.device->sizes.n_tiles, 0);
+    for (int i = 0; i < 2; i++) {
+        while (one[i].length < some[i].length)
+            run(&m, (sequence *[]){&one[i]}, (int[]){1}, 1);
+        assert_memory_equal(one[i].logits, some[i].logits, bytes);
+    }
+    run(&m, (sequence *[]){&some[0], &some[1]}, (int[]){GPU_DECODE_ROWS, GPU_DECODE_ROWS}, 2);
+    assert_in_range(m.device->sizes.n_decode, GPU_DECODE_ROWS, MAX_SEQS);
+    assert_int_equal(m.device->sizes.n_tiles, 1);
+    close_model(&m);
+    rig_free_all();
+}
+
 static void says_that_nothing_can_be_chosen(void **state)
 {
     const weights *w = make_weights(&small, OL_BF16);
@@ -647,7 +820,6 @@ static void says_that_nothing_can_be_chosen(void **state)
     close_model(&m);
     rig_free_all();
 }
-
 
 #ifdef OL_SIMT
 /* What the device says of the card, opened on one of capability 9. */
@@ -728,6 +900,26 @@ static void same_bits_with_groups(void **state)
     assert_true(simt_group_products > before);
 }
 #endif
+
+/* Four bits take five, with their scales and offsets, whatever eight are asked for. */
+static void four_bits_stay_four(void **state)
+{
+    ol_tensor t = tensor(OL_Q4_K, 64, 512, 0, 1);
+    model m = {.t = ol_device_entry_point()};
+    ol_device_options options = {.max_rows = 1, .max_seqs = 1, .max_logit_rows = 1};
+    ol_device_info before, with;
+    ol_weight *matrix;
+
+    (void)state;
+    OK(m.t->open(&options, &m.device, &error));
+    m.t->info(m.device, &before);
+    matrix = place(&m, &t, OL_WEIGHT_MATRIX, OL_QUANT_INT8);
+    m.t->info(m.device, &with);
+    assert_int_equal(with.memory_used - before.memory_used, 64 * 512 * 5 / 8);
+    m.t->weight_free(m.device, matrix);
+    m.t->close(m.device);
+    rig_free_all();
+}
 
 /* A graph of so many members serves those of higher ranks, too, who need more room. */
 static void room_grows_with_ranks(void **state)
@@ -917,6 +1109,8 @@ int main(void)
         cmocka_unit_test(same_bits_in_any_step),
         cmocka_unit_test(chooses_as_the_engine),
         cmocka_unit_test(says_that_nothing_can_be_chosen),
+        cmocka_unit_test(few_rows_go_on),
+        cmocka_unit_test(four_bits_stay_four),
         cmocka_unit_test(room_grows_with_ranks),
         cmocka_unit_test(adapters_in_pages),
 

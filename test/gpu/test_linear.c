@@ -184,7 +184,7 @@ static const int some_sizes[] = {2, 12, 64, 0};
 static void every_kind_and_finish(void **state)
 {
     (void)state;
-    for (int kind = GPU_BF16; kind <= GPU_INT4; kind++)
+    for (int kind = GPU_BF16; kind < GPU_KINDS; kind++)
         for (int finish = GPU_STORE_BF16; finish <= GPU_SWIGLU; finish++) {
             shape s = {.finish = (gpu_finish)finish,
                        .kinds = {kind, kind},
@@ -215,6 +215,7 @@ static void parts_side_by_side(void **state)
     s.kinds[1] = s.kinds[2] = GPU_INT4;
     check_shape(s, some_sizes);
     s.kinds[1] = GPU_INT8;
+    s.kinds[2] = GPU_INT4M;
     s.finish = GPU_ADD_F32;
     check_shape(s, some_sizes);
 }
@@ -227,7 +228,7 @@ static void odd_shapes(void **state)
     for (int i = 0; i < 5; i++)
         for (int j = 0; j < 4; j++) {
             shape s = {.finish = (gpu_finish)rig_below(4),
-                       .kinds = {rig_below(3)},
+                       .kinds = {rig_below(GPU_KINDS)},
                        .rows = {rows[i], rows[i]},
                        .cols = cols[j],
                        .bias = rig_below(2),
@@ -253,7 +254,7 @@ static void few_features(void **state)
     static const int sizes[] = {200, 7, 256, 190, 300, 0};
 
     (void)state;
-    for (int kind = GPU_BF16; kind <= GPU_INT4; kind++) {
+    for (int kind = GPU_BF16; kind < GPU_KINDS; kind++) {
         shape s = {.finish = kind == GPU_INT4 ? GPU_SWIGLU : GPU_STORE_F32,
                    .kinds = {kind, kind},
                    .rows = {60, 60},
@@ -277,7 +278,7 @@ static void many_rows(void **state)
 #ifndef OL_SIMT
     GPU_OK(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
 #endif
-    for (int kind = GPU_BF16; kind <= GPU_INT4; kind++) {
+    for (int kind = GPU_BF16; kind < GPU_KINDS; kind++) {
         shape s = {.finish = kind == GPU_INT8 ? GPU_SWIGLU : GPU_STORE_BF16,
                    .kinds = {kind, kind},
                    .rows = {blocks * (kind == GPU_INT8 ? 64 : 128) - 10, 0},
@@ -297,7 +298,7 @@ static const int group_sizes[] = {100, 257, 300, 0};
 static void groups_of_every_kind_and_finish(void **state)
 {
     (void)state;
-    for (int kind = GPU_BF16; kind <= GPU_INT4; kind++)
+    for (int kind = GPU_BF16; kind < GPU_KINDS; kind++)
         for (int finish = GPU_STORE_BF16; finish <= GPU_SWIGLU; finish++) {
             shape s = {.finish = (gpu_finish)finish,
                        .kinds = {kind, kind},
@@ -400,7 +401,7 @@ static void in_any_order(void **state)
                .adapters = true};
 
     (void)state;
-    for (int kind = GPU_BF16; kind <= GPU_INT4; kind++) {
+    for (int kind = GPU_BF16; kind < GPU_KINDS; kind++) {
         simt_settings.seed = (unsigned)rig_next() | 1;
         s.kinds[0] = kind;
         check_shape(s, all_sizes);

@@ -307,16 +307,6 @@ int main(void)
         cmocka_unit_test(cuts_far_down),       cmocka_unit_test(greedy_takes_the_first_of_the_best),
         cmocka_unit_test(says_what_is_wrong),  cmocka_unit_test(rows_stand_alone),
     };
-    int failed = 0;
 
-    rig_seed();
-#ifdef OL_SIMT
-    for (unsigned order = 1; order < 3; order++) { /* in which threads take turns */
-        simt_settings.seed = order;
-        failed += cmocka_run_group_tests(tests, NULL, NULL);
-    }
-#else
-    failed = cmocka_run_group_tests(tests, NULL, NULL);
-#endif
-    return failed;
+    return RIG_RUN_IN_ORDERS(tests);
 }

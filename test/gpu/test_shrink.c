@@ -364,16 +364,6 @@ int main(void)
         cmocka_unit_test(members_stand_alone),
         cmocka_unit_test(launches_nothing_for_nobody),
     };
-    int failed = 0;
 
-    rig_seed();
-#ifdef OL_SIMT
-    for (unsigned order = 0; order < 3; order++) { /* in which threads take turns */
-        simt_settings.seed = order;
-        failed += cmocka_run_group_tests(tests, NULL, NULL);
-    }
-#else
-    failed = cmocka_run_group_tests(tests, NULL, NULL);
-#endif
-    return failed;
+    return RIG_RUN_IN_ORDERS(tests);
 }

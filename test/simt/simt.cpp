@@ -44,7 +44,7 @@ struct simt_fiber {
     fiber stack;
     worker *home;
     int index;
-    bool done;
+    bool done, has_to_wait;
     bool (*ready)(simt_fiber *f); /* NULL: may go on */
     unsigned waits_for;           /* a turn of the block's barrier, or of the warp's exchange */
     bool (*until)(const void *arg, unsigned value); /* simt_wait_until() */
@@ -118,6 +118,16 @@ void simt_wait_until(bool (*ready)(const void *arg, unsigned value), const void 
     self->until_arg = arg;
     self->waits_for = value;
     give_way(condition_holds);
+}
+
+void simt_has_to_wait()
+{
+    self->has_to_wait = true;
+}
+
+void wait_for_previous()
+{
+    self->has_to_wait = false;
 }
 
 /* -- barriers ---------------------------------------------------------------------------- */
@@ -318,6 +328,10 @@ static void thread_main()
         abort();
     }
     simt_group_end();
+    if (f->has_to_wait) {
+        fprintf(stderr, "simt: a thread of an early launch ended without wait_for_previous()\n");
+        abort();
+    }
     f->done = true;
     w->live--;
     w->warps[(size_t)f->index / WARP].lanes--;
@@ -410,7 +424,7 @@ static void run_block(worker *w, dim3 block, dim3 grid, dim3 dim, const std::fun
             dim3((unsigned)i % dim.x, (unsigned)i / dim.x % dim.y, (unsigned)i / dim.x / dim.y),
             block, dim, grid};
         fiber_reset(&f->stack, thread_main);
-        f->done = false;
+        f->done = f->has_to_wait = false;
         f->ready = NULL;
         f->groups = 0;
     }

@@ -18,6 +18,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define GPU_RESIDENTS(now, before) (now)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define WARP 32
@@ -226,9 +227,18 @@ static inline uint32_t bf16_multiply2(uint32_t a, uint32_t b)
 {
     return bf16_pack(bf16_low(a) * bf16_low(b), bf16_high(a) * bf16_high(b));
 }
+static inline uint32_t bf16_multiply_add2(uint32_t a, uint32_t b, uint32_t c)
+{
+    return bf16_pack(fmaf(bf16_low(a), bf16_low(b), bf16_low(c)),
+                     fmaf(bf16_high(a), bf16_high(b), bf16_high(c)));
+}
 static inline uint32_t bf16_subtract2(uint32_t a, uint32_t b)
 {
     return bf16_pack(bf16_low(a) - bf16_low(b), bf16_high(a) - bf16_high(b));
+}
+static inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c)
+{
+    return (a & b) | c;
 }
 float f16_value(uint16_t v);
 uint16_t f16_nearest(float v);
@@ -245,6 +255,19 @@ void load_matrix4_transposed(uint32_t (&r)[4], const void *row);
 void copy_async16(void *to, const void *from, bool valid);
 void copy_async_commit();
 void simt_copy_wait(int n);
+typedef uint8_t *shared_place;
+static inline shared_place shared_place_of(void *p)
+{
+    return (shared_place)p;
+}
+static inline void copy_async16_at(shared_place to, const void *from)
+{
+    copy_async16(to, from, true);
+}
+static inline void load_matrix4_at(uint32_t (&r)[4], shared_place row)
+{
+    load_matrix4(r, row);
+}
 template <int N> static inline void copy_async_wait()
 {
     simt_copy_wait(N);
@@ -253,9 +276,18 @@ static inline uint4 load_once(const void *p)
 {
     return *(const uint4 *)p;
 }
+static inline uint4 load_once_early(const void *p)
+{
+    return load_once(p);
+}
 template <typename T> static inline T *kept_in_memory(T *p)
 {
     return p;
+}
+
+static inline int computed_anew(int x)
+{
+    return x;
 }
 
 /* -- launching ------------------------------------------------------------------------------ */
@@ -271,15 +303,18 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block
     return simt_launch(grid, block, shared, stream, [=]() { kernel(args...); });
 }
 
-static inline void wait_for_previous()
-{
-}
+/* A thread of an early launch that ends without having waited ends the program. */
+void simt_has_to_wait();
+void wait_for_previous();
 
 template <typename... P>
 static inline cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block,
                                            size_t shared, cudaStream_t stream, const P &...args)
 {
-    return gpu_launch(kernel, grid, block, shared, stream, args...);
+    return simt_launch(grid, block, shared, stream, [=]() {
+        simt_has_to_wait();
+        kernel(args...);
+    });
 }
 
 #endif
