@@ -83,30 +83,41 @@ static const float *edit(ol_chooser *c, const ol_pick *how, const float *logits)
 
 /* -- log-probabilities ------------------------------------------------------- */
 
-/* NaN when any logit is. Lanes keep the loop free of a serial dependency. */
+/* What every processor has; four at once, since the host chooses between steps, while the device's
+ * threads wait. */
+typedef float lanes __attribute__((vector_size(16)));
+typedef int32_t lane_bits __attribute__((vector_size(16)));
+
+#define LANES 16 /* of four */
+
+/* NaN when any logit is. */
 static float max_of(const float *logits, int n)
 {
-    enum { LANES = 16 };
-    float lane[LANES], max = -INFINITY;
-    int nans[LANES] = {0};
+    lanes high[4];
+    lane_bits nan = {0};
+    float max = -INFINITY;
 
-    for (int k = 0; k < LANES; k++)
-        lane[k] = -INFINITY;
+    for (int v = 0; v < 4; v++)
+        high[v] = (lanes){-INFINITY, -INFINITY, -INFINITY, -INFINITY};
     for (int i = 0; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            float x = logits[i + k];
+        for (int v = 0; v < 4; v++) {
+            lane_bits greater;
+            lanes x;
 
-            lane[k] = x > lane[k] ? x : lane[k];
-            nans[k] |= x != x;
+            memcpy(&x, logits + i + 4 * v, sizeof(x));
+            greater = x > high[v];
+            high[v] = (lanes)(((lane_bits)x & greater) | ((lane_bits)high[v] & ~greater));
+            nan |= x != x;
         }
-    for (int i = n & ~(LANES - 1); i < n; i++) {
-        lane[0] = logits[i] > lane[0] ? logits[i] : lane[0];
-        nans[0] |= isnan(logits[i]);
-    }
     for (int k = 0; k < LANES; k++) {
-        if (nans[k])
+        if (nan[k % 4])
             return NAN;
-        max = lane[k] > max ? lane[k] : max;
+        max = high[k / 4][k % 4] > max ? high[k / 4][k % 4] : max;
+    }
+    for (int i = n & ~(LANES - 1); i < n; i++) {
+        if (isnan(logits[i]))
+            return NAN;
+        max = logits[i] > max ? logits[i] : max;
     }
     return max;
 }
