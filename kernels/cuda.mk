@@ -87,7 +87,7 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
 PACK_ARCH ?= 90a
 pack-gpu:
 	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
-		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling
+		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling build/gpu/test/test_perplexity
 	bash test/gpu/pack.sh build/gpu
 check-gpu:
 	bash test/gpu/run.sh check

@@ -42,6 +42,7 @@ whole_engine() {
 	local shape=$1 name=$2
 	model "$shape" || return
 	engine "$name" "$shape" "${engine_size[@]}" --adapters 8 --repeats 3
+	row "engine, $name, 8 prompts of 128, no adapter" tokens/s "$(number "$name" base_prefill_tokens_per_second)"
 	row "engine, $name, 8 requests, no adapter" tokens/s "$(number "$name" base_decode_tokens_per_second)"
 	row "engine, $name, 8 requests, 8 adapters" tokens/s "$(number "$name" decode_tokens_per_second)"
 	engine "$name-1" "$shape" "${engine_size[@]}" --adapters 1 --repeats 1
@@ -63,7 +64,7 @@ bench_all() {
 	models=$(room_for_models)/openlora-models
 	main=llama-3.1-8b main_name=8B small="llama-3.2-1b:1B qwen2.5-0.5b:0.5B"
 	engine_size=(--parallel 8 --prompt 128 --generate 34 --rank 16 --kv-bytes 4GB --adapter-bytes 4GB)
-	zipf_size=(KV_MB=4096 PARALLEL=64 PROMPT=128 GENERATE=64 REQUESTS=400) zipf_slots=1000
+	zipf_size=(KV_MB=4096 PARALLEL=64 PROMPT=128 GENERATE=64 REQUESTS=400) zipf_slots=500
 	if [ -n "$simt" ]; then
 		size=(--tiny) main=mini main_name=mini small=""
 		models=$out/models

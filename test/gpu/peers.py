@@ -15,26 +15,29 @@ except ImportError as e:
     print(f"no {e.name}")
     sys.exit(77)
 
-# hidden, ffn, layers, heads, kv heads, dim, vocabulary, tied
+# its name in the table, hidden, ffn, layers, heads, kv heads, vocabulary, tied
 SHAPES = {
-    "llama-3.1-8b": ("8B", 4096, 14336, 32, 32, 8, 128, 128256, False),
-    "llama-3.2-1b": ("1B", 2048, 8192, 16, 32, 8, 64, 128256, True),
-    "qwen2.5-0.5b": ("0.5B", 896, 4864, 24, 14, 2, 64, 151936, True),
-    "mini": ("mini", 64, 128, 2, 4, 2, 16, 512, True),
+    "llama-3.1-8b": ("8B", 4096, 14336, 32, 32, 8, 128256, False),
+    "llama-3.2-1b": ("1B", 2048, 8192, 16, 32, 8, 128256, True),
+    "qwen2.5-0.5b": ("0.5B", 896, 4864, 24, 14, 2, 151936, True),
+    "mini": ("mini", 64, 128, 2, 4, 2, 512, True),
 }
 BATCH, PROMPT, RANK = 8, 128, 16
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def make(shape, device):
-    _, hidden, ffn, layers, heads, kv, dim, vocab, tied = SHAPES[shape]
+    _, hidden, ffn, layers, heads, kv, vocab, tied = SHAPES[shape]
     family = "Qwen2" if shape.startswith("qwen") else "Llama"
     config = getattr(transformers, family + "Config")(
         hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv, head_dim=dim, vocab_size=vocab, tie_word_embeddings=tied,
+        num_key_value_heads=kv, vocab_size=vocab, tie_word_embeddings=tied,
         max_position_embeddings=4096, bos_token_id=0, eos_token_id=None, pad_token_id=0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model = getattr(transformers, family + "ForCausalLM")._from_config(config, dtype=torch.bfloat16)
+        model = getattr(transformers, family + "ForCausalLM")(config)
+    torch.set_default_dtype(before)
     return model.eval()
 
 
@@ -72,11 +75,11 @@ def main():
         model = make(shape, device)
         tell("no adapter", rate(model, device, generate))
         lora = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LINEAR, init_lora_weights=False)
-        model = peft.get_peft_model(model, lora, adapter_name="a0").eval()
+        model = peft.get_peft_model(model, lora, adapter_name="a0").to(torch.bfloat16).eval()
         tell("1 adapter", rate(model, device, generate))
         for i in range(1, BATCH):
             model.add_adapter(f"a{i}", lora)
-        model.eval()
+        model = model.to(torch.bfloat16).eval()
         tell(f"{BATCH} adapters", rate(model, device, generate, adapter_names=[f"a{i}" for i in range(BATCH)]))
 
 

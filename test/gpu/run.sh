@@ -57,6 +57,7 @@ else
 	[ -n "$simt" ] || export OL_DEVICE_DIR=$build
 	step golden "${loader[@]}" "$build/test/test_golden"
 	step same "${loader[@]}" "$build/test/test_engine_same"
+	step perplexity "${loader[@]}" "$build/test/test_perplexity"
 	step sampling "${loader[@]}" "$build/test/test_engine_sampling"
 	if command -v compute-sanitizer >/dev/null 2>&1 && [ ${#loader[@]} = 0 ]; then
 		for tool in memcheck racecheck; do

@@ -50,6 +50,10 @@ static const char *device_dir(void)
 
     if (dir[0])
         return dir;
+    if (getenv("OL_DEVICE_DIR")) { /* a program that a loader has started is not itself */
+        snprintf(dir, sizeof(dir), "%s", getenv("OL_DEVICE_DIR"));
+        return dir;
+    }
     n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
     exe[n > 0 ? n : 0] = '\0';
     slash = strrchr(exe, '/');
@@ -87,6 +91,11 @@ ol_engine_options util_options(const char *model_path)
                                    .device = "cuda",
                                    .threads = 1,
                                    .kv_dtype = -1};
+    return util_cpu_options(model_path);
+}
+
+ol_engine_options util_cpu_options(const char *model_path)
+{
     return (ol_engine_options){.model_path = model_path,
                                .device_dir = device_dir(),
                                .device = "cpu",

@@ -28,6 +28,7 @@ void need_path(const char *path);
 bool util_on_cuda(void);
 bool util_on_simt(void);
 ol_engine_options util_options(const char *model_path);
+ol_engine_options util_cpu_options(const char *model_path); /* whatever is tested */
 ol_engine *util_open(const ol_engine_options *options);
 
 /* Reads an adapter from disk; both buffers are the caller's to free. */
