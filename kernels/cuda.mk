@@ -23,7 +23,7 @@ CUDA_DEVICE := $(if $(NVCC),$(if $(SANITIZE),,$(BUILD)/openlora_cuda.so))
 $(BUILD)/cuda/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O3 -lineinfo -I. -Isrc $(CUDA_GENCODE) -Xcompiler -fPIC,-fvisibility=hidden \
-		-Xptxas -v -MMD -MP -c $< -o $@ 2> $@.log || { cat $@.log >&2; exit 1; }
+		$(CUDA_FLAGS) -Xptxas -v -MMD -MP -c $< -o $@ 2> $@.log || { cat $@.log >&2; exit 1; }
 $(BUILD)/cuda/%.o: kernels/%.c
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -I. -isystem '$(CUDA_HOME)/include' -MMD -MP -c $< -o $@
@@ -83,10 +83,11 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
 
 # -- on a machine with a GPU -------------------------------------------------------------------
 # pack-gpu makes build/gpu here, with all that a machine needs that has a GPU and a driver, but
-# none of our libraries; there check-gpu and bench-gpu take it as it is.
+# none of our libraries; there check-gpu and bench-gpu take it as it is. Machine code is packed as
+# small as it goes: a sixth.
 PACK_ARCH ?= 90a
 pack-gpu:
-	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
+	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= CUDA_FLAGS=--compress-mode=size WERROR='$(WERROR)' engine gpu-tests \
 		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling build/gpu/test/test_perplexity
 	bash test/gpu/pack.sh build/gpu
 check-gpu:

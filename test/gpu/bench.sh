@@ -34,7 +34,7 @@ row() {
 }
 
 model() {
-	[ -s "$models/$1.gguf" ] || step "model-$1" python3 test/bench/make_model.py "$1" bf16 "$models/$1.gguf"
+	[ -s "$models/$1.gguf" ] || step "model-$1" "${python[@]}" test/bench/make_model.py "$1" bf16 "$models/$1.gguf"
 }
 
 # Decoding of 8 requests, the same as peers.py asks of transformers and peft.
@@ -63,26 +63,26 @@ bench_all() {
 	local part program=$build/${simt:-gpu}_bench size=()
 	models=$(room_for_models)/openlora-models
 	main=llama-3.1-8b main_name=8B small="llama-3.2-1b:1B qwen2.5-0.5b:0.5B"
-	engine_size=(--parallel 8 --prompt 128 --generate 34 --rank 16 --kv-bytes 4GB --adapter-bytes 4GB)
+	engine_size=(--parallel 8 --prompt 128 --generate 34 --rank 16 --kv-bytes $((4 << 30)) --adapter-bytes $((4 << 30)))
 	zipf_size=(KV_MB=4096 PARALLEL=64 PROMPT=128 GENERATE=64 REQUESTS=400) zipf_slots=500
 	if [ -n "$simt" ]; then
 		size=(--tiny) main=mini main_name=mini small=""
 		models=$out/models
-		engine_size=(--parallel 8 --prompt 3 --generate 3 --rank 2 --threads 2)
+		engine_size=(--parallel 8 --prompt 3 --generate 3 --rank 2 --threads 2 --kv-bytes $((1 << 20)) --adapter-bytes $((1 << 20)))
 		zipf_size=(PARALLEL=4 PROMPT=3 GENERATE=2 REQUESTS=4) zipf_slots=3
 	fi
 	mkdir -p "$models"
 	for part in ceilings decode adapters prefill loading attention prefill_ways; do
 		step "$part" "${loader[@]}" "$program" "${size[@]}" --ceilings "$out/ceilings" --rows "$out/rows" $part
 	done
-	step sdpa python3 test/gpu/sdpa.py "$out/peers"
+	step sdpa "${python[@]}" test/gpu/sdpa.py "$out/peers"
 	zipf $main $main_name
 	whole_engine $main $main_name
-	step "peers-$main" python3 test/gpu/peers.py $main "$out/peers"
+	step "peers-$main" "${python[@]}" test/gpu/peers.py $main "$out/peers"
 	rm -f "$models/llama-3.1-8b.gguf"
 	for part in $small; do
 		whole_engine "${part%:*}" "${part#*:}"
-		step "peers-${part%:*}" python3 test/gpu/peers.py "${part%:*}" "$out/peers"
+		step "peers-${part%:*}" "${python[@]}" test/gpu/peers.py "${part%:*}" "$out/peers"
 	done
 	rm -rf "$models"
 }

@@ -9,6 +9,7 @@ cd "$(dirname "$0")/../.."
 what=${1:-check}
 limit=${LIMIT:-470}
 simt=${OL_GPU:-}
+python=(env LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" python3) # without the packed libraries
 
 if [ "$simt" = simt ]; then
 	build=build tests=build/test/simt_ device_dir=build/simt
@@ -59,10 +60,11 @@ else
 	step same "${loader[@]}" "$build/test/test_engine_same"
 	step perplexity "${loader[@]}" "$build/test/test_perplexity"
 	step sampling "${loader[@]}" "$build/test/test_engine_sampling"
-	if command -v compute-sanitizer >/dev/null 2>&1 && [ ${#loader[@]} = 0 ]; then
+	sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)
+	if [ -n "$sanitizer" ] && [ ${#loader[@]} = 0 ]; then
 		for tool in memcheck racecheck; do
 			for program in element rope shrink linear attention sample faults; do
-				step "$tool-$program" compute-sanitizer --tool $tool --error-exitcode 1 "$tests$program"
+				step "$tool-$program" "$sanitizer" --tool $tool --error-exitcode 1 "$tests$program"
 			done
 		done
 	else
