@@ -264,17 +264,17 @@ bool engine_reap(EngineProcess *engine)
 {
     int status;
     ol_error error;
-    LoraEngineState state;
+    bool was_ready;
 
     if (!engine->pid || waitpid(engine->pid, &status, WNOHANG) != engine->pid)
         return false;
-    state = current_state();
+    was_ready = current_state() == LORA_ENGINE_READY;
     describe_exit(status, &error);
     gone(engine, &error);
-    if (state == LORA_ENGINE_BROKEN)
-        return true; /* it said why, and left */
+    if (current_state() == LORA_ENGINE_BROKEN)
+        return true; /* it said why, perhaps in its last frames, and left */
     ereport(LOG, (errmsg("%s", error.message)));
-    if (state == LORA_ENGINE_READY)
+    if (was_ready)
         engine->failures = 0;
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     lora_shared->restarts++;
