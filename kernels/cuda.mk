@@ -78,7 +78,7 @@ $(BUILD)/gpu_bench: $(patsubst %,$(BUILD)/cuda/gpu_%.o,$(GPU_BENCH)) $(BUILD)/cu
 $(BUILD)/test/simt_sample $(BUILD)/gpu_sample $(BUILD)/test/simt_device $(BUILD)/gpu_device: $(call obj,src/engine/choose.c)
 $(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
-gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
+gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench $(BUILD)/test/test_perplexity
 .PHONY: simt-tests gpu-tests
 
 # -- on a machine with a GPU -------------------------------------------------------------------
@@ -87,9 +87,10 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench
 # small as it goes: a sixth.
 PACK_ARCH ?= 90a
 pack-gpu:
-	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= CUDA_FLAGS=--compress-mode=size WERROR='$(WERROR)' engine gpu-tests \
-		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling build/gpu/test/test_perplexity
+	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
+		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling
 	bash test/gpu/pack.sh build/gpu
+pack-gpu: export CUDA_FLAGS = --compress-mode=size
 check-gpu:
 	bash test/gpu/run.sh check
 bench-gpu:

@@ -100,8 +100,8 @@ if wanted unit; then
 	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
 	step simt-same env OL_TEST_DEVICE=simt build/test/test_engine_same
 	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
-	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity
 	step simt-bench env OL_GPU=simt bash test/gpu/run.sh bench
+	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity
 fi
 if wanted cli && [ -x test/cli.sh ]; then
 	step command-line bash test/cli.sh

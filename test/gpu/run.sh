@@ -57,8 +57,8 @@ else
 	export OPENLORA_GOLDEN=$PWD/test/data/golden OL_TEST_DEVICE=${simt:-cuda}
 	[ -n "$simt" ] || export OL_DEVICE_DIR=$build
 	step golden "${loader[@]}" "$build/test/test_golden"
-	step same "${loader[@]}" "$build/test/test_engine_same"
 	step perplexity "${loader[@]}" "$build/test/test_perplexity"
+	step same "${loader[@]}" "$build/test/test_engine_same"
 	step sampling "${loader[@]}" "$build/test/test_engine_sampling"
 	sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)
 	if [ -n "$sanitizer" ] && [ ${#loader[@]} = 0 ]; then
