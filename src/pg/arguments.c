@@ -142,34 +142,39 @@ static bool read_bias(Jsonb *jsonb, ol_sampling *sampling, ol_error *error)
 /* -- numbers
  * ------------------------------------------------------------------------------------------ */
 
-static bool read_float(FunctionCallInfo fcinfo, int argument, const char *name, double low,
-                       double high, float *value, ol_error *error)
+/* An argument that is a number. */
+typedef struct Figure {
+    int argument;
+    const char *name;
+    double low, high;
+} Figure;
+
+static bool read_float(FunctionCallInfo fcinfo, Figure figure, float *value, ol_error *error)
 {
     float8 given;
 
-    if (PG_ARGISNULL(argument))
+    if (PG_ARGISNULL(figure.argument))
         return true;
-    given = PG_GETARG_FLOAT8(argument);
-    if (!(given >= low && given <= high)) {
-        ol_fail(error, OL_INVALID, "%s is out of range: %g", name, given);
-        ol_detail(error, "It must be from %g to %g.", low, high);
+    given = PG_GETARG_FLOAT8(figure.argument);
+    if (!(given >= figure.low && given <= figure.high)) {
+        ol_fail(error, OL_INVALID, "%s is out of range: %g", figure.name, given);
+        ol_detail(error, "It must be from %g to %g.", figure.low, figure.high);
         return false;
     }
     *value = (float)given;
     return true;
 }
 
-static bool read_int(FunctionCallInfo fcinfo, int argument, const char *name, int low, int high,
-                     int *value, ol_error *error)
+static bool read_int(FunctionCallInfo fcinfo, Figure figure, int *value, ol_error *error)
 {
     int given;
 
-    if (PG_ARGISNULL(argument))
+    if (PG_ARGISNULL(figure.argument))
         return true;
-    given = PG_GETARG_INT32(argument);
-    if (given < low || given > high) {
-        ol_fail(error, OL_INVALID, "%s is out of range: %d", name, given);
-        ol_detail(error, "It must be from %d to %d.", low, high);
+    given = PG_GETARG_INT32(figure.argument);
+    if (given < figure.low || given > figure.high) {
+        ol_fail(error, OL_INVALID, "%s is out of range: %d", figure.name, given);
+        ol_detail(error, "It must be from %.0f to %.0f.", figure.low, figure.high);
         return false;
     }
     *value = given;
@@ -187,19 +192,23 @@ static uint64 random_seed(void)
 
 static bool read_numbers(FunctionCallInfo fcinfo, ol_sampling *s, ol_error *error)
 {
-    return read_int(fcinfo, LORA_ARG_MAX_TOKENS, "max_tokens", 0, PG_INT32_MAX, &s->max_tokens,
-                    error) &&
-           read_float(fcinfo, LORA_ARG_TEMPERATURE, "temperature", 0, 100, &s->temperature,
-                      error) &&
-           read_int(fcinfo, LORA_ARG_TOP_K, "top_k", 0, PG_INT32_MAX, &s->top_k, error) &&
-           read_float(fcinfo, LORA_ARG_TOP_P, "top_p", 0, 1, &s->top_p, error) &&
-           read_float(fcinfo, LORA_ARG_MIN_P, "min_p", 0, 1, &s->min_p, error) &&
-           read_float(fcinfo, LORA_ARG_REPETITION, "repetition_penalty", 0.001, 1000,
-                      &s->repetition_penalty, error) &&
-           read_float(fcinfo, LORA_ARG_PRESENCE, "presence_penalty", -100, 100,
-                      &s->presence_penalty, error) &&
-           read_float(fcinfo, LORA_ARG_FREQUENCY, "frequency_penalty", -100, 100,
-                      &s->frequency_penalty, error);
+    static const Figure max_tokens = {LORA_ARG_MAX_TOKENS, "max_tokens", 0, PG_INT32_MAX},
+                        temperature = {LORA_ARG_TEMPERATURE, "temperature", 0, 100},
+                        top_k = {LORA_ARG_TOP_K, "top_k", 0, PG_INT32_MAX},
+                        top_p = {LORA_ARG_TOP_P, "top_p", 0, 1},
+                        min_p = {LORA_ARG_MIN_P, "min_p", 0, 1},
+                        repetition = {LORA_ARG_REPETITION, "repetition_penalty", 0.001, 1000},
+                        presence = {LORA_ARG_PRESENCE, "presence_penalty", -100, 100},
+                        frequency = {LORA_ARG_FREQUENCY, "frequency_penalty", -100, 100};
+
+    return read_int(fcinfo, max_tokens, &s->max_tokens, error) &&
+           read_float(fcinfo, temperature, &s->temperature, error) &&
+           read_int(fcinfo, top_k, &s->top_k, error) &&
+           read_float(fcinfo, top_p, &s->top_p, error) &&
+           read_float(fcinfo, min_p, &s->min_p, error) &&
+           read_float(fcinfo, repetition, &s->repetition_penalty, error) &&
+           read_float(fcinfo, presence, &s->presence_penalty, error) &&
+           read_float(fcinfo, frequency, &s->frequency_penalty, error);
 }
 
 /* -- the whole
@@ -215,6 +224,7 @@ bool lora_spec_adapters(LoraSpec *spec, ArrayType *ids, ArrayType *weights, ol_e
 bool lora_spec_from_arguments(FunctionCallInfo fcinfo, const char *function, LoraSpec *spec,
                               ol_error *error)
 {
+    static const Figure logprobs = {LORA_ARG_LOGPROBS, "logprobs", 0, OL_MAX_LOGPROBS};
     ol_sampling *s = &spec->sampling;
 
     memset(spec, 0, sizeof(*spec));
@@ -228,8 +238,7 @@ bool lora_spec_from_arguments(FunctionCallInfo fcinfo, const char *function, Lor
     s->ignore_eos = !PG_ARGISNULL(LORA_ARG_IGNORE_EOS) && PG_GETARG_BOOL(LORA_ARG_IGNORE_EOS);
     if (!read_numbers(fcinfo, s, error))
         return false;
-    if (PG_NARGS() > LORA_ARG_LOGPROBS &&
-        !read_int(fcinfo, LORA_ARG_LOGPROBS, "logprobs", 0, OL_MAX_LOGPROBS, &s->logprobs, error))
+    if (PG_NARGS() > LORA_ARG_LOGPROBS && !read_int(fcinfo, logprobs, &s->logprobs, error))
         return false;
     if (!PG_ARGISNULL(LORA_ARG_LOGIT_BIAS) &&
         !read_bias(PG_GETARG_JSONB_P(LORA_ARG_LOGIT_BIAS), s, error))

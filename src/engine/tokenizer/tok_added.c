@@ -113,31 +113,30 @@ static bool is_whole_word(ol_span text, size_t start, size_t end)
     return !(end < text.len && tok_utf8_char(p + end, text.len - end, &cp) && is_word(cp));
 }
 
-static void take_spaces(const tok_added *added, ol_span text, size_t from, size_t *start,
-                        size_t *end)
+static void take_spaces(const tok_added *added, ol_span text, size_t from, tok_match *m)
 {
     const uint8_t *p = (const uint8_t *)text.data;
     uint32_t cp;
     size_t n;
 
     if (added->lstrip) {
-        while (*start > from && (n = char_before(text, *start, &cp)) > 0 && n <= *start - from &&
-               tok_is_space(cp))
-            *start -= n;
+        while (m->start > from && (n = char_before(text, m->start, &cp)) > 0 &&
+               n <= m->start - from && tok_is_space(cp))
+            m->start -= n;
     }
     if (added->rstrip) {
-        while ((n = tok_utf8_char(p + *end, text.len - *end, &cp)) > 0 && tok_is_space(cp))
-            *end += n;
+        while ((n = tok_utf8_char(p + m->end, text.len - m->end, &cp)) > 0 && tok_is_space(cp))
+            m->end += n;
     }
 }
 
-bool tok_added_next(const ol_tokenizer *tok, const tok_trie *trie, unsigned flags, ol_span text,
-                    size_t from, size_t *start, size_t *end, size_t *index)
+const tok_added *tok_added_next(const tok_work *work, const tok_trie *trie, ol_span text,
+                                size_t from, tok_match *match)
 {
     const uint8_t *p = (const uint8_t *)text.data;
 
     if (trie->n_nodes <= 1)
-        return false;
+        return NULL;
     for (size_t at = from; at < text.len; at++) {
         const tok_added *added;
         size_t len = 0;
@@ -145,17 +144,15 @@ bool tok_added_next(const ol_tokenizer *tok, const tok_trie *trie, unsigned flag
 
         if (!trie->first[p[at]] || (found = trie_longest(trie, p + at, text.len - at, &len)) < 0)
             continue;
-        added = &tok->added[found];
-        if ((added->special && !(flags & OL_TOK_PARSE_SPECIAL)) ||
+        added = &work->tok->added[found];
+        if ((added->special && !(work->flags & OL_TOK_PARSE_SPECIAL)) ||
             (added->single_word && !is_whole_word(text, at, at + len))) {
             at += len - 1; /* it is plain text, and so is what it covers */
             continue;
         }
-        *start = at;
-        *end = at + len;
-        *index = (size_t)found;
-        take_spaces(added, text, from, start, end);
-        return true;
+        *match = (tok_match){.found = true, .start = at, .end = at + len};
+        take_spaces(added, text, from, match);
+        return added;
     }
-    return false;
+    return NULL;
 }

@@ -80,9 +80,15 @@ ol_code tok_regex_compile(ol_tokenizer *tok, const char *pattern, size_t len, co
 void tok_regex_free_all(ol_tokenizer *tok);
 struct tok_matcher *tok_matcher_new(void); /* NULL when out of memory */
 void tok_matcher_free(struct tok_matcher *matcher);
-/* The leftmost non-empty match at or after `from`; *found tells whether there is one. */
+/* Bytes [start, end) of a text, if something was found. */
+typedef struct tok_match {
+    bool found;
+    size_t start, end;
+} tok_match;
+
+/* The leftmost non-empty match at or after `from`. */
 ol_code tok_regex_next(const tok_regex *re, struct tok_matcher *matcher, ol_span text, size_t from,
-                       size_t *start, size_t *end, bool *found, ol_error *err);
+                       tok_match *match, ol_error *err);
 
 /* ------------------------------------------------------------------------- stages */
 
@@ -272,7 +278,7 @@ typedef struct tok_work {
     struct tok_pair *heap;
     size_t n_heap, cap_heap;
     size_t n_candidates; /* pairs put into the heap: the work that merging took */
-    int32_t *cps; /* code points, for normalization */
+    int32_t *cps;        /* code points, for normalization */
     size_t cap_cps;
 } tok_work;
 
@@ -293,17 +299,17 @@ ol_code tok_pretokenize(tok_work *work, ol_span text, ol_span *base, const tok_p
 ol_code tok_split_piece(tok_work *work, const tok_pre *pre, ol_span base, tok_piece piece,
                         tok_pieces *out);
 ol_code tok_pattern_next(const tok_pattern *pattern, tok_work *work, ol_span text, size_t from,
-                         size_t *start, size_t *end, bool *found);
+                         tok_match *match);
 /* tok_bpe.c */
 ol_code tok_bpe(tok_work *work, const uint8_t *piece, size_t len);
 ol_code tok_bpe_bytes(tok_work *work, const uint8_t *bytes, size_t len); /* not UTF-8 */
 /* tok_added.c */
 bool tok_trie_build(tok_trie *trie, ol_arena *arena, const ol_span *contents,
                     const int32_t *indexes, size_t n);
-/* The leftmost-longest added token at or after `from` that counts; false for none.
- * Index into tok->added, and the span with the white space it swallows. */
-bool tok_added_next(const ol_tokenizer *tok, const tok_trie *trie, unsigned flags, ol_span text,
-                    size_t from, size_t *start, size_t *end, size_t *index);
+/* The leftmost-longest added token at or after `from` that counts; NULL for none. The match is
+ * the span with the white space it swallows. */
+const tok_added *tok_added_next(const tok_work *work, const tok_trie *trie, ol_span text,
+                                size_t from, tok_match *match);
 
 /* ------------------------------------------------------------------ loaders */
 

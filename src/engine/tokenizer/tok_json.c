@@ -70,9 +70,10 @@ static ol_span text_of(const tok_decoder *decoder, ol_span key, ol_buf *out)
 }
 
 static ol_code set_token(ol_tokenizer *tok, const tok_decoder *decoder, int32_t id, ol_span key,
-                         unsigned flags, ol_buf *scratch, ol_error *err)
+                         ol_buf *scratch, ol_error *err)
 {
     ol_span text = tok_span(NULL, 0);
+    unsigned flags = 0;
     size_t n = 0;
 
     if (tok->flags[id] & TOK_PRESENT)
@@ -105,7 +106,7 @@ static ol_code read_vocab(ol_tokenizer *tok, const json_t *vocab, const tok_deco
     json_object_foreach((json_t *)vocab, key, value)
     {
         code = set_token(tok, decoder, (int32_t)json_integer_value(value),
-                         tok_span(key, strlen(key)), 0, &scratch, err);
+                         tok_span(key, strlen(key)), &scratch, err);
         if (code != OL_OK)
             break;
     }

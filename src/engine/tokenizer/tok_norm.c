@@ -9,15 +9,14 @@ static ol_code replace(tok_work *work, const tok_norm *norm, ol_span in, ol_buf 
     size_t at = 0;
 
     for (;;) {
-        size_t start = 0, end = 0;
-        bool found = false;
+        tok_match m;
 
-        OL_TRY(tok_pattern_next(&norm->pattern, work, in, at, &start, &end, &found));
-        if (!found)
+        OL_TRY(tok_pattern_next(&norm->pattern, work, in, at, &m));
+        if (!m.found)
             break;
-        ol_buf_put(out, in.data + at, start - at);
+        ol_buf_put(out, in.data + at, m.start - at);
         ol_buf_put(out, norm->text.data, norm->text.len);
-        at = end;
+        at = m.end;
     }
     ol_buf_put(out, in.data + at, in.len - at);
     return OL_OK;

@@ -241,11 +241,11 @@ static int match_at(const tok_regex *re, struct tok_matcher *m, ol_span text, si
 }
 
 ol_code tok_regex_next(const tok_regex *re, struct tok_matcher *m, ol_span text, size_t from,
-                       size_t *start, size_t *end, bool *found, ol_error *err)
+                       tok_match *match, ol_error *err)
 {
     int rc;
 
-    *found = false;
+    match->found = false;
     if (from >= text.len)
         return OL_OK;
     /* One backtracking step per byte is normal for a long run; many are not. */
@@ -261,9 +261,9 @@ ol_code tok_regex_next(const tok_regex *re, struct tok_matcher *m, ol_span text,
                 "the tokenizer's pattern gave up on the text: %s", reason);
         return ol_detail(err, "At byte %zu of a piece of %zu bytes.", from, text.len);
     }
-    *start = pcre2_get_ovector_pointer(m->data)[0];
-    *end = pcre2_get_ovector_pointer(m->data)[1];
+    match->start = pcre2_get_ovector_pointer(m->data)[0];
+    match->end = pcre2_get_ovector_pointer(m->data)[1];
     /* \K is refused, so a match is in order; a look-behind cannot move its start. */
-    *found = *end > *start && *start >= from && *end <= text.len;
+    match->found = match->end > match->start && match->start >= from && match->end <= text.len;
     return OL_OK;
 }

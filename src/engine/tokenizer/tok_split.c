@@ -3,27 +3,26 @@
 
 #include <string.h>
 
-static bool find_literal(ol_span literal, ol_span text, size_t from, size_t *start, size_t *end)
+static tok_match find_literal(ol_span literal, ol_span text, size_t from)
 {
     const char *at;
+    size_t start;
 
     if (literal.len == 0 || from >= text.len)
-        return false;
+        return (tok_match){0};
     at = memmem(text.data + from, text.len - from, literal.data, literal.len);
     if (!at)
-        return false;
-    *start = (size_t)(at - text.data);
-    *end = *start + literal.len;
-    return true;
+        return (tok_match){0};
+    start = (size_t)(at - text.data);
+    return (tok_match){.found = true, .start = start, .end = start + literal.len};
 }
 
 ol_code tok_pattern_next(const tok_pattern *pattern, tok_work *work, ol_span text, size_t from,
-                         size_t *start, size_t *end, bool *found)
+                         tok_match *match)
 {
     if (pattern->regex)
-        return tok_regex_next(pattern->regex, work->matcher, text, from, start, end, found,
-                              work->err);
-    *found = find_literal(pattern->literal, text, from, start, end);
+        return tok_regex_next(pattern->regex, work->matcher, text, from, match, work->err);
+    *match = find_literal(pattern->literal, text, from);
     return OL_OK;
 }
 
@@ -52,15 +51,14 @@ static ol_code find_cuts(tok_work *work, const tok_pre *pre, ol_span base, tok_p
 
     work->cuts.n = 0;
     while (at < text.len) {
-        size_t start = text.len, end = text.len;
-        bool found = false;
+        tok_match m;
 
-        OL_TRY(tok_pattern_next(&pre->pattern, work, text, at, &start, &end, &found));
-        if (!found)
-            start = end = text.len;
-        OL_TRY(add_cut(work, piece.off + at, start - at, pre->invert));
-        OL_TRY(add_cut(work, piece.off + start, end - start, !pre->invert));
-        at = end;
+        OL_TRY(tok_pattern_next(&pre->pattern, work, text, at, &m));
+        if (!m.found)
+            m.start = m.end = text.len;
+        OL_TRY(add_cut(work, piece.off + at, m.start - at, pre->invert));
+        OL_TRY(add_cut(work, piece.off + m.start, m.end - m.start, !pre->invert));
+        at = m.end;
     }
     return OL_OK;
 }
@@ -113,16 +111,15 @@ static ol_code push_isolated(tok_work *work, const tok_pre *pre, ol_span base, t
     size_t at = 0;
 
     while (at < text.len) {
-        size_t start = 0, end = 0;
-        bool found = false;
+        tok_match m;
 
-        OL_TRY(tok_pattern_next(&pre->pattern, work, text, at, &start, &end, &found));
-        if (!found)
+        OL_TRY(tok_pattern_next(&pre->pattern, work, text, at, &m));
+        if (!m.found)
             return tok_push_piece(work, out, piece.off + at, text.len - at);
-        if (start > at)
-            OL_TRY(tok_push_piece(work, out, piece.off + at, start - at));
-        OL_TRY(tok_push_piece(work, out, piece.off + start, end - start));
-        at = end;
+        if (m.start > at)
+            OL_TRY(tok_push_piece(work, out, piece.off + at, m.start - at));
+        OL_TRY(tok_push_piece(work, out, piece.off + m.start, m.end - m.start));
+        at = m.end;
     }
     return OL_OK;
 }

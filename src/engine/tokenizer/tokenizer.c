@@ -43,15 +43,16 @@ static ol_code encode_plain(tok_work *work, ol_span text)
 /* Text without raw added tokens: normalize, then look for the normalized ones. */
 static ol_code encode_segment(tok_work *work, ol_span text)
 {
-    const ol_tokenizer *tok = work->tok;
-    size_t at = 0, start, end, index;
+    const tok_added *added;
+    tok_match m;
+    size_t at = 0;
 
     OL_TRY(tok_normalize(work, &text));
-    while (tok_added_next(tok, &tok->norm_trie, work->flags, text, at, &start, &end, &index)) {
-        if (start > at)
-            OL_TRY(encode_plain(work, tok_span(text.data + at, start - at)));
-        OL_TRY(tok_push_id(work, tok->added[index].id));
-        at = end;
+    while ((added = tok_added_next(work, &work->tok->norm_trie, text, at, &m)) != NULL) {
+        if (m.start > at)
+            OL_TRY(encode_plain(work, tok_span(text.data + at, m.start - at)));
+        OL_TRY(tok_push_id(work, added->id));
+        at = m.end;
         work->first = false;
     }
     if (at == text.len)
@@ -62,14 +63,15 @@ static ol_code encode_segment(tok_work *work, ol_span text)
 /* Valid UTF-8: cut at added tokens. */
 static ol_code encode_valid(tok_work *work, ol_span text)
 {
-    const ol_tokenizer *tok = work->tok;
-    size_t at = 0, start, end, index;
+    const tok_added *added;
+    tok_match m;
+    size_t at = 0;
 
-    while (tok_added_next(tok, &tok->raw_trie, work->flags, text, at, &start, &end, &index)) {
-        if (start > at)
-            OL_TRY(encode_segment(work, tok_span(text.data + at, start - at)));
-        OL_TRY(tok_push_id(work, tok->added[index].id));
-        at = end;
+    while ((added = tok_added_next(work, &work->tok->raw_trie, text, at, &m)) != NULL) {
+        if (m.start > at)
+            OL_TRY(encode_segment(work, tok_span(text.data + at, m.start - at)));
+        OL_TRY(tok_push_id(work, added->id));
+        at = m.end;
         work->first = work->continued = false;
     }
     if (at < text.len)
