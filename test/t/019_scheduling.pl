@@ -110,6 +110,26 @@ limit_engine('openlora.max_sequences = 16');
 	$run->finish;
 }
 
+# -- adapters of rows ahead --------------------------------------------------------------------------
+# One request runs at a time, and a session that holds a cursor brings nothing: what is there when
+# the first row is, was brought while that was computed.
+limit_engine('openlora.max_sequences = 1');
+{
+	my $dir = "$ENV{OPENLORA_DEMO}/adapters/grimm";
+	sql(qq{SELECT lora_adapter_import('ahead' || i, pg_read_binary_file('$dir/adapter_model.safetensors'),
+		pg_read_file('$dir/adapter_config.json')::jsonb || jsonb_build_object('lora_alpha', 100 + i)) FROM generate_series(1, 8) i});
+	my $session = $node->background_psql('postgres');
+	$session->query_safe('SET openlora.pipeline_depth = 20'); # it would be 2
+	$session->query_safe('BEGIN');
+	$session->query_safe(q{DECLARE c CURSOR FOR SELECT i, lora_generate(CASE WHEN i > 0 THEN ARRAY['ahead' || i] END, 'Once',
+		max_tokens => CASE i WHEN 0 THEN 1000 ELSE 1 END, ignore_eos => true) IS NOT NULL FROM generate_series(0, 8) i});
+	is($session->query_safe('FETCH 1 FROM c'), '0|t', 'the first row of a scan, which needs no adapter');
+	is(sql(q{SELECT count(*), sum(loads), bool_and(tier = 'device') FROM openlora.stat_adapters WHERE name LIKE 'ahead%'}), '8|8|t',
+		'the adapters of those behind it are loaded by then');
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+}
+
 # -- the same name, other weights ------------------------------------------------------------------
 # Prompts are long enough to be found again.
 {
