@@ -222,8 +222,8 @@ static ol_code run(command *c, input *inputs, ol_arena *arena, ol_error *err)
     }
     if (!c->typed)
         c->options.dtype = inputs[0].file.modules[0].a.dtype;
-    code = ol_merge(&c->options, parents, c->n, c->progress ? tell : NULL, NULL, &weights, &config,
-                    err);
+    c->options.progress = c->progress ? tell : NULL;
+    code = ol_merge(&c->options, parents, c->n, &weights, &config, err);
     if (code == OL_OK && c->progress)
         code = tell_parts(parents, c->n, err);
     if (code == OL_OK && mkdir(c->out, 0700) != 0 && errno != EEXIST)

@@ -308,8 +308,7 @@ static int list_modules(const ol_merge_parent *parents, int n, merged *list)
 }
 
 static ol_code merge_all(const ol_merge_options *o, const ol_merge_parent *parents, int n,
-                         merged *list, int n_modules, ol_progress_fn progress, void *context,
-                         ol_error *err)
+                         merged *list, int n_modules, ol_error *err)
 {
     int most = 0;
 
@@ -324,15 +323,14 @@ static ol_code merge_all(const ol_merge_options *o, const ol_merge_parent *paren
         free_parts(&p);
         if (code != OL_OK)
             return code;
-        if (progress)
-            progress(context, (size_t)i + 1, (size_t)n_modules);
+        if (o->progress)
+            o->progress(o->context, (size_t)i + 1, (size_t)n_modules);
     }
     return OL_OK;
 }
 
 ol_code ol_merge(const ol_merge_options *options, const ol_merge_parent *parents, int n,
-                 ol_progress_fn progress, void *context, ol_buf *weights, ol_buf *config,
-                 ol_error *err)
+                 ol_buf *weights, ol_buf *config, ol_error *err)
 {
     merged *list;
     int n_modules;
@@ -343,7 +341,7 @@ ol_code ol_merge(const ol_merge_options *options, const ol_merge_parent *parents
     if (!list)
         return ol_fail_nomem(err, 0, "a list of modules");
     n_modules = list_modules(parents, n, list);
-    code = merge_all(options, parents, n, list, n_modules, progress, context, err);
+    code = merge_all(options, parents, n, list, n_modules, err);
     if (code == OL_OK)
         code = merge_write(list, n_modules, options->dtype, weights, config, err);
     for (int i = 0; i < n_modules; i++) {

@@ -35,12 +35,14 @@ const ol_merge_method *ol_merge_method_named(const char *name);
 
 typedef struct ol_merge_options {
     const ol_merge_method *method;
-    double density;     /* part that pruning keeps, 0 to 1 */
-    bool sign_by_count; /* majority_sign_method = frequency; else total */
-    int rank;           /* of products; 0: the largest rank of a parent's */
-    double clamp;       /* of products: a quantile of the factors' values, 0 to 1; 0: none */
-    uint64_t seed;      /* of what is pruned at random */
-    ol_dtype dtype;     /* of the result: F32, F16 or BF16 */
+    double density;          /* part that pruning keeps, 0 to 1 */
+    bool sign_by_count;      /* majority_sign_method = frequency; else total */
+    int rank;                /* of products; 0: the largest rank of a parent's */
+    double clamp;            /* of products: a quantile of the factors' values, 0 to 1; 0: none */
+    uint64_t seed;           /* of what is pruned at random */
+    ol_dtype dtype;          /* of the result: F32, F16 or BF16 */
+    ol_progress_fn progress; /* told of each module; may be NULL */
+    void *context;           /* the progress function's */
 } ol_merge_options;
 
 typedef struct ol_merge_parent {
@@ -57,7 +59,6 @@ ol_code ol_merge_parts(const ol_merge_parent *parents, int n, double *parts, ol_
 /* The bytes of adapter_model.safetensors and the text of adapter_config.json. Errors:
  * OL_MISMATCH (shapes, ranks), OL_INVALID (options), OL_LIMIT (rank), OL_NOMEM. */
 ol_code ol_merge(const ol_merge_options *options, const ol_merge_parent *parents, int n,
-                 ol_progress_fn progress, void *context, ol_buf *weights, ol_buf *config,
-                 ol_error *err);
+                 ol_buf *weights, ol_buf *config, ol_error *err);
 
 #endif

@@ -58,7 +58,7 @@ typedef struct result {
 static void merge(const ol_merge_options *o, const ol_merge_parent *parents, int n, result *r)
 {
     memset(r, 0, sizeof(*r));
-    if (ol_merge(o, parents, n, NULL, NULL, &r->weights, &r->config, &err) != OL_OK)
+    if (ol_merge(o, parents, n, &r->weights, &r->config, &err) != OL_OK)
         fail_msg("%s: %s", o->method->name, err.message);
     if (ol_adapter_file_parse(r->weights.data, r->weights.len, (char *)r->config.data,
                               r->config.len, NULL, arena, &r->file, &err) != OL_OK)
@@ -297,7 +297,7 @@ static void refuse(const ol_merge_options *o, const ol_merge_parent *list, int n
 {
     ol_buf weights = {0}, config = {0};
 
-    assert_int_equal(ol_merge(o, list, n, NULL, NULL, &weights, &config, &err), code);
+    assert_int_equal(ol_merge(o, list, n, &weights, &config, &err), code);
     if (!strstr(err.message, words))
         fail_msg("\"%s\" says nothing of \"%s\"", err.message, words);
     ol_buf_free(&weights);

@@ -77,10 +77,17 @@ static ol_code read_offsets(const json_t *pair, const char *file, size_t data_le
     return OL_OK;
 }
 
+/* What follows the header of a file. */
+typedef struct tensor_data {
+    const char *file;
+    const uint8_t *bytes;
+    size_t len;
+} tensor_data;
+
 static ol_code read_entry(ol_safetensors *st, const char *name, const json_t *value,
-                          const char *file, const uint8_t *data, size_t data_len,
-                          ol_safetensors_entry *e, ol_error *err)
+                          tensor_data data, ol_safetensors_entry *e, ol_error *err)
 {
+    const char *file = data.file;
     const char *dtype = json_string_value(json_object_get(value, "dtype"));
     size_t begin = 0, size;
     int64_t count = 0;
@@ -94,13 +101,13 @@ static ol_code read_entry(ol_safetensors *st, const char *name, const json_t *va
     if (!e->dtype)
         return ol_fail_nomem(err, strlen(dtype), file);
     OL_TRY(read_shape(json_object_get(value, "shape"), file, e, &count, err));
-    OL_TRY(read_offsets(json_object_get(value, "data_offsets"), file, data_len, e, &begin, err));
+    OL_TRY(read_offsets(json_object_get(value, "data_offsets"), file, data.len, e, &begin, err));
     size = dtype_bytes(dtype);
     if (size && (size_t)count > SIZE_MAX / size)
         return ol_safetensors_bad(err, file, name, "has a shape that overflows");
     if (size && (size_t)count * size != e->bytes)
         return ol_safetensors_bad(err, file, name, "has a size other than its shape and dtype say");
-    e->data = data + begin;
+    e->data = data.bytes + begin;
     return OL_OK;
 }
 
@@ -119,22 +126,21 @@ static int by_name(const void *a, const void *b)
 }
 
 /* The specification wants the data covered exactly: a hole could smuggle bytes. */
-static ol_code check_cover(ol_safetensors_entry *e, size_t n, const char *file, const uint8_t *data,
-                           size_t data_len, ol_error *err)
+static ol_code check_cover(ol_safetensors_entry *e, size_t n, tensor_data data, ol_error *err)
 {
-    const uint8_t *next = data;
+    const uint8_t *next = data.bytes;
 
     if (n)
         qsort(e, n, sizeof(*e), by_data);
     for (size_t i = 0; i < n; i++) {
         if ((const uint8_t *)e[i].data < next)
-            return ol_safetensors_bad(err, file, e[i].name, "overlaps another tensor");
+            return ol_safetensors_bad(err, data.file, e[i].name, "overlaps another tensor");
         if ((const uint8_t *)e[i].data > next)
-            return ol_safetensors_bad(err, file, e[i].name, "follows a hole in the data");
+            return ol_safetensors_bad(err, data.file, e[i].name, "follows a hole in the data");
         next += e[i].bytes;
     }
-    if (next != data + data_len)
-        return ol_safetensors_bad(err, file, NULL, "has bytes that belong to no tensor");
+    if (next != data.bytes + data.len)
+        return ol_safetensors_bad(err, data.file, NULL, "has bytes that belong to no tensor");
     return OL_OK;
 }
 
@@ -153,8 +159,7 @@ static ol_code grow(ol_safetensors *st, size_t extra, ol_error *err)
     return OL_OK;
 }
 
-static ol_code read_entries(ol_safetensors *st, json_t *header, const char *file,
-                            const uint8_t *data, size_t data_len, ol_error *err)
+static ol_code read_entries(ol_safetensors *st, json_t *header, tensor_data data, ol_error *err)
 {
     size_t first = st->n;
     const char *name;
@@ -166,11 +171,11 @@ static ol_code read_entries(ol_safetensors *st, json_t *header, const char *file
         if (strcmp(name, "__metadata__") == 0)
             continue;
         if (!json_is_object(value))
-            return ol_safetensors_bad(err, file, name, "has no description");
-        OL_TRY(read_entry(st, name, value, file, data, data_len, &st->entries[st->n], err));
+            return ol_safetensors_bad(err, data.file, name, "has no description");
+        OL_TRY(read_entry(st, name, value, data, &st->entries[st->n], err));
         st->n++;
     }
-    return check_cover(st->entries + first, st->n - first, file, data, data_len, err);
+    return check_cover(st->entries + first, st->n - first, data, err);
 }
 
 static ol_code keep_metadata(ol_safetensors *st, json_t *meta, const char *file, ol_error *err)
@@ -194,6 +199,7 @@ static ol_code read_file(ol_safetensors *st, const uint8_t *bytes, size_t len, c
 {
     uint64_t header_len;
     json_t *header, *meta;
+    tensor_data data;
     ol_code code;
 
     if (len < 8)
@@ -206,8 +212,8 @@ static ol_code read_file(ol_safetensors *st, const uint8_t *bytes, size_t len, c
     if (header_len < 2 || bytes[8] != '{')
         return ol_safetensors_bad(err, file, NULL, "has a header that is not JSON");
     OL_TRY(ol_json_object((const char *)bytes + 8, (size_t)header_len, file, &header, err));
-    code =
-        read_entries(st, header, file, bytes + 8 + header_len, len - 8 - (size_t)header_len, err);
+    data = (tensor_data){file, bytes + 8 + header_len, len - 8 - (size_t)header_len};
+    code = read_entries(st, header, data, err);
     meta = json_object_get(header, "__metadata__");
     if (code == OL_OK && meta)
         code = keep_metadata(st, meta, file, err);
