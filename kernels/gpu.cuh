@@ -242,6 +242,12 @@ static __device__ __forceinline__ uint4 load_once_early(const void *p)
     return r;
 }
 
+/* The bytes about there come to the second-level cache. */
+static __device__ __forceinline__ void prefetch(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(p));
+}
+
 /* The same address, unknown to the compiler: an array of the thread's own that is reached by it
  * stays in memory, where it would otherwise take registers. */
 template <typename T> static __device__ __forceinline__ T *kept_in_memory(T *p)

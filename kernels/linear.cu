@@ -172,6 +172,7 @@ static cudaError_t launch_parts(const gpu_rows *rows, const gpu_linear *op, int 
 
     if (code != cudaSuccess)
         return code;
+    args.at_once = limits.multiprocessors;
     args.rows = *rows;
     args.op = *op;
     args.op.n_parts = end - first;

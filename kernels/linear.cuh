@@ -21,8 +21,9 @@ struct linear_args {
     int32_t first[3]; /* the block that has a part's first features */
     int32_t n_tiles;  /* of features, all parts */
     int32_t max_splits;
-    int32_t column; /* of y, for part 0 */
-    int32_t warps;  /* of few: those that multiply */
+    int32_t column;  /* of y, for part 0 */
+    int32_t warps;   /* of few: those that multiply */
+    int32_t at_once; /* blocks of group that run at the same time */
 };
 
 /* The kernels for one kind of weights, linear_KIND.cu. */

@@ -1,6 +1,7 @@
 /*
  * linear_group.cuh: the product for prefill where groups of warps multiply together (group.cuh):
- * blocks of 128 features x TOKENS tokens as walk_kernel's, and the same bits.
+ * tiles of 128 features x TOKENS tokens as walk_kernel's, and the same bits; a block takes one
+ * after the other.
  *
  * Two groups multiply, 64 features each, 16 of them (a unit) a warp. Weights come from memory
  * straight into registers, as they are stored in the order of fragments, some stages of 64 columns
@@ -9,253 +10,16 @@
  * one multiplies while the other adds a run to the totals; these are in shared memory, as sums and
  * totals are more than there are registers.
  *
- * Adapters: where all tokens of a block have the same ones, as within a long prompt, h comes as
+ * Adapters: where all tokens of a tile have the same ones, as within a long prompt, h comes as
  * more stages and B as more weights. Elsewhere warps take eight tokens after eight
  * (linear_lora.cuh).
  */
 #ifndef OL_LINEAR_GROUP_CUH
 #define OL_LINEAR_GROUP_CUH
 
-#include "kernels/group.cuh"
-#include "kernels/linear_lora.cuh"
-#include "kernels/linear_ring.cuh"
-
-#define GROUP_BUSY (2 * GROUP) /* threads that multiply */
-#define GROUP_THREADS (3 * GROUP)
-#define BUSY_BARRIER 1 /* numbers for sync_some: of all that multiply, and of either group */
-#define GROUP_BARRIER 2
-
-/* Shared memory: the ring, totals, barriers, and where the tokens' h start. */
-template <int TOKENS> struct group_shape {
-    static const int stage = TOKENS * 128;
-    static const int stages = 96 * 1024 / stage;
-    static const int totals_at = stages * stage;
-    static const int barriers_at = totals_at + TOKENS * TILE_FEATURES * (int)sizeof(float);
-    static const int h_at = barriers_at + (2 * stages + 2) * (int)sizeof(uint64_t);
-    static const int shared = h_at + TOKENS * (int)sizeof(int32_t);
-};
+#include "kernels/linear_group_ring.cuh"
 
 #ifdef GROUP_PRODUCTS
-
-template <int TOKENS> struct group_block {
-    typedef group_shape<TOKENS> S;
-    const linear_args &args;
-    linear_place place;
-    int first_row, n_tokens;
-    bool adapters; /* may apply */
-    uint8_t *shared;
-
-    __device__ __forceinline__ float *totals() const
-    {
-        return (float *)(shared + S::totals_at);
-    }
-    __device__ __forceinline__ uint64_t *has_come(int slot) const
-    {
-        return (uint64_t *)(shared + S::barriers_at) + slot;
-    }
-    __device__ __forceinline__ uint64_t *was_read(int slot) const
-    {
-        return has_come(S::stages + slot);
-    }
-    /* The lists of the block's tokens were compared; whether they are alike. */
-    __device__ __forceinline__ uint64_t *compared() const
-    {
-        return has_come(2 * S::stages);
-    }
-    __device__ __forceinline__ int32_t *alike() const
-    {
-        return (int32_t *)has_come(2 * S::stages + 1);
-    }
-    __device__ __forceinline__ int32_t *first_h() const
-    {
-        return (int32_t *)(shared + S::h_at);
-    }
-    __device__ __forceinline__ int depth() const
-    {
-        return depth_of(args.op.parts[place.part].w);
-    }
-};
-
-/* By one thread, before a barrier of the block. */
-template <int TOKENS>
-static __device__ __forceinline__ void make_barriers(const group_block<TOKENS> &block)
-{
-    for (int i = 0; i < group_shape<TOKENS>::stages; i++) {
-        barrier_make(block.has_come(i), GROUP / WARP);
-        barrier_make(block.was_read(i), GROUP_BUSY / WARP);
-    }
-    barrier_make(block.compared(), GROUP_BUSY / WARP);
-    *block.alike() = 1;
-}
-
-/* One thread for all of the warp, and what they did before. */
-static __device__ __forceinline__ void warp_arrives(uint64_t *barrier)
-{
-    __syncwarp();
-    if (threadIdx.x % WARP == 0)
-        barrier_arrive(barrier);
-}
-
-/* The same for all lanes, and known to be: what a group does together must not hang on less. */
-static __device__ __forceinline__ int for_all_lanes(int value)
-{
-    return __shfl_sync(FULL_MASK, value, 0);
-}
-
-/* -- the adapters of a block ----------------------------------------------------------------- */
-
-static __device__ __forceinline__ const gpu_member *member_of(const linear_args &args, int row,
-                                                              int place)
-{
-    const gpu_rows &rows = args.rows;
-
-    return rows.members + rows.row_members[rows.member_start[member_row(args, row)] + place];
-}
-
-static __device__ __forceinline__ int list_length(const linear_args &args, int row)
-{
-    const int32_t *start = args.rows.member_start + member_row(args, row);
-
-    return start[1] - start[0];
-}
-
-/* By those who multiply, a token each, while the first stages are on their way. */
-template <int TOKENS>
-static __device__ __forceinline__ void compare_lists(const group_block<TOKENS> &block)
-{
-    const linear_args &args = block.args;
-    int token = (int)threadIdx.x, row = block.first_row + token;
-
-    if (token < block.n_tokens) {
-        int n = list_length(args, block.first_row);
-        bool alike = list_length(args, row) == n;
-
-        for (int i = 0; alike && i < n; i++)
-            alike = member_of(args, row, i)->lora == member_of(args, block.first_row, i)->lora;
-        if (!alike)
-            *block.alike() = 0;
-        else if (n > 0)
-            block.first_h()[token] = member_of(args, row, 0)->h;
-    }
-    warp_arrives(block.compared());
-}
-
-/* Calls what(part, entry, place, k) for every stage of h that the block's tokens, whose lists are
- * alike, have: its tiles k .. k + 3 of the entry. */
-template <int TOKENS, typename F>
-static __device__ __forceinline__ void each_h_stage(const group_block<TOKENS> &block, F what)
-{
-    const linear_args &args = block.args;
-    int last = args.op.finish == GPU_SWIGLU ? 1 : block.place.part;
-    int row = member_row(args, block.first_row);
-    int n = for_all_lanes(list_length(args, block.first_row));
-
-    for (int part = block.place.part; part <= last; part++)
-        for (int place = 0; place < n; place++) {
-            lora_entry e = find_entry(args, args.op.parts[part].module, row, place);
-
-            e.k_tiles = for_all_lanes(e.k_tiles);
-            for (int k = 0; k < e.k_tiles; k += 4)
-                what(part, e, place, k);
-        }
-}
-
-/* -- copying ---------------------------------------------------------------------------------- */
-
-/* The ring from the side that fills it: `late` stages are under way at most. */
-template <int TOKENS> struct group_filler {
-    typedef group_shape<TOKENS> S;
-    static const int late = S::stages - 2;
-    const group_block<TOKENS> &block;
-    int begun, told; /* stages */
-
-    /* Where the next one goes. */
-    __device__ __forceinline__ uint8_t *begin()
-    {
-        int slot = begun % S::stages;
-
-        barrier_wait(block.was_read(slot), 1 - begun / S::stages % 2);
-        return block.shared + slot * S::stage;
-    }
-    __device__ __forceinline__ void tell()
-    {
-        fence_for_products();
-        warp_arrives(block.has_come(told++ % S::stages));
-    }
-    __device__ __forceinline__ void end()
-    {
-        copy_async_commit();
-        begun++;
-        if (begun - told > late) {
-            copy_async_wait<late>();
-            tell();
-        }
-    }
-    __device__ __forceinline__ void finish()
-    {
-        copy_async_wait<0>();
-        while (told < begun)
-            tell();
-    }
-};
-
-/* A thread has 8 columns of every 16th token. */
-template <int TOKENS>
-static __device__ __forceinline__ void copy_x(const group_block<TOKENS> &block,
-                                              group_filler<TOKENS> &filler)
-{
-    const gpu_linear &op = block.args.op;
-    int thread = (int)threadIdx.x % GROUP, chunk = thread % 8, first = thread / 8;
-    const uint16_t *x = op.x + (int64_t)(block.first_row + first) * op.ldx + chunk * 8;
-    int64_t stride = 16 * op.ldx;
-
-    for (int i = block.depth(); i > 0; i--, x += 64) {
-        uint8_t *to = filler.begin() + x_offset<64>(first, chunk);
-        const uint16_t *from = x;
-
-#pragma unroll
-        for (int token = 0; token < TOKENS; token += 16, from += stride)
-            if (first + token < block.n_tokens)
-                copy_async16(to + token * 128, from, true);
-        filler.end();
-    }
-}
-
-template <int TOKENS>
-static __device__ __forceinline__ void copy_h(const group_block<TOKENS> &block,
-                                              group_filler<TOKENS> &filler)
-{
-    const linear_args &args = block.args;
-    int thread = (int)threadIdx.x % GROUP, chunk = thread % 8;
-
-    each_h_stage(block, [&](int, const lora_entry &e, int place, int k) {
-        uint8_t *to = filler.begin();
-        const uint16_t *h = args.rows.h + e.h + k * 16 + chunk * 8;
-        int start = member_of(args, block.first_row, place)->h;
-
-        for (int token = thread / 8; token < block.n_tokens; token += 16) {
-            int mine = place == 0 ? block.first_h()[token]
-                                  : member_of(args, block.first_row + token, place)->h;
-
-            if (chunk < 2 * (e.k_tiles - k))
-                copy_async16(to + x_offset<64>(token, chunk), h + (mine - start), true);
-        }
-        filler.end();
-    });
-}
-
-template <int TOKENS> static __device__ __forceinline__ void copy_all(group_block<TOKENS> &block)
-{
-    group_filler<TOKENS> filler = {block, 0, 0};
-
-    copy_x(block, filler);
-    if (block.adapters) {
-        barrier_wait(block.compared(), 0);
-        if (for_all_lanes(*block.alike()))
-            copy_h(block, filler);
-    }
-    filler.finish();
-}
 
 /* -- multiplying --------------------------------------------------------------------------------
  */
@@ -300,8 +64,7 @@ template <int KIND>
 static __device__ __forceinline__ void load_raw(raw_weights<KIND> &to, const group_unit &unit,
                                                 int step, int end)
 {
-    if (step >= end)
-        return;
+    step = min(step, end - 1); /* behind the last one it is loaded once more */
 #pragma unroll
     for (int i = 0; i < weight<KIND>::pieces; i++)
         to.piece[i] =
@@ -371,17 +134,17 @@ static __device__ __forceinline__ void multiply_part(float (&c)[N][4], uint32_t 
 /* The ring from the side that reads it: stage after stage. */
 template <int TOKENS> struct group_reader {
     typedef group_shape<TOKENS> S;
-    const group_block<TOKENS> &block;
+    group_memory<TOKENS> memory;
     int slot, parity;
 
     __device__ __forceinline__ const uint8_t *begin()
     {
-        barrier_wait(block.has_come(slot), parity);
-        return block.shared + slot * S::stage;
+        barrier_wait(memory.has_come(slot), parity);
+        return memory.ring + slot * S::stage;
     }
     __device__ __forceinline__ void end()
     {
-        warp_arrives(block.was_read(slot));
+        warp_arrives(memory.was_read(slot));
         if (++slot == S::stages) {
             slot = 0;
             parity ^= 1;
@@ -426,10 +189,10 @@ static __device__ __forceinline__ void add_run(float (&c)[N][4], float *totals, 
 
 template <int KIND, int TOKENS>
 static __device__ __forceinline__ void
-multiply_runs(const group_block<TOKENS> &block, const group_unit &unit,
+multiply_runs(const group_tile_job<TOKENS> &job, const group_unit &unit,
               group_reader<TOKENS> &reader, float (&c)[TOKENS / 8][4])
 {
-    const gpu_matrix &w = block.args.op.parts[unit.part].w;
+    const gpu_matrix &w = job.args.op.parts[unit.part].w;
     int depth = depth_of(w), run_depth = run_depth_of(w), run_end = min(run_depth, depth), run = 0;
     raw_weights<KIND> raw[WEIGHTS_AHEAD];
 
@@ -453,12 +216,12 @@ multiply_runs(const group_block<TOKENS> &block, const group_unit &unit,
                 /* not before: the registers are A's */
                 load_raw<KIND>(raw[i], unit, first + i + WEIGHTS_AHEAD, depth);
                 if (first + i + 1 == run_end) {
-                    add_run(c, block.totals(), run++ == 0);
+                    add_run(c, job.memory.totals(), run++ == 0);
                     run_end = min(run_end + run_depth, depth);
                 }
             }
     for (; run < w.splits; run++) /* without columns */
-        add_run(c, block.totals(), run == 0);
+        add_run(c, job.memory.totals(), run == 0);
 }
 
 /* -- the adapters' share ------------------------------------------------------------------------
@@ -475,63 +238,64 @@ static __device__ __forceinline__ void add_share(float &total, float share,
 /* Where lists are alike: as another run. */
 template <int TOKENS>
 static __device__ __forceinline__ void
-share_alike(const group_block<TOKENS> &block, const group_unit &unit, group_reader<TOKENS> &reader,
+share_alike(const group_tile_job<TOKENS> &job, const group_unit &unit, group_reader<TOKENS> &reader,
             float (&c)[TOKENS / 8][4])
 {
-    const gpu_linear_part &p = block.args.op.parts[unit.part];
+    const gpu_linear_part &p = job.args.op.parts[unit.part];
     int lane = (int)threadIdx.x % WARP, feature = unit.row_tile * 16 + lane / 4;
 
-    each_h_stage(block, [&](int part, const lora_entry &e, int, int k) {
+    each_h_stage(job, [&](int part, const lora_entry &e, int, int k) {
         const uint8_t *stage = reader.begin();
 
         if (part == unit.part) {
             const uint16_t *from = e.b + ((int64_t)unit.clamped * e.k_tiles + k) * 256 + lane * 8;
-            uint32_t a[4][4] = {};
+            int n = min(e.k_tiles - k, 4);
+            uint32_t a[4][4];
 
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (k + i < e.k_tiles) {
-                    uint4 v = *(const uint4 *)(from + i * 256);
+            for (int i = 0; i < 4; i++) {
+                uint4 v = *(const uint4 *)(from + min(i, n - 1) * 256);
 
-                    a[i][0] = v.x, a[i][1] = v.y, a[i][2] = v.z, a[i][3] = v.w;
-                }
-            multiply_part(c, a, stage, e.k_tiles - k);
+                a[i][0] = v.x, a[i][1] = v.y, a[i][2] = v.z, a[i][3] = v.w;
+            }
+            multiply_part(c, a, stage, n);
         }
         reader.end();
     });
-    each_total(c, block.totals(), [&](float &share, float &total, int half) {
+    each_total(c, job.memory.totals(), [&](float &share, float &total, int half) {
         add_share(total, share, p, feature + half * 8);
     });
 }
 
 /* Where they are not: eight tokens after eight. The ring is free, and has room for the tables. */
 template <int TOKENS>
-static __device__ void share_by_eights(const group_block<TOKENS> &block, const group_unit &unit)
+static __device__ void share_by_eights(const group_tile_job<TOKENS> &job, const group_unit &unit)
 {
-    const linear_args &args = block.args;
+    const linear_args &args = job.args;
     const gpu_linear_part &p = args.op.parts[unit.part];
     int group = (int)threadIdx.x / GROUP, warp = (int)threadIdx.x / WARP;
     int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    int end_row = block.first_row + block.n_tokens;
-    lora_entry *table = (lora_entry *)block.shared + group * TOKENS;
-    lora_entry *spare = (lora_entry *)block.shared + 2 * TOKENS + warp * 8;
+    int end_row = job.first_row + job.n_tokens;
+    lora_entry *table = (lora_entry *)job.memory.ring + group * TOKENS;
+    lora_entry *spare = (lora_entry *)job.memory.ring + 2 * TOKENS + warp * 8;
 
     sync_some(BUSY_BARRIER, GROUP_BUSY);
     for (int i = (int)threadIdx.x % GROUP; i < TOKENS; i += GROUP)
-        table[i] = i < block.n_tokens
-                       ? find_entry(args, p.module, member_row(args, block.first_row + i), 0)
+        table[i] = i < job.n_tokens
+                       ? find_entry(args, p.module, member_row(args, job.first_row + i), 0)
                        : lora_entry{NULL, 0, 0};
     sync_some(GROUP_BARRIER + group, GROUP);
-    for (int first = 0; first < block.n_tokens; first += 8) {
+    for (int first = 0; first < job.n_tokens; first += 8) {
         float d[1][4];
 
-        adapters_share<1>(d, args, unit.part, unit.row_tile, block.first_row + first, end_row,
+        adapters_share<1>(d, args, unit.part, unit.row_tile, job.first_row + first, end_row,
                           table + first, spare);
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            add_share(block.totals()[sum_index(first + 2 * t + e % 2, warp * 16 + g + e / 2 * 8,
-                                               TILE_FEATURES, TILE_MASK)],
-                      d[0][e], p, unit.row_tile * 16 + g + e / 2 * 8);
+            add_share(
+                job.memory.totals()[sum_index(first + 2 * t + e % 2, warp * 16 + g + e / 2 * 8,
+                                              TILE_FEATURES, TILE_MASK)],
+                d[0][e], p, unit.row_tile * 16 + g + e / 2 * 8);
     }
 }
 
@@ -542,32 +306,31 @@ static __device__ void share_by_eights(const group_block<TOKENS> &block, const g
 
 /* As finish(), by those who multiply. */
 template <int TOKENS>
-static __device__ __forceinline__ void finish_block(const group_block<TOKENS> &block)
+static __device__ __forceinline__ void finish_tile(const group_tile_job<TOKENS> &job, bool adapters)
 {
-    const gpu_linear &op = block.args.op;
-    const gpu_linear_part &part = op.parts[block.place.part];
-    linear_sums sums = {block.totals(), TILE_FEATURES, TILE_MASK, 0, 1, NULL, !block.adapters};
+    const gpu_linear &op = job.args.op;
+    const gpu_linear_part &part = op.parts[job.place.part];
+    linear_sums sums = {job.memory.totals(), TILE_FEATURES, TILE_MASK, 0, 1, NULL, !adapters};
     const int fours = TILE_FEATURES / 4, stride = GROUP_BUSY / fours;
-    int width = width_of(block.args, TILE_UNITS);
-    int at = (int)threadIdx.x % fours * 4, feature = block.place.row_tile * 16 + at;
-    int64_t column = block.place.column + feature;
-    float *y = (float *)op.y + block.first_row * op.ldy + column;
+    int width = width_of(job.args, TILE_UNITS);
+    int at = (int)threadIdx.x % fours * 4, feature = job.place.row_tile * 16 + at;
+    int64_t column = job.place.column + feature;
+    float *y = (float *)op.y + job.first_row * op.ldy + column;
 
     if (op.finish != GPU_ADD_F32 || column % 4 || op.ldy % 4 || feature + 4 > part.w.rows) {
-        for (int i = (int)threadIdx.x; i < block.n_tokens * (width / 4); i += GROUP_BUSY)
-            finish4(block.args, block.place, width, sums, block.first_row, i);
+        for (int i = (int)threadIdx.x; i < job.n_tokens * (width / 4); i += GROUP_BUSY)
+            finish4(job.args, job.place, width, sums, job.first_row, i);
         return;
     }
-    for (int i = (int)threadIdx.x / fours; i < block.n_tokens; i += stride * FINISH_AHEAD) {
+    for (int i = (int)threadIdx.x / fours; i < job.n_tokens; i += stride * FINISH_AHEAD) {
         float4 was[FINISH_AHEAD];
 
 #pragma unroll
         for (int j = 0; j < FINISH_AHEAD; j++)
-            if (i + j * stride < block.n_tokens)
-                was[j] = *(const float4 *)(y + (i + j * stride) * op.ldy);
+            was[j] = *(const float4 *)(y + min(i + j * stride, job.n_tokens - 1) * op.ldy);
 #pragma unroll
         for (int j = 0; j < FINISH_AHEAD; j++)
-            if (i + j * stride < block.n_tokens) {
+            if (i + j * stride < job.n_tokens) {
                 add4(was[j], whole_sum(sums, part, i + j * stride, at, feature));
                 *(float4 *)(y + (i + j * stride) * op.ldy) = was[j];
             }
@@ -575,51 +338,54 @@ static __device__ __forceinline__ void finish_block(const group_block<TOKENS> &b
 }
 
 template <int KIND, int TOKENS>
-static __device__ __forceinline__ void multiply_all(const group_block<TOKENS> &block)
+static __device__ __forceinline__ void multiply_tile(const group_tile_job<TOKENS> &job,
+                                                     group_reader<TOKENS> &reader)
 {
-    group_reader<TOKENS> reader = {block, 0, 0};
-    group_unit unit = find_unit<KIND>(block.args, block.place);
+    bool adapters = adapters_apply(job.args);
+    group_unit unit = find_unit<KIND>(job.args, job.place);
     float c[TOKENS / 8][4];
 
-    if (block.adapters)
-        compare_lists(block);
-    multiply_runs<KIND, TOKENS>(block, unit, reader, c);
-    if (block.adapters) {
-        barrier_wait(block.compared(), 0);
-        if (for_all_lanes(*block.alike()))
-            share_alike(block, unit, reader, c);
+    if (adapters)
+        compare_lists(job);
+    multiply_runs<KIND, TOKENS>(job, unit, reader, c);
+    if (adapters) {
+        if (threadIdx.x == 0) /* who copies has seen it, or else this tile's stages were not here */
+            *job.memory.alike(job.number + 1) = 1;
+        if (lists_alike(job))
+            share_alike(job, unit, reader, c);
         else
-            share_by_eights(block, unit);
+            share_by_eights(job, unit);
     }
     sync_some(BUSY_BARRIER, GROUP_BUSY);
-    finish_block(block);
+    finish_tile(job, adapters);
+    sync_some(BUSY_BARRIER, GROUP_BUSY); /* the totals are free */
+    if (adapters)
+        warp_arrives(job.memory.finished());
 }
 #endif
 
-/* Grid: tiles of tokens x tiles of features. */
+/* Blocks: as many as run at once; each takes tile after tile. */
 template <int KIND, int TOKENS>
 static __global__ void __launch_bounds__(GROUP_THREADS, 1)
     group_kernel(const __grid_constant__ linear_args args)
 {
 #ifdef GROUP_PRODUCTS
     GPU_SHARED(shared);
-    int tile = (int)blockIdx.y, first_row = (int)blockIdx.x * TOKENS;
-    int n_tokens = min(real_rows(args) - first_row, TOKENS);
-    group_block<TOKENS> block = {args,     find_part(args, tile), first_row,
-                                 n_tokens, adapters_apply(args),  shared};
+    group_memory<TOKENS> memory = {shared};
 
-    if (n_tokens <= 0)
-        return;
-    find_units(args, block.place, tile, TILE_UNITS);
     if (threadIdx.x == 0)
-        make_barriers(block);
+        make_barriers(memory);
     __syncthreads();
     if (for_all_lanes((int)threadIdx.x / GROUP) < GROUP_BUSY / GROUP) {
+        group_reader<TOKENS> reader = {memory, 0, 0};
+
         take_registers<224>();
-        multiply_all<KIND, TOKENS>(block);
+        each_job(args, memory, [&](const group_tile_job<TOKENS> &job) {
+            multiply_tile<KIND, TOKENS>(job, reader);
+        });
     } else {
         give_registers<56>();
-        copy_all(block);
+        copy_all(args, memory);
     }
 #endif
 }
@@ -627,8 +393,10 @@ static __global__ void __launch_bounds__(GROUP_THREADS, 1)
 template <int KIND, int TOKENS>
 static cudaError_t launch_group(const linear_args *args, int n_rows, cudaStream_t stream)
 {
+    int64_t tiles = (int64_t)((n_rows + TOKENS - 1) / TOKENS) * args->n_tiles;
+
     return gpu_launch(group_kernel<KIND, TOKENS>,
-                      dim3((unsigned)((n_rows + TOKENS - 1) / TOKENS), (unsigned)args->n_tiles),
+                      dim3((unsigned)(tiles < args->at_once ? tiles : args->at_once)),
                       dim3(GROUP_THREADS), (size_t)group_shape<TOKENS>::shared, stream, *args);
 }
 

@@ -157,6 +157,9 @@ static void check_groups(shape s, const int *sizes)
             rows[r] = rig_below(POOL);
         launch_groups(w, rows, n, sizes[i]);
         launch(w, rows, n < 20 ? n : 20, n < 20 ? n : 20);
+        for (int r = 1; r < 130 && r < n; r++) /* then some tiles have lists that are alike */
+            rows[r] = rows[0];
+        launch_groups(w, rows, n, sizes[i]);
     }
     rig_free_all();
 }
@@ -418,14 +421,16 @@ static void groups_in_any_order(void **state)
     for (int i = 0; i < 4; i++) {
         shape s = {.finish = i % 2 ? GPU_SWIGLU : GPU_ADD_F32,
                    .kinds = {i % 3, i % 3},
-                   .rows = {100, 100},
+                   .rows = {i % 2 ? 150 : 300, 150}, /* more tiles than blocks */
                    .n_parts = 1 + i % 2,
-                   .cols = 600,
-                   .splits = 1 + i,
+                   .cols = i == 2 ? 300 : 600,
+                   .splits = i == 2 ? 5 : 1 + i, /* runs of a stage */
                    .adapters = true,
                    .alike = i > 1};
 
-        simt_settings.seed = ((unsigned)rig_next() | 1) + (unsigned)(i % 2);
+        simt_settings.seed = (unsigned)rig_next() | 3; /* warps run ahead */
+        if (i % 2)
+            simt_settings.seed--; /* copies arrive early */
         check_groups(s, sizes);
     }
     simt_settings.seed = was;

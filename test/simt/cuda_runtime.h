@@ -116,7 +116,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 typedef struct simt_options {
     int threads;         /* of the processor */
     unsigned seed;       /* of the order in which threads of a block go on; 0: their own; odd:
-                          * a warp after another, each as far as it can */
+                          * a warp after another, each as far as it can; 2 modulo 4:
+                          * copies that run beside arrive early, otherwise late */
     size_t memory;       /* of the device; 0: no limit */
     int fail_after;      /* the launch that fails with cudaErrorIllegalAddress; -1: none */
     int capability;      /* of the device: 8 or 9; 0: OL_SIMT_CAPABILITY, or 8 */

@@ -256,7 +256,17 @@ void load_matrix4_transposed(uint32_t (&r)[4], const void *row)
     load_matrices(r, row, true);
 }
 
-/* -- copies: they arrive when somebody waits for them ------------------------------------------ */
+/* -- copies: they arrive when somebody waits for them, or, with some seeds, at once -------------
+ */
+
+static void arrive(const pending_copy &copy)
+{
+    if (copy.valid)
+        memcpy(copy.to, copy.from, 16);
+    else
+        memset(copy.to, 0, 16);
+    simt_landed(copy.to);
+}
 
 void copy_async16(void *to, const void *from, bool valid)
 {
@@ -264,7 +274,10 @@ void copy_async16(void *to, const void *from, bool valid)
         fprintf(stderr, "simt: a copy is not aligned\n");
         abort();
     }
-    self->copies.push_back({to, from, valid, self->groups});
+    if (simt_settings.seed % 4 == 2)
+        arrive({to, from, valid, 0});
+    else
+        self->copies.push_back({to, from, valid, self->groups});
 }
 
 void copy_async_commit()
@@ -277,14 +290,8 @@ void simt_copy_wait(int n)
     std::vector<pending_copy> &copies = self->copies;
     size_t done = 0;
 
-    while (done < copies.size() && copies[done].group < self->groups - n) {
-        if (copies[done].valid)
-            memcpy(copies[done].to, copies[done].from, 16);
-        else
-            memset(copies[done].to, 0, 16);
-        simt_landed(copies[done].to);
-        done++;
-    }
+    while (done < copies.size() && copies[done].group < self->groups - n)
+        arrive(copies[done++]);
     copies.erase(copies.begin(), copies.begin() + (ptrdiff_t)done);
 }
 

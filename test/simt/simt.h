@@ -280,6 +280,10 @@ static inline uint4 load_once_early(const void *p)
 {
     return load_once(p);
 }
+static inline void prefetch(const void *p)
+{
+    (void)*(const volatile uint8_t *)p; /* is there */
+}
 template <typename T> static inline T *kept_in_memory(T *p)
 {
     return p;
