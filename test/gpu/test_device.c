@@ -899,6 +899,45 @@ static void same_bits_with_groups(void **state)
     simt_settings.capability = 0;
     assert_true(simt_group_products > before);
 }
+
+/* Once its room is there: lists in one copy (members of adapters in another), choices in one, one
+ * wait, in a graph or not. */
+static void a_step_waits_once(void **state)
+{
+    static const int rows[][2] = {{20, 1}, {1, 1}, {9, 1}, {1, 1}, {1, 1}};
+    const weights *w = make_weights(&small, OL_BF16);
+    sequence seqs[2];
+    ol_pick picks[2];
+    model m;
+
+    (void)state;
+    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    place_lora(&m, NULL, 0, OL_BF16);
+    for (int i = 0; i < 2; i++) {
+        random_sequence(&seqs[i], &small, i, 0);
+        random_pick(&picks[i], true);
+        picks[i].given = -1;
+    }
+    m.picks = picks;
+    for (size_t step = 0; step < sizeof(rows) / sizeof(rows[0]); step++) {
+        bool adapted = step == 4;
+
+        if (adapted) {
+            seqs[1].n_loras = 1;
+            seqs[1].lora[0] = 0;
+        }
+        simt_counted = (simt_traffic){0};
+        run(&m, (sequence *[]){&seqs[0], &seqs[1]}, rows[step], 2);
+        if (step == 0) /* makes room, and has tables to send */
+            continue;
+        assert_int_equal(simt_counted.copies_in, 1 + adapted);
+        assert_int_equal(simt_counted.copies_out, 1);
+        assert_int_equal(simt_counted.bytes_out, 2 * sizeof(ol_choice));
+        assert_int_equal(simt_counted.waits, 1);
+    }
+    close_model(&m);
+    rig_free_all();
+}
 #endif
 
 /* Four bits take five, with their scales and offsets, whatever eight are asked for. */
@@ -1115,6 +1154,7 @@ int main(void)
         cmocka_unit_test(adapters_in_pages),
 
 #ifdef OL_SIMT
+        cmocka_unit_test(a_step_waits_once),
         cmocka_unit_test(groups_are_proven_first),
         cmocka_unit_test(a_failed_proof_is_survived),
         cmocka_unit_test(measuring_may_choose),

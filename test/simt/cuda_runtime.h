@@ -132,6 +132,12 @@ extern unsigned long long simt_group_products; /* of this process, a thread's ea
 /* As if the process began: no fault has happened yet. */
 void simt_recover(void);
 
+/* What passed between host and device, and how often the host waited. */
+typedef struct simt_traffic {
+    unsigned long long copies_in, copies_out, bytes_out, waits;
+} simt_traffic;
+extern simt_traffic simt_counted;
+
 #ifdef __cplusplus
 }
 #endif

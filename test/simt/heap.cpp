@@ -162,6 +162,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     SIMT_LOCKED;
     cudaError_t code;
 
+    simt_counted.copies_in += kind == cudaMemcpyHostToDevice;
+    simt_counted.copies_out += kind == cudaMemcpyDeviceToHost;
+    simt_counted.bytes_out += kind == cudaMemcpyDeviceToHost ? bytes : 0;
     if (kind == cudaMemcpyHostToDevice && !simt_is_pinned(from)) {
         auto copy =
             std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);

@@ -35,6 +35,7 @@ struct simt_event {
 
 std::recursive_mutex &simt_lock = *new std::recursive_mutex();
 cudaError_t simt_sticky;
+simt_traffic simt_counted;
 static std::set<simt_stream *> &streams = *new std::set<simt_stream *>();
 static thread_local simt_graph *recorded_here; /* by this thread */
 
@@ -144,6 +145,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 
     if (code != cudaSuccess)
         return code;
+    simt_counted.waits++;
     if (stream)
         run_to(stream, stream->given);
     else
@@ -210,6 +212,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     SIMT_LOCKED;
     cudaError_t code = simt_may_wait();
 
+    simt_counted.waits++;
     if (code == cudaSuccess && event->stream)
         run_to(event->stream, event->at);
     return code == cudaSuccess ? simt_sticky : code;
