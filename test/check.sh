@@ -99,6 +99,7 @@ wanted unit && unit_programs build ""
 if wanted unit; then
 	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
 	step simt-same env OL_TEST_DEVICE=simt build/test/test_engine_same
+	step simt-requests env OL_TEST_DEVICE=simt build/test/test_engine_requests
 	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
 	step simt-bench env OL_GPU=simt bash test/gpu/run.sh bench
 	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity

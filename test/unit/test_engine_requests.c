@@ -211,7 +211,8 @@ static void test_context_of_the_kv_cache(void **state)
     for (int i = 0; i < 64; i++)
         ids[i] = 10 + i;
     options = util_options(golden_path("llama"));
-    options.kv_bytes = 2 * 2 * 16 * 64 * 4 * 3; /* layers, k and v, tokens, width, float, pages */
+    /* layers, k and v, tokens, width, a number's bytes, pages */
+    options.kv_bytes = (size_t)(2 * 2 * 16 * 64 * (util_on_cuda() ? 2 : 4) * 3);
     small = util_open(&options);
     ol_engine_info_get(small, &info);
     assert_in_range(info.kv_pages, 1, 3);
