@@ -7,11 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
-
-#define NICENESS 5 /* the steps' threads go first */
 
 typedef struct job_list {
     ol_job *head, **tail;
@@ -69,7 +65,6 @@ static void *work(void *context)
     ol_loader *l = context;
     ol_job *job;
 
-    (void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICENESS);
     pthread_mutex_lock(&l->lock);
     for (;;) {
         while (!l->ending && !l->waiting.head)
