@@ -261,7 +261,7 @@ static ol_code create_in_runs(ol_device *device, plan *p, ol_kv *kv, const int32
 {
     lora->pooled = true;
     for (int i = 0; i < p->n_runs; i++) {
-        p->at[i] = (uint8_t *)kv->data + (size_t)runs[i] * kv->page_bytes;
+        p->at[i] = kv->first.data + (size_t)runs[i] * kv->page_bytes;
         GPU_TRY(cudaMemsetAsync(p->at[i], 0, p->run_bytes, device->upload.stream),
                 "preparing an adapter");
     }

@@ -22,20 +22,28 @@
 
 /* -- choosing a kernel -------------------------------------------------------------------- */
 
-/* code = launch<DIM16>(...): kernels are made for these multiples of 16 dimensions. Heads between
- * two of them have zeros in the larger one's, which change no sum. */
-#define ATTENTION_DIMS(code, launch, dim_stride, ...)                                              \
+/* code = launch<DIM16, FP8>(...): kernels are made for these multiples of 16 dimensions. Heads
+ * between two of them have zeros in the larger one's, which change no sum. */
+#define ATTENTION_DIMS(code, launch, fp8, dim_stride, ...)                                         \
     do {                                                                                           \
         int dim_stride_ = (dim_stride);                                                            \
                                                                                                    \
-        code = dim_stride_ <= 32    ? launch<2>(__VA_ARGS__)                                       \
-               : dim_stride_ <= 64  ? launch<4>(__VA_ARGS__)                                       \
-               : dim_stride_ <= 80  ? launch<5>(__VA_ARGS__)                                       \
-               : dim_stride_ <= 96  ? launch<6>(__VA_ARGS__)                                       \
-               : dim_stride_ <= 128 ? launch<8>(__VA_ARGS__)                                       \
-               : dim_stride_ <= 192 ? launch<12>(__VA_ARGS__)                                      \
-               : dim_stride_ <= 256 ? launch<16>(__VA_ARGS__)                                      \
+        code = dim_stride_ <= 32    ? launch<2, fp8>(__VA_ARGS__)                                  \
+               : dim_stride_ <= 64  ? launch<4, fp8>(__VA_ARGS__)                                  \
+               : dim_stride_ <= 80  ? launch<5, fp8>(__VA_ARGS__)                                  \
+               : dim_stride_ <= 96  ? launch<6, fp8>(__VA_ARGS__)                                  \
+               : dim_stride_ <= 128 ? launch<8, fp8>(__VA_ARGS__)                                  \
+               : dim_stride_ <= 192 ? launch<12, fp8>(__VA_ARGS__)                                 \
+               : dim_stride_ <= 256 ? launch<16, fp8>(__VA_ARGS__)                                 \
                                     : cudaErrorInvalidValue;                                       \
+    } while (0)
+
+#define ATTENTION_LAUNCH(code, launch, kv, ...)                                                    \
+    do {                                                                                           \
+        if ((kv).fp8)                                                                              \
+            ATTENTION_DIMS(code, launch, true, (kv).dim_stride, __VA_ARGS__);                      \
+        else                                                                                       \
+            ATTENTION_DIMS(code, launch, false, (kv).dim_stride, __VA_ARGS__);                     \
     } while (0)
 
 /* The power of 2 that a page's tokens are. */

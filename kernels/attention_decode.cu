@@ -138,7 +138,7 @@ static __device__ void fetch_pages(kv_source &kv, int32_t *shared)
 }
 
 /* The warp's 16 tokens: scores. */
-template <int DIM16>
+template <int DIM16, bool FP8>
 static __device__ __forceinline__ void warp_scores(float (&s)[2][4], const uint32_t (&q)[DIM16][4],
                                                    const uint8_t *keys, const int (&pos)[2],
                                                    int block, int window)
@@ -151,9 +151,10 @@ static __device__ __forceinline__ void warp_scores(float (&s)[2][4], const uint3
     for (int k = 0; k < DIM16; k++) {
         uint32_t b[4];
 
-        kv_keys<2 * DIM16>(b, keys, warp, k);
+        kv_keys<DIM16, FP8>(b, keys, warp, k);
         mma_pair(s[0], s[1], q[k], b);
     }
+    kv_scale_scores<DIM16, FP8>(s[0], s[1], keys, warp);
     attention_mask(s[0], token, pos, window);
     attention_mask(s[1], token + 8, pos, window);
 }
@@ -179,8 +180,11 @@ static __device__ __forceinline__ void block_max(float (&max)[2], const float (&
             max[h] = fmaxf(max[h], shared->max[w][g + 8 * h]);
 }
 
+template <int DIM16, bool FP8> struct decode_tiles {
+    typedef kv_ring<DIM16, FP8, DECODE_THREADS, DECODE_RING(DIM16)> ring;
+};
+
 template <int DIM16> struct decode_state {
-    typedef kv_ring<DIM16, DECODE_THREADS, DECODE_RING(DIM16)> tiles;
     static constexpr int columns = (DIM16 + DECODE_WARPS - 1) / DECODE_WARPS;
     uint32_t q[DIM16][4];
     int pos[2]; /* of the lane's pairs; -1: there is none */
@@ -219,7 +223,7 @@ static __device__ __forceinline__ void decode_start(decode_state<DIM16> &state,
 }
 
 /* o = o * keep + p v of the warp's dimensions. */
-template <int DIM16>
+template <int DIM16, bool FP8>
 static __device__ __forceinline__ void add_values(decode_state<DIM16> &state, const uint8_t *values,
                                                   decode_shared *shared, const float (&keep)[2])
 {
@@ -236,6 +240,9 @@ static __device__ __forceinline__ void add_values(decode_state<DIM16> &state, co
     }
     attention_add(state.stats, p, keep);
 #pragma unroll
+    for (int n = 0; n < ATTENTION_STEPS; n++)
+        kv_scale_weights<DIM16, FP8>(p[n], values, n);
+#pragma unroll
     for (int i = 0; i < decode_state<DIM16>::columns; i++) {
         int column = attention_warp() + i * DECODE_WARPS;
 
@@ -247,28 +254,28 @@ static __device__ __forceinline__ void add_values(decode_state<DIM16> &state, co
         for (int n = 0; n < ATTENTION_STEPS; n++) {
             uint32_t b[4];
 
-            kv_values<2 * DIM16>(b, values, n, column);
+            kv_values<DIM16, FP8>(b, values, n, column);
             mma_pair(state.o[i][0], state.o[i][1], p[n], b);
         }
     }
 }
 
-template <int DIM16>
+template <int DIM16, bool FP8>
 static __device__ __forceinline__ void decode_block(decode_state<DIM16> &state, uint8_t *ring,
                                                     decode_shared *shared, const decode_job &job,
                                                     int i, int window, float scale)
 {
-    typedef typename decode_state<DIM16>::tiles tiles;
+    typedef typename decode_tiles<DIM16, FP8>::ring tiles;
     float s[2][4], max[2], keep[2], shift[2];
     uint32_t p[4];
 
-    warp_scores<DIM16>(s, state.q, tiles::next(ring, job.kv, 2 * i), state.pos,
-                       kv_first_block(job.kv) + i, window);
+    warp_scores<DIM16, FP8>(s, state.q, tiles::next(ring, job.kv, 2 * i), state.pos,
+                            kv_first_block(job.kv) + i, window);
     block_max(max, s, shared);
     attention_raise(state.stats, max, scale, keep, shift);
     attention_weights(p, s[0], s[1], scale, shift);
     shared->p[attention_warp()][attention_lane()] = make_uint4(p[0], p[1], p[2], p[3]);
-    add_values<DIM16>(state, tiles::next(ring, job.kv, 2 * i + 1), shared, keep);
+    add_values<DIM16, FP8>(state, tiles::next(ring, job.kv, 2 * i + 1), shared, keep);
 }
 
 /* Where a pair's results go. */
@@ -330,12 +337,13 @@ static __device__ __forceinline__ void decode_store(const decode_state<DIM16> &s
     }
 }
 
-template <int DIM16>
+template <int DIM16, bool FP8>
 static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_RESIDENTS(DIM16))
     decode_kernel(gpu_rows rows, gpu_attention op, int page_shift, int n_splits)
 {
+    typedef typename decode_tiles<DIM16, FP8>::ring tiles;
     GPU_SHARED(ring);
-    decode_shared *shared = (decode_shared *)(ring + decode_state<DIM16>::tiles::bytes);
+    decode_shared *shared = (decode_shared *)(ring + tiles::bytes);
     decode_state<DIM16> state;
     decode_job job;
     bool any = find_job(job, rows, op, page_shift);
@@ -346,10 +354,11 @@ static __global__ void __launch_bounds__(DECODE_THREADS, DECODE_RESIDENTS(DIM16)
     wait_for_previous();
     if (!any)
         return;
-    decode_state<DIM16>::tiles::start(ring, job.kv);
+    tiles::start(ring, job.kv);
     decode_start(state, job, op);
     for (int i = 0; i <= kv_last_block(job.kv) - kv_first_block(job.kv); i++)
-        decode_block(state, ring, shared, job, i, op.window, op.scale * ATTENTION_LOG2E);
+        decode_block<DIM16, FP8>(state, ring, shared, job, i, op.window,
+                                 op.scale * ATTENTION_LOG2E);
     copy_async_wait<0>();
     decode_store(state, job, op, n_splits);
 }
@@ -394,15 +403,15 @@ extern "C" size_t gpu_attention_partial(const gpu_attention *op, int n_decode, i
     return (size_t)n_decode * (size_t)op->n_heads * (size_t)n_splits * (size_t)partial_size(op->kv);
 }
 
-template <int DIM16>
+template <int DIM16, bool FP8>
 static cudaError_t decode_launch(const gpu_rows *rows, const gpu_attention *op, int n_decode,
                                  int n_splits, cudaStream_t stream)
 {
     unsigned passes = (unsigned)(op->kv.n_kv_heads * decode_passes(*op));
 
     return gpu_launch_early(
-        decode_kernel<DIM16>, dim3((unsigned)n_splits, passes, (unsigned)n_decode),
-        dim3(DECODE_THREADS), decode_state<DIM16>::tiles::bytes + sizeof(decode_shared), stream,
+        decode_kernel<DIM16, FP8>, dim3((unsigned)n_splits, passes, (unsigned)n_decode),
+        dim3(DECODE_THREADS), decode_tiles<DIM16, FP8>::ring::bytes + sizeof(decode_shared), stream,
         *rows, *op, attention_page_shift(op), n_splits);
 }
 
@@ -415,7 +424,7 @@ extern "C" cudaError_t gpu_attention_decode(const gpu_rows *rows, const gpu_atte
         return cudaSuccess;
     if (op->decode_most < 1)
         return cudaErrorInvalidValue;
-    ATTENTION_DIMS(code, decode_launch, op->kv.dim_stride, rows, op, n_decode, n_splits, stream);
+    ATTENTION_LAUNCH(code, decode_launch, op->kv, rows, op, n_decode, n_splits, stream);
     if (code != cudaSuccess || n_splits == 1)
         return code;
     return gpu_launch_early(merge_kernel, dim3((unsigned)op->n_heads, (unsigned)n_decode),

@@ -25,7 +25,11 @@ template <int DIM16> struct prefill_shape {
     static constexpr int columns = 2 * DIM16; /* of 8 dimensions */
     typedef kv_tile<columns> rows;            /* of queries as of keys */
     static constexpr int query_bytes = pairs * rows::stride * 16;
-    typedef kv_ring<DIM16, PREFILL_THREADS, PREFILL_SHARED - query_bytes> ring;
+};
+
+template <int DIM16, bool FP8> struct prefill_tiles {
+    typedef kv_ring<DIM16, FP8, PREFILL_THREADS, PREFILL_SHARED - prefill_shape<DIM16>::query_bytes>
+        ring;
 };
 
 /* What a block has to do. */
@@ -168,7 +172,7 @@ static __device__ __forceinline__ void query_fragment(uint32_t (&a)[4], const ui
 }
 
 /* s = q k of the warp's pairs and all 64 tokens. */
-template <int DIM16, int TILES>
+template <int DIM16, bool FP8, int TILES>
 static __device__ __forceinline__ void all_scores(float (&s)[TILES][2 * ATTENTION_STEPS][4],
                                                   const uint8_t *queries, const uint8_t *keys)
 {
@@ -179,7 +183,7 @@ static __device__ __forceinline__ void all_scores(float (&s)[TILES][2 * ATTENTIO
 #pragma unroll
         for (int n = 0; n < 2 * ATTENTION_STEPS; n++)
             s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0;
-    kv_keys<2 * DIM16>(b[0], keys, 0, 0);
+    kv_keys<DIM16, FP8>(b[0], keys, 0, 0);
 #pragma unroll 4 /* all 16 of 256 dimensions need more registers than they are worth */
     for (int k = 0; k < DIM16; k++) {
         uint32_t a[TILES][4];
@@ -192,17 +196,22 @@ static __device__ __forceinline__ void all_scores(float (&s)[TILES][2 * ATTENTIO
             int next = k * ATTENTION_STEPS + n + 1;
 
             if (next < DIM16 * ATTENTION_STEPS)
-                kv_keys<2 * DIM16>(b[next % 2], keys, next % ATTENTION_STEPS,
-                                   next / ATTENTION_STEPS);
+                kv_keys<DIM16, FP8>(b[next % 2], keys, next % ATTENTION_STEPS,
+                                    next / ATTENTION_STEPS);
 #pragma unroll
             for (int i = 0; i < TILES; i++)
                 mma_pair(s[i][2 * n], s[i][2 * n + 1], a[i], b[n % 2]);
         }
     }
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int n = 0; n < ATTENTION_STEPS; n++)
+            kv_scale_scores<DIM16, FP8>(s[i][2 * n], s[i][2 * n + 1], keys, n);
 }
 
 /* The block's p of all pairs, from its keys. */
-template <int DIM16, int TILES>
+template <int DIM16, bool FP8, int TILES>
 static __device__ __forceinline__ void
 block_weights(uint32_t (&p)[TILES][ATTENTION_STEPS][4], prefill_state<DIM16> &state,
               const prefill_shared<DIM16> *shared, const uint8_t *queries, const uint8_t *keys,
@@ -212,7 +221,7 @@ block_weights(uint32_t (&p)[TILES][ATTENTION_STEPS][4], prefill_state<DIM16> &st
     int pair = attention_warp() * 16 * TILES + attention_lane() / 4;
     float s[TILES][2 * ATTENTION_STEPS][4];
 
-    all_scores<DIM16, TILES>(s, queries, keys);
+    all_scores<DIM16, FP8, TILES>(s, queries, keys);
     if (token + GPU_KV_BLOCK - 1 > bounds->all_last || token < bounds->all_first)
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
@@ -227,14 +236,19 @@ block_weights(uint32_t (&p)[TILES][ATTENTION_STEPS][4], prefill_state<DIM16> &st
         attention_soften(p[i], s[i], state.stats[i], state.o[i], op.scale * ATTENTION_LOG2E);
 }
 
-template <int DIM16, int TILES>
+template <int DIM16, bool FP8, int TILES>
 static __device__ __forceinline__ void add_values(prefill_state<DIM16> &state,
-                                                  const uint32_t (&p)[TILES][ATTENTION_STEPS][4],
+                                                  uint32_t (&p)[TILES][ATTENTION_STEPS][4],
                                                   const uint8_t *values)
 {
     uint32_t b[2][4];
 
-    kv_values<2 * DIM16>(b[0], values, 0, 0);
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int n = 0; n < ATTENTION_STEPS; n++)
+            kv_scale_weights<DIM16, FP8>(p[i][n], values, n);
+    kv_values<DIM16, FP8>(b[0], values, 0, 0);
 #pragma unroll
     for (int n = 0; n < ATTENTION_STEPS; n++)
 #pragma unroll
@@ -242,7 +256,7 @@ static __device__ __forceinline__ void add_values(prefill_state<DIM16> &state,
             int at = n * DIM16 + c, next = at + 1;
 
             if (next < ATTENTION_STEPS * DIM16)
-                kv_values<2 * DIM16>(b[next % 2], values, next / DIM16, next % DIM16);
+                kv_values<DIM16, FP8>(b[next % 2], values, next / DIM16, next % DIM16);
 #pragma unroll
             for (int i = 0; i < TILES; i++)
                 mma_pair(state.o[i][2 * c], state.o[i][2 * c + 1], p[i][n], b[at % 2]);
@@ -299,14 +313,15 @@ static __device__ __forceinline__ void prefill_store(const prefill_state<DIM16> 
     }
 }
 
-template <int DIM16>
+template <int DIM16, bool FP8>
 static __global__ void __launch_bounds__(PREFILL_THREADS, 2)
     prefill_kernel(gpu_rows rows, gpu_attention op, int page_shift, int n_tiles)
 {
     typedef prefill_shape<DIM16> shape;
+    typedef typename prefill_tiles<DIM16, FP8>::ring tiles;
     GPU_SHARED(queries);
     uint8_t *ring = queries + shape::query_bytes;
-    prefill_shared<DIM16> *shared = (prefill_shared<DIM16> *)(ring + shape::ring::bytes);
+    prefill_shared<DIM16> *shared = (prefill_shared<DIM16> *)(ring + tiles::bytes);
     const prefill_bounds *bounds = &shared->bounds[attention_warp()];
     float4 totals[shape::tiles * (shape::columns + 1)], *saved = kept_in_memory(totals);
     prefill_state<DIM16> state;
@@ -316,19 +331,19 @@ static __global__ void __launch_bounds__(PREFILL_THREADS, 2)
         return;
     find_pairs(shared, job);
     fetch_queries(queries, shared, op);
-    shape::ring::start(ring, job.kv);
+    tiles::start(ring, job.kv);
     prefill_start(state, shared, rows, job, op.window);
     for (int block = kv_first_block(job.kv), i = 0; block <= kv_last_block(job.kv); block++) {
         int token = block * GPU_KV_BLOCK;
         uint32_t p[shape::tiles][ATTENTION_STEPS][4];
-        const uint8_t *tile = shape::ring::next(ring, job.kv, i++);
+        const uint8_t *tile = tiles::next(ring, job.kv, i++);
         bool seen = token <= bounds->last && token + GPU_KV_BLOCK > bounds->first;
 
         if (seen)
-            block_weights<DIM16, shape::tiles>(p, state, shared, queries, tile, token, op);
-        tile = shape::ring::next(ring, job.kv, i++);
+            block_weights<DIM16, FP8, shape::tiles>(p, state, shared, queries, tile, token, op);
+        tile = tiles::next(ring, job.kv, i++);
         if (seen) {
-            add_values<DIM16, shape::tiles>(state, p, tile);
+            add_values<DIM16, FP8, shape::tiles>(state, p, tile);
             end_split(state, saved, bounds, block, op.scale * ATTENTION_LOG2E);
         }
     }
@@ -336,7 +351,7 @@ static __global__ void __launch_bounds__(PREFILL_THREADS, 2)
     prefill_store(state, shared, op);
 }
 
-template <int DIM16>
+template <int DIM16, bool FP8>
 static cudaError_t prefill_launch(const gpu_rows *rows, const gpu_attention *op, int n_tiles,
                                   cudaStream_t stream)
 {
@@ -344,8 +359,9 @@ static cudaError_t prefill_launch(const gpu_rows *rows, const gpu_attention *op,
     int blocks =
         n_tiles * op->kv.n_kv_heads * prefill_chunks(op->n_heads / op->kv.n_kv_heads, shape::pairs);
 
-    return gpu_launch(prefill_kernel<DIM16>, dim3((unsigned)blocks), dim3(PREFILL_THREADS),
-                      shape::query_bytes + shape::ring::bytes + sizeof(prefill_shared<DIM16>),
+    return gpu_launch(prefill_kernel<DIM16, FP8>, dim3((unsigned)blocks), dim3(PREFILL_THREADS),
+                      shape::query_bytes + prefill_tiles<DIM16, FP8>::ring::bytes +
+                          sizeof(prefill_shared<DIM16>),
                       stream, *rows, *op, attention_page_shift(op), n_tiles);
 }
 
@@ -356,6 +372,6 @@ extern "C" cudaError_t gpu_attention_prefill(const gpu_rows *rows, const gpu_att
 
     if (n_tiles == 0)
         return cudaSuccess;
-    ATTENTION_DIMS(code, prefill_launch, op->kv.dim_stride, rows, op, n_tiles, stream);
+    ATTENTION_LAUNCH(code, prefill_launch, op->kv, rows, op, n_tiles, stream);
     return code;
 }

@@ -112,9 +112,8 @@ struct ol_buffer {
 
 struct ol_kv {
     ol_kv_desc desc;
-    uint16_t *data;
-    int64_t layer_stride, page_stride; /* elements */
-    int dim_stride;
+    gpu_kv_layer first;       /* layer */
+    int64_t layer_stride;     /* bytes */
     size_t page_bytes, bytes; /* of a page, all layers; of all */
 };
 

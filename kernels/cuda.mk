@@ -88,7 +88,8 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench $(BUILD)
 PACK_ARCH ?= 90a
 pack-gpu:
 	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
-		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling
+		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling \
+		build/gpu/test/test_engine_fp8
 	bash test/gpu/pack.sh build/gpu
 pack-gpu: export CUDA_FLAGS = --compress-mode=size
 check-gpu:

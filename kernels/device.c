@@ -119,7 +119,7 @@ static void gpu_info(ol_device *device, ol_device_info *info)
              device->card.name, device->card.major, device->card.minor, device->way_note);
     info->memory_used = device->memory.used;
     info->memory_total = device->card.totalGlobalMem;
-    info->kv_dtypes = 1u << OL_BF16;
+    info->kv_dtypes = 1u << OL_BF16 | 1u << OL_F8E4M3;
 }
 
 /* -- buffers ------------------------------------------------------------------------------ */

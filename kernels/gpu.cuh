@@ -166,6 +166,15 @@ static __device__ __forceinline__ void load_matrix4_transposed(uint32_t (&r)[4],
                  : "memory");
 }
 
+/* Two of them: lanes 0 .. 15 name their rows. */
+static __device__ __forceinline__ void load_matrix2_transposed(uint32_t (&r)[2], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
 /* -- copies --------------------------------------------------------------------------- */
 
 /* 16 aligned bytes, global to shared, beside what the thread does; zeros unless `valid`

@@ -4,13 +4,14 @@
 #include <stdlib.h>
 
 #define MAX_HEAD_DIM 256
+#define POOL_ALIGNMENT 256
 
 static ol_code check(const ol_kv_desc *desc, ol_error *err)
 {
-    if (desc->dtype != OL_BF16) {
+    if (desc->dtype != OL_BF16 && desc->dtype != OL_F8E4M3) {
         ol_fail(err, OL_UNSUPPORTED, "the KV cache of a GPU cannot be %s",
                 ol_dtype_name(desc->dtype));
-        return ol_hint(err, "Leave the choice to the engine, or choose bf16.");
+        return ol_hint(err, "Leave the choice to the engine, or choose bf16 or fp8.");
     }
     if (desc->head_dim > MAX_HEAD_DIM)
         return ol_fail(err, OL_UNSUPPORTED,
@@ -26,15 +27,23 @@ static ol_code check(const ol_kv_desc *desc, ol_error *err)
 static bool shape(ol_kv *kv)
 {
     const ol_kv_desc *desc = &kv->desc;
+    gpu_kv_layer *first = &kv->first;
     size_t part, page;
 
-    kv->dim_stride = (desc->head_dim + 15) / 16 * 16;
-    part = (size_t)desc->n_kv_heads * 2 * (size_t)desc->page_tokens * (size_t)kv->dim_stride;
-    if (__builtin_mul_overflow(part, (size_t)desc->n_layers * sizeof(uint16_t), &page) ||
-        __builtin_mul_overflow(page, (size_t)desc->n_pages, &kv->bytes))
+    *first = (gpu_kv_layer){.n_kv_heads = desc->n_kv_heads,
+                            .head_dim = desc->head_dim,
+                            .dim_stride = (desc->head_dim + 15) / 16 * 16,
+                            .page_tokens = desc->page_tokens,
+                            .fp8 = desc->dtype == OL_F8E4M3};
+    part = (size_t)desc->n_kv_heads * (size_t)gpu_kv_head_bytes(first);
+    if (__builtin_mul_overflow(part, (size_t)desc->n_layers, &page) || page > SIZE_MAX / 2)
+        return false;
+    if (desc->pool) /* where an adapter's matrices may begin */
+        page = (page + POOL_ALIGNMENT - 1) / POOL_ALIGNMENT * POOL_ALIGNMENT;
+    if (__builtin_mul_overflow(page, (size_t)desc->n_pages, &kv->bytes))
         return false;
     kv->page_bytes = page;
-    kv->page_stride = (int64_t)(desc->pool ? page / sizeof(uint16_t) : part);
+    first->page_stride = (int64_t)(desc->pool ? page : part);
     kv->layer_stride = (int64_t)(desc->pool ? part : part * (size_t)desc->n_pages);
     return true;
 }
@@ -61,10 +70,11 @@ ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol
         free(kv);
         return ol_fail(err, OL_LIMIT, "the KV cache is too large");
     }
-    kv->data = gpu_block(&device->memory, kv->bytes,
-                         desc->pool ? "the cache of keys, values and adapters" : "the KV cache",
-                         device->stream, err);
-    if (!kv->data) {
+    kv->first.data =
+        gpu_block(&device->memory, kv->bytes,
+                  desc->pool ? "the cache of keys, values and adapters" : "the KV cache",
+                  device->stream, err);
+    if (!kv->first.data) {
         free(kv);
         return err->code;
     }
@@ -78,21 +88,14 @@ void gpu_kv_free(ol_device *device, ol_kv *kv)
     if (!kv)
         return;
     gpu_graphs_drop(device);
-    gpu_block_free(&device->memory, kv->data, kv->bytes);
+    gpu_block_free(&device->memory, kv->first.data, kv->bytes);
     free(kv);
 }
 
 ol_code gpu_kv_copy_page(ol_device *device, ol_kv *kv, int32_t from, int32_t to, int n_tokens,
                          ol_error *err)
 {
-    gpu_kv_layer first = {.data = kv->data,
-                          .n_kv_heads = kv->desc.n_kv_heads,
-                          .head_dim = kv->desc.head_dim,
-                          .dim_stride = kv->dim_stride,
-                          .page_tokens = kv->desc.page_tokens,
-                          .page_stride = kv->page_stride};
-
-    GPU_TRY(gpu_kv_copy(&first, kv->layer_stride, kv->desc.n_layers, from, to, n_tokens,
+    GPU_TRY(gpu_kv_copy(&kv->first, kv->layer_stride, kv->desc.n_layers, from, to, n_tokens,
                         device->stream),
             "copying a page");
     return OL_OK;

@@ -118,6 +118,7 @@ typedef enum gpu_kind {
     GPU_INT8,  /* groups of 32 columns with a scale: w = q * scale */
     GPU_INT4,  /* the same, q of -8 .. 7 */
     GPU_INT4M, /* with an offset beside the scale: w = q * scale + offset */
+    GPU_FP8,   /* e4m3, rows with a scale: a product is scaled when it is summed */
     GPU_KINDS
 } gpu_kind;
 
@@ -142,7 +143,8 @@ typedef struct gpu_source {
 
 /* Packs rows first_row .. first_row + source.rows - 1 of `to` (both but for the last rows a
  * multiple of 16) and, in the last columns' and rows' tiles, zeros. INT8, INT4 and INT4M are
- * quantised by groups. *bad becomes 1 when a number is not finite as bf16; bad may be NULL. */
+ * quantised by groups, FP8 by rows. *bad becomes 1 when a number is not finite as bf16; bad may be
+ * NULL. */
 cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *source, int32_t *bad,
                      cudaStream_t stream);
 /* Columns of B matrices of adapters are padded to 16, not 64: col_tiles of them. */
@@ -169,17 +171,35 @@ cudaError_t gpu_rms_norm(const gpu_rows *rows, const float *x, int64_t ldx, cons
 /* -- rope.cu ------------------------------------------------------------------------------------
  */
 
-/* The page pool of a layer: keys and values, bf16. Page p, head h, slot s, dimension d of a key is
- * at p * page_stride + (h * 2 * page_tokens + s) * dim_stride + d; the values of that head's page
- * follow its keys. dim_stride is head_dim rounded up to 16; dimensions beyond head_dim are zero.
- * Slots that nobody wrote may hold anything. */
+/* The page pool of a layer. Head h of page p is at p * page_stride + h * gpu_kv_head_bytes: the
+ * keys of its slots, a row each, then the values, as many; of FP8 then an exponent for each row in
+ * the same order (README.md, pages). A row has dim_stride numbers, head_dim rounded up to 16; those
+ * beyond head_dim are zero. Slots that nobody wrote may hold anything. */
 typedef struct gpu_kv_layer {
-    uint16_t *data;
+    uint8_t *data;
     int32_t n_kv_heads, head_dim, dim_stride, page_tokens;
-    int64_t page_stride; /* elements, a multiple of 16 */
+    int64_t page_stride; /* bytes, a multiple of 32 */
+    int32_t fp8;         /* else bf16 */
 } gpu_kv_layer;
 
-/* pack.cu: copies the first n slots of a page, all heads and layers; kv is the first layer. */
+#ifdef __CUDACC__
+#define GPU_ANYWHERE __host__ __device__
+#else
+#define GPU_ANYWHERE
+#endif
+
+static inline GPU_ANYWHERE int gpu_kv_row_bytes(const gpu_kv_layer *kv)
+{
+    return kv->fp8 ? kv->dim_stride : kv->dim_stride * 2;
+}
+
+static inline GPU_ANYWHERE int64_t gpu_kv_head_bytes(const gpu_kv_layer *kv)
+{
+    return (int64_t)2 * kv->page_tokens * (gpu_kv_row_bytes(kv) + (kv->fp8 ? 1 : 0));
+}
+
+/* pack.cu: copies the first n slots of a page, all heads and layers; kv is the first layer, the
+ * next one layer_stride bytes further. */
 cudaError_t gpu_kv_copy(const gpu_kv_layer *kv, int64_t layer_stride, int n_layers, int from,
                         int to, int n, cudaStream_t stream);
 

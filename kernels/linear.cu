@@ -125,7 +125,7 @@ extern "C" size_t gpu_linear_partial(const gpu_linear *op, int n_rows)
 static const linear_kernels *kernels_of(int kind)
 {
     static const linear_kernels *const all[GPU_KINDS] = {&linear_bf16, &linear_int8, &linear_int4,
-                                                         &linear_int4m};
+                                                         &linear_int4m, &linear_fp8};
 
     return all[kind];
 }

@@ -41,7 +41,7 @@ struct linear_kernels {
     cudaError_t (*group)(const linear_args *args, int n_rows, cudaStream_t stream);
     cudaError_t (*group_far)(const linear_args *args, int n_rows, cudaStream_t stream);
 };
-extern const linear_kernels linear_bf16, linear_int8, linear_int4, linear_int4m;
+extern const linear_kernels linear_bf16, linear_int8, linear_int4, linear_int4m, linear_fp8;
 
 /* -- features ---------------------------------------------------------------------------- */
 
@@ -119,7 +119,7 @@ struct linear_sums {
     int64_t run_stride;
     int n_runs;
     const float *delta; /* the adapters' share, laid out as a run, or NULL */
-    bool bias;          /* still to be added */
+    bool raw;           /* scales of rows and the bias are still to come */
 };
 
 static __device__ __forceinline__ int sum_index(int token, int feature, int ld, int mask)
@@ -135,6 +135,17 @@ static __device__ __forceinline__ void add4(float4 &v, const float4 &w)
     v.w += w.w;
 }
 
+/* The sum of all runs, scaled if rows have scales, plus the bias: a single operation where there
+ * are both, as a compiler would join them in one kernel and not in another. */
+static __device__ __forceinline__ float scaled_sum(const gpu_linear_part &part, float sum,
+                                                   int feature)
+{
+    if (part.w.kind == GPU_FP8)
+        return fmaf(sum, ((const float *)part.w.scales)[feature],
+                    part.bias ? part.bias[feature] : 0.0f);
+    return part.bias ? sum + part.bias[feature] : sum;
+}
+
 /* Four features of a token: `at` in the block, `feature` in its part. */
 static __device__ __forceinline__ float4 whole_sum(const linear_sums &sums,
                                                    const gpu_linear_part &part, int token, int at,
@@ -145,11 +156,13 @@ static __device__ __forceinline__ float4 whole_sum(const linear_sums &sums,
 
     for (int run = 1; run < sums.n_runs; run++)
         add4(v, *(const float4 *)(sums.data + run * sums.run_stride + i));
-    if (sums.bias && part.bias) {
+    if (sums.raw && (part.bias || part.w.kind == GPU_FP8)) {
         int last = part.w.rows - 1;
 
-        add4(v, make_float4(part.bias[feature], part.bias[min(feature + 1, last)],
-                            part.bias[min(feature + 2, last)], part.bias[min(feature + 3, last)]));
+        v = make_float4(scaled_sum(part, v.x, feature),
+                        scaled_sum(part, v.y, min(feature + 1, last)),
+                        scaled_sum(part, v.z, min(feature + 2, last)),
+                        scaled_sum(part, v.w, min(feature + 3, last)));
     }
     if (sums.delta)
         add4(v, *(const float4 *)(sums.delta + i));

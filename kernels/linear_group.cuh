@@ -230,9 +230,8 @@ multiply_runs(const group_tile_job<TOKENS> &job, const group_unit &unit,
 static __device__ __forceinline__ void add_share(float &total, float share,
                                                  const gpu_linear_part &part, int feature)
 {
-    if (part.bias && feature < part.w.rows)
-        total += part.bias[feature];
-    total += share;
+    if (feature < part.w.rows)
+        total = scaled_sum(part, total, feature) + share;
 }
 
 /* Where lists are alike: as another run. */

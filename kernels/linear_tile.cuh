@@ -231,9 +231,8 @@ static __global__ void __launch_bounds__(TILE_THREADS, 1)
                                  [&](float d, int i, int part, int feature) {
                                      const gpu_linear_part &p = args.op.parts[part];
 
-                                     if (p.bias && feature < p.w.rows)
-                                         results[i] += p.bias[feature];
-                                     results[i] += d;
+                                     if (feature < p.w.rows)
+                                         results[i] = scaled_sum(p, results[i], feature) + d;
                                  });
     __syncthreads();
     finish(args, place, TILE_UNITS, {results, TILE_FEATURES, TILE_MASK, 0, 1, NULL, !adapters},

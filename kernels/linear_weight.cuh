@@ -1,19 +1,21 @@
 /*
  * linear_weight.cuh: packed weights (README.md) to fragments of bf16. A piece is what a lane loads
- * at once, 16 bytes: one tile of BF16, two of INT8, four of INT4 and INT4M.
+ * at once, 16 bytes: one tile of BF16, two of INT8 and FP8, four of INT4 and INT4M.
  */
 #ifndef OL_LINEAR_WEIGHT_CUH
 #define OL_LINEAR_WEIGHT_CUH
 
-#include "kernels/gpu.cuh"
+#include "kernels/fp8.cuh"
 #include "kernels/launch.h"
 
 #define PIECE_BYTES 512 /* of a warp */
 
 template <int KIND> struct weight {
-    static const int tiles = KIND == GPU_BF16 ? 1 : KIND == GPU_INT8 ? 2 : 4; /* of a piece */
-    static const int pieces = 4 / tiles;                                      /* of 64 columns */
-    static const bool scaled = KIND != GPU_BF16;
+    static const int tiles = KIND == GPU_BF16                      ? 1
+                             : KIND == GPU_INT8 || KIND == GPU_FP8 ? 2
+                                                                   : 4; /* of a piece */
+    static const int pieces = 4 / tiles;                                /* of 64 columns */
+    static const bool scaled = KIND != GPU_BF16 && KIND != GPU_FP8;     /* in groups of columns */
     static const int scale_each = KIND == GPU_INT4M ? 4 : 2;     /* bytes: with INT4M's offset */
     static const int scale_bytes = scaled ? 32 * scale_each : 0; /* of 16 rows and 64 columns */
 };
@@ -87,6 +89,9 @@ static __device__ __forceinline__ void fragment(uint32_t (&a)[4], const uint4 &p
         a[1] = pair_of_int8(first, 1, __uint_as_float(s.high));
         a[2] = pair_of_int8(second, 0, __uint_as_float(s.low));
         a[3] = pair_of_int8(second, 1, __uint_as_float(s.high));
+    } else if (KIND == GPU_FP8) {
+        f8_pairs(tile ? piece.z : piece.x, a[0], a[1]);
+        f8_pairs(tile ? piece.w : piece.y, a[2], a[3]);
     } else {
         uint32_t word = tile == 0 ? piece.x : tile == 1 ? piece.y : tile == 2 ? piece.z : piece.w;
 

@@ -160,14 +160,10 @@ static bool has_linear(const gpu_op *op)
 
 static gpu_kv_layer kv_of(const gpu_op *op)
 {
-    const ol_kv *kv = op->kv;
+    gpu_kv_layer layer = op->kv->first;
 
-    return (gpu_kv_layer){.data = kv->data + op->layer->index * kv->layer_stride,
-                          .n_kv_heads = kv->desc.n_kv_heads,
-                          .head_dim = kv->desc.head_dim,
-                          .dim_stride = kv->dim_stride,
-                          .page_tokens = kv->desc.page_tokens,
-                          .page_stride = kv->page_stride};
+    layer.data += op->layer->index * op->kv->layer_stride;
+    return layer;
 }
 
 static gpu_attention attention_of(const ol_device *device, const gpu_op *op)

@@ -1,6 +1,6 @@
 /* pack.cu: matrices from rows into fragments, quantised if need be; B'B of adapters; pages.
  * See launch.h and README.md, weights. */
-#include "kernels/gpu.cuh"
+#include "kernels/fp8.cuh"
 #include "kernels/launch.h"
 #include "kernels/packed.cuh"
 
@@ -257,6 +257,66 @@ static __global__ void pack_groups_kernel(gpu_matrix to, int first_strip, gpu_so
             make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+/* -- rows ------------------------------------------------------------------------------------ */
+
+/* A warp has a row: the largest number becomes e4m3's largest. Rows beyond the matrix have 0. */
+static __global__ void row_scales_kernel(float *scales, gpu_source s)
+{
+    int row = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP);
+    float most = 0;
+
+    if (row >= (s.rows + 15) / 16 * 16)
+        return;
+    for (int col = (int)threadIdx.x % WARP; col < s.cols; col += WARP)
+        most = fmaxf(most, fabsf(source_value(s, row, col)));
+    most = fminf(warp_max(most), 3.4e38f); /* of a file's infinity: finite all the same */
+    if (threadIdx.x % WARP == 0)
+        scales[row] = most / F8_MAX;
+}
+
+/* A warp packs 32 columns of a strip. `scales` are of the source's rows. */
+static __global__ void pack_rows_kernel(gpu_matrix to, const float *scales, int first_strip,
+                                        gpu_source s)
+{
+    int warp = (int)(threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int pair = (int)(blockIdx.y * (blockDim.x / WARP)) + warp, strip = (int)blockIdx.x;
+    int pairs = (to.cols + 63) / 64 * 2;
+    int64_t place = (int64_t)(first_strip + strip) * pairs + pair;
+    uint32_t words[4] = {0, 0, 0, 0};
+
+    if (pair >= pairs)
+        return;
+    for (int i = 0; i < 2; i++) {
+        float v[8];
+
+        load_tile(s, strip, 2 * pair + i, v);
+        for (int j = 0; j < 8; j++) {
+            float scale = scales[16 * strip + lane / 4 + 8 * (j / 2 % 2)];
+            uint32_t q = scale > 0 ? f8_nearest(v[j] / scale) : 0;
+
+            words[2 * i + j / 4] |= q << (8 * (f8_place(j) % 4));
+        }
+    }
+    *(uint4 *)((uint8_t *)to.data + place * TILE_BYTES + 16 * lane) =
+        make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+static cudaError_t pack_rows(const gpu_matrix *to, int first_row, const gpu_source *source,
+                             cudaStream_t stream)
+{
+    unsigned strips = (unsigned)(source->rows + 15) / 16, warps = 4;
+    unsigned pairs = (unsigned)(to->cols + 63) / 64 * 2;
+    float *scales = (float *)(uintptr_t)to->scales + first_row;
+    cudaError_t code = gpu_launch(row_scales_kernel, dim3(strips * 16 / warps), dim3(warps * WARP),
+                                  0, stream, scales, *source);
+
+    if (code != cudaSuccess)
+        return code;
+    return gpu_launch(pack_rows_kernel, dim3(strips, (pairs + warps - 1) / warps),
+                      dim3(warps * WARP), 0, stream, *to, (const float *)scales, first_row / 16,
+                      *source);
+}
+
 extern "C" cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *source,
                                 int32_t *bad, cudaStream_t stream)
 {
@@ -266,6 +326,8 @@ extern "C" cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_s
     if (to->kind == GPU_BF16)
         return gpu_pack_columns((uint16_t *)to->data, (int)(4 * chunks), first_row, source, bad,
                                 stream);
+    if (to->kind == GPU_FP8)
+        return pack_rows(to, first_row, source, stream);
     return gpu_launch(pack_groups_kernel, dim3(strips, (chunks + warps - 1) / warps),
                       dim3(warps * WARP), 0, stream, *to, first_row / 16, *source);
 }
@@ -301,21 +363,26 @@ extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows,
 /* -- pages ---------------------------------------------------------------------------------------
  */
 
+/* A block has the keys of a head, or its values. */
 static __global__ void kv_copy_kernel(gpu_kv_layer kv, int64_t layer_stride, int from, int to,
                                       int n)
 {
-    int64_t half = (int64_t)kv.page_tokens * kv.dim_stride;
-    uint16_t *part = kv.data + blockIdx.x * layer_stride + blockIdx.y * half;
-    const uint4 *source = (const uint4 *)(part + from * kv.page_stride);
-    uint4 *target = (uint4 *)(part + to * kv.page_stride);
+    int values = (int)blockIdx.y % 2 * kv.page_tokens, row = gpu_kv_row_bytes(&kv);
+    uint8_t *head =
+        kv.data + blockIdx.x * layer_stride + (int)blockIdx.y / 2 * gpu_kv_head_bytes(&kv);
+    const uint8_t *source = head + from * kv.page_stride;
+    uint8_t *target = head + to * kv.page_stride;
+    int exponents = 2 * kv.page_tokens * row + values;
 
-    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x)
-        target[i] = source[i];
+    for (int i = (int)threadIdx.x; i < n * row / 16; i += (int)blockDim.x)
+        ((uint4 *)(target + values * row))[i] = ((const uint4 *)(source + values * row))[i];
+    for (int i = (int)threadIdx.x; i < n && kv.fp8; i += (int)blockDim.x)
+        target[exponents + i] = source[exponents + i];
 }
 
 extern "C" cudaError_t gpu_kv_copy(const gpu_kv_layer *kv, int64_t layer_stride, int n_layers,
                                    int from, int to, int n, cudaStream_t stream)
 {
     return gpu_launch(kv_copy_kernel, dim3((unsigned)n_layers, (unsigned)kv->n_kv_heads * 2),
-                      dim3(128), 0, stream, *kv, layer_stride, from, to, n * kv->dim_stride / 8);
+                      dim3(128), 0, stream, *kv, layer_stride, from, to, n);
 }

@@ -2,7 +2,7 @@
 #ifndef OL_PACKED_CUH
 #define OL_PACKED_CUH
 
-#include "kernels/gpu.cuh"
+#include "kernels/fp8.cuh"
 #include "kernels/launch.h"
 
 /* The lane that has an element of a tile, and which of its 8 values it is. */
@@ -47,6 +47,11 @@ static __device__ __forceinline__ float packed_value(const gpu_matrix &m, int ro
     if (m.kind == GPU_INT8) {
         q = ((const int8_t *)m.data)[(tile / 2 * WARP + lane) * 16 + tile % 2 * 8 + j];
         return q * f16_value(scales[group]);
+    }
+    if (m.kind == GPU_FP8) {
+        const uint8_t *piece = (const uint8_t *)m.data + (tile / 2 * WARP + lane) * 16;
+
+        return f8_value(piece[tile % 2 * 8 + f8_place(j)]) * ((const float *)m.scales)[row];
     }
     word = ((const uint32_t *)m.data)[(tile / 4 * WARP + lane) * 4 + tile % 4];
     q = (float)((int)(word >> (4 * packed_nibble(j)) & 15) - 8);

@@ -5,7 +5,7 @@
  * columns, a warp to a head. Angles are the row's: computed once a block, by sincosf and not by
  * the hardware's sine, whose error grows with the angle: positions go to a hundred thousand.
  */
-#include "kernels/gpu.cuh"
+#include "kernels/fp8.cuh"
 #include "kernels/launch.h"
 
 #define ROPE_WARPS 8
@@ -93,27 +93,72 @@ static __device__ float turned(const gpu_rope &op, const float *x, const float *
     return fmaf(-other, angles[half + i], x[d] * angles[i]);
 }
 
-static __device__ void turn_head(const gpu_rope &op, const uint16_t *head, const float *norm,
-                                 const float *angles, float *x, uint16_t *to, int width)
+/* The turned head's numbers 0 .. width - 1 as bf16. */
+static __device__ void store_turned(const gpu_rope &op, const float *x, const float *angles,
+                                    uint16_t *to, int width)
 {
-    fetch_head(op, head, norm, x);
     for (int d = 2 * ((int)threadIdx.x % WARP); d < width; d += 2 * WARP)
         store_pair(to, d, width, bf16_pack(turned(op, x, angles, d), turned(op, x, angles, d + 1)));
-    __syncwarp(); /* the warp's next head takes x's place */
 }
 
-/* Where the keys (or, a page_tokens further, values) of a head's slot start. */
-static __device__ uint16_t *slot_of(const gpu_kv_layer &kv, int page, int head, int slot)
+/* -- into pages: `row` of a head's page is a slot's key or, page_tokens further, its value --------
+ */
+
+/* As FP8: README.md, pages. `number(d)` is dimension d, 0 beyond the head's. */
+template <typename F>
+static __device__ void store_fp8(const gpu_kv_layer &kv, uint8_t *page, int row, F number)
 {
-    return kv.data + page * kv.page_stride +
-           ((int64_t)head * 2 * kv.page_tokens + slot) * kv.dim_stride;
+    uint16_t *to = (uint16_t *)(page + row * kv.dim_stride);
+    int lane = (int)threadIdx.x % WARP;
+    float most = 0, inverse;
+    uint32_t exponent;
+
+    for (int i = lane; i < kv.dim_stride / 2; i += WARP) {
+        int d = i / 8 * 16 + i % 8;
+
+        most = fmaxf(most, fmaxf(fabsf(number(d)), fabsf(number(d + 8))));
+    }
+    exponent = f8_exponent(warp_max(most));
+    inverse = f8_inverse(exponent);
+    for (int i = lane; i < kv.dim_stride / 2; i += WARP) {
+        int d = i / 8 * 16 + i % 8;
+
+        to[i] =
+            (uint16_t)(f8_nearest(number(d + 8) * inverse) | f8_nearest(number(d) * inverse) << 8);
+    }
+    if (lane == 0)
+        page[2 * kv.page_tokens * kv.dim_stride + row] = (uint8_t)exponent;
+}
+
+static __device__ void store_key(const gpu_rope &op, const float *x, const float *angles,
+                                 uint8_t *page, int row)
+{
+    if (op.kv.fp8)
+        store_fp8(op.kv, page, row, [&](int d) { return turned(op, x, angles, d); });
+    else
+        store_turned(op, x, angles, (uint16_t *)(page + row * gpu_kv_row_bytes(&op.kv)),
+                     op.kv.dim_stride);
+}
+
+static __device__ void store_value(const gpu_kv_layer &kv, const uint16_t *head, uint8_t *page,
+                                   int row)
+{
+    int dim = kv.head_dim;
+    uint16_t *to = (uint16_t *)(page + row * gpu_kv_row_bytes(&kv));
+
+    if (kv.fp8) {
+        store_fp8(kv, page, row, [&](int d) { return d < dim ? bf16_value(head[d]) : 0.0f; });
+        return;
+    }
+    for (int d = 2 * ((int)threadIdx.x % WARP); d < kv.dim_stride; d += 2 * WARP)
+        store_pair(to, d, kv.dim_stride, load_pair(head, d, dim));
 }
 
 static __global__ void __launch_bounds__(ROPE_WARPS *WARP, 4)
     rope_kernel(gpu_rows rows, gpu_rope op)
 {
     GPU_SHARED(shared);
-    int row = (int)blockIdx.x, warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    int row = (int)blockIdx.x, warp = (int)threadIdx.x / WARP;
     int dim = op.kv.head_dim, n_kv = op.kv.n_kv_heads, pos, page, slot;
     int last = min((int)(blockIdx.y + 1) * ROPE_HEADS, op.n_heads + 2 * n_kv);
     float *angles = (float *)shared, *x = angles + op.rotary_dims + warp * dim;
@@ -127,18 +172,19 @@ static __global__ void __launch_bounds__(ROPE_WARPS *WARP, 4)
     __syncthreads();
     for (int i = (int)blockIdx.y * ROPE_HEADS + warp; i < last; i += ROPE_WARPS) {
         const uint16_t *head = op.qkv + row * op.ld + i * dim;
+        int kv_head = max(i - op.n_heads, 0) % n_kv;
+        uint8_t *to = op.kv.data + page * op.kv.page_stride + kv_head * gpu_kv_head_bytes(&op.kv);
 
-        if (i < op.n_heads) {
-            turn_head(op, head, op.q_norm, angles, x, op.q + row * op.ldq + i * dim, dim);
-        } else if (i < op.n_heads + n_kv) {
-            turn_head(op, head, op.k_norm, angles, x, slot_of(op.kv, page, i - op.n_heads, slot),
-                      op.kv.dim_stride);
-        } else {
-            uint16_t *to = slot_of(op.kv, page, i - op.n_heads - n_kv, slot + op.kv.page_tokens);
-
-            for (int d = 2 * lane; d < op.kv.dim_stride; d += 2 * WARP)
-                store_pair(to, d, op.kv.dim_stride, load_pair(head, d, dim));
+        if (i >= op.n_heads + n_kv) {
+            store_value(op.kv, head, to, slot + op.kv.page_tokens);
+            continue;
         }
+        fetch_head(op, head, i < op.n_heads ? op.q_norm : op.k_norm, x);
+        if (i < op.n_heads)
+            store_turned(op, x, angles, op.q + row * op.ldq + i * dim, dim);
+        else
+            store_key(op, x, angles, to, slot);
+        __syncwarp(); /* the warp's next head takes x's place */
     }
 }
 

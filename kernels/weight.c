@@ -4,17 +4,19 @@
 #include <limits.h>
 #include <stdlib.h>
 
-/* What has four bits keeps them: more would bring nothing. */
+/* What has four bits keeps them: more would bring nothing. An embedding that is no head stays as it
+ * is. */
 static gpu_kind kind_of(const ol_weight_desc *desc)
 {
+    static const gpu_kind kinds[] = {
+        [OL_QUANT_INT8] = GPU_INT8, [OL_QUANT_INT4] = GPU_INT4, [OL_QUANT_FP8] = GPU_FP8};
+
     if (desc->tensor.dtype == OL_Q4_0)
         return GPU_INT4;
     if (desc->tensor.dtype == OL_Q4_K)
         return GPU_INT4M;
-    if (desc->quantization == OL_QUANT_INT8)
-        return GPU_INT8;
-    if (desc->quantization == OL_QUANT_INT4)
-        return GPU_INT4;
+    if (desc->quantization != OL_QUANT_AS_IS && desc->use != OL_WEIGHT_EMBEDDING)
+        return kinds[desc->quantization];
     switch (desc->tensor.dtype) {
     case OL_Q8_0:
     case OL_Q6_K:
@@ -29,8 +31,12 @@ static void matrix_bytes(const gpu_matrix *m, size_t *data, size_t *scales)
 {
     size_t tiles = ((size_t)m->rows + 15) / 16 * (((size_t)m->cols + 63) / 64 * 4);
 
-    *data = tiles * 512 / (m->kind == GPU_BF16 ? 1 : m->kind == GPU_INT8 ? 2 : 4);
-    *scales = m->kind == GPU_BF16 ? 0 : tiles / 2 * 16 * sizeof(uint16_t);
+    size_t pieces = m->kind == GPU_BF16 ? 1 : m->kind == GPU_INT8 || m->kind == GPU_FP8 ? 2 : 4;
+
+    *data = tiles * 512 / pieces;
+    *scales = m->kind == GPU_BF16  ? 0
+              : m->kind == GPU_FP8 ? ((size_t)m->rows + 15) / 16 * 16 * sizeof(float)
+                                   : tiles / 2 * 16 * sizeof(uint16_t);
     *scales *= m->kind == GPU_INT4M ? 2 : 1; /* and offsets */
 }
 

@@ -2,6 +2,7 @@
  * block_q4_K and block_q6_K, which GGUF files store. */
 #include "base/tensor.h"
 
+#include <math.h>
 #include <string.h>
 
 static const struct {
@@ -12,6 +13,7 @@ static const struct {
     [OL_F32] = {"F32", 1, 4},
     [OL_F16] = {"F16", 1, 2},
     [OL_BF16] = {"BF16", 1, 2},
+    [OL_F8E4M3] = {"F8_E4M3", 1, 1},
     [OL_Q8_0] = {"Q8_0", OL_BLOCK, 34},
     [OL_Q4_0] = {"Q4_0", OL_BLOCK, 18},
     [OL_Q4_K] = {"Q4_K", OL_SUPERBLOCK, 144},
@@ -72,6 +74,16 @@ float ol_f16_to_f32(uint16_t h)
         v.u = sign | (exponent + 112) << 23 | mantissa << 13;
     }
     return v.f;
+}
+
+float ol_f8_to_f32(uint8_t v)
+{
+    int exponent = v >> 3 & 15, fraction = v & 7;
+    float x = exponent ? ldexpf((float)(8 + fraction), exponent - 10) : (float)fraction * 0x1p-9f;
+
+    if ((v & 0x7F) == 0x7F)
+        return NAN;
+    return v & 0x80 ? -x : x;
 }
 
 uint16_t ol_f32_to_f16(float f)
@@ -198,6 +210,9 @@ void ol_dequantize(ol_dtype dtype, const void *src, float *dst, size_t n)
             break;
         case OL_BF16:
             *dst = ol_bf16_to_f32(load_u16(p));
+            break;
+        case OL_F8E4M3:
+            *dst = ol_f8_to_f32(*p);
             break;
         case OL_Q8_0:
             block_q8_0(p, dst);

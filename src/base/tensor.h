@@ -20,13 +20,14 @@ typedef enum ol_dtype {
     OL_F32,
     OL_F16,
     OL_BF16,
-    OL_Q8_0, /* 32 x int8, one f16 scale: 34 bytes */
-    OL_Q4_0, /* 32 x 4 bit, value - 8, one f16 scale: 18 bytes */
-    OL_Q4_K, /* 256 x 4 bit, 8 x (6-bit scale, 6-bit min), f16 d and dmin: 144 bytes */
-    OL_Q6_K, /* 256 x 6 bit, 16 x int8 scale, f16 d: 210 bytes */
+    OL_F8E4M3, /* keys and values alone; 0x7f and 0xff are NaN */
+    OL_Q8_0,   /* 32 x int8, one f16 scale: 34 bytes */
+    OL_Q4_0,   /* 32 x 4 bit, value - 8, one f16 scale: 18 bytes */
+    OL_Q4_K,   /* 256 x 4 bit, 8 x (6-bit scale, 6-bit min), f16 d and dmin: 144 bytes */
+    OL_Q6_K,   /* 256 x 6 bit, 16 x int8 scale, f16 d: 210 bytes */
 } ol_dtype;
 
-#define OL_DTYPE_COUNT 7
+#define OL_DTYPE_COUNT 8
 
 /* A view; the bytes belong to whoever mapped or made them. */
 typedef struct ol_tensor {
@@ -55,6 +56,7 @@ void ol_dequantize(ol_dtype dtype, const void *src, float *dst, size_t n);
 uint16_t ol_f32_to_bf16(float f);
 uint16_t ol_f32_to_f16(float f);
 float ol_f16_to_f32(uint16_t h);
+float ol_f8_to_f32(uint8_t v);
 
 static inline float ol_bf16_to_f32(uint16_t h)
 {

@@ -21,6 +21,7 @@ cpu_panel_kind cpu_matrix_kind(ol_dtype dtype, int64_t cols, ol_quantization qua
         return PANEL_I4;
     case OL_Q4_K:
         return PANEL_I4M;
+    case OL_F8E4M3: /* no file's */
     case OL_Q8_0:
     case OL_Q6_K:
         break;

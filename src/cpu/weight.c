@@ -79,6 +79,10 @@ static ol_code make_matrix(ol_device *device, const ol_weight_desc *desc, ol_wei
     size_t threads = (size_t)cpu_pool_threads(device->pool);
     packing job = {.device = device, .m = &w->m, .source = {.data = t->data, .dtype = t->dtype}};
 
+    if (desc->quantization == OL_QUANT_FP8) { /* nothing here multiplies it faster than INT8 */
+        ol_fail(err, OL_UNSUPPORTED, "the CPU has no fp8 weights");
+        return ol_hint(err, "Choose int8, which takes as much memory, or a GPU.");
+    }
     w->bytes = cpu_matrix_shape(&w->m, kind, t->shape[0], t->shape[1]);
     if (!ol_dtype_row_bytes(t->dtype, t->shape[1], &job.source.row_bytes) ||
         job.source.row_bytes * (size_t)t->shape[0] > t->bytes)

@@ -55,8 +55,14 @@ typedef enum ol_module {
 
 /* How base weights are stored on the device. AS_IS keeps the file's type (K types
  * may become the nearest block type that the device computes on). Only the linear
- * modules and the lm head are ever quantised; norms and biases never. */
-typedef enum ol_quantization { OL_QUANT_AS_IS, OL_QUANT_INT8, OL_QUANT_INT4 } ol_quantization;
+ * modules and the lm head are ever quantised; norms and biases never. FP8 is e4m3 with a
+ * scale for each row; a device may refuse it. */
+typedef enum ol_quantization {
+    OL_QUANT_AS_IS,
+    OL_QUANT_INT8,
+    OL_QUANT_INT4,
+    OL_QUANT_FP8
+} ol_quantization;
 
 typedef struct ol_device_options {
     int threads;         /* CPU threads; 0: one per core available */
@@ -162,7 +168,7 @@ typedef struct ol_kv_desc {
     int n_layers, n_kv_heads, head_dim;
     int page_tokens; /* a power of two, 16 .. 256 */
     int n_pages;
-    ol_dtype dtype; /* F32, F16 or BF16; a device may refuse some */
+    ol_dtype dtype; /* F32, F16, BF16 or F8E4M3, as ol_device_info.kv_dtypes says */
     bool pool;      /* a page is one stretch of memory, all layers: adapters may lie in pages */
 } ol_kv_desc;
 

@@ -59,7 +59,7 @@ typedef struct ol_engine_options {
                               * generate; 0: 200. Only waiting depends on it */
     bool no_prefix_cache;    /* compute every prompt anew */
     bool host_sampling;      /* choose tokens on the host, even if the device could */
-    int kv_dtype;            /* an ol_dtype, or -1: F32 for F32 models, else F16 */
+    int kv_dtype;            /* a plain ol_dtype, or -1: F32 for F32 models, else F16, else BF16 */
     ol_progress_fn progress; /* of loading, bytes; may be NULL */
     void *progress_context;
 } ol_engine_options;

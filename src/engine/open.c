@@ -45,7 +45,7 @@ static ol_code take_limits(const ol_engine_options *o, limits *l, ol_error *err)
     OL_TRY(check_number("page_tokens", o->page_tokens, 0, 256, err));
     OL_TRY(check_number("max_queued", o->max_queued, 0, 1 << 20, err));
     OL_TRY(check_number("step_ms", o->step_ms, 0, 3600 * 1000, err));
-    OL_TRY(check_number("kv_dtype", o->kv_dtype, -1, OL_BF16, err));
+    OL_TRY(check_number("kv_dtype", o->kv_dtype, -1, OL_F8E4M3, err));
     l->max_seqs = or_default(o->max_seqs, 64);
     l->step_tokens = or_default(o->step_tokens, 512);
     l->page_tokens = or_default(o->page_tokens, 16);
@@ -258,6 +258,21 @@ static ol_code make_eos(ol_engine *engine, ol_error *err)
 
 /* -- the KV cache ----------------------------------------------------------------------------- */
 
+static ol_code refuse_kv_dtype(const ol_device_info *info, ol_dtype dtype, ol_error *err)
+{
+    char types[64] = "";
+    size_t at = 0;
+
+    ol_fail(err, OL_UNSUPPORTED, "device \"%s\" cannot keep keys and values as %s", info->name,
+            ol_dtype_name(dtype));
+    for (int i = 0; i < OL_DTYPE_COUNT && at < sizeof(types); i++)
+        if (info->kv_dtypes & 1u << i)
+            at += (size_t)snprintf(types + at, sizeof(types) - at, "%s%s", at ? ", " : "",
+                                   ol_dtype_name((ol_dtype)i));
+    ol_detail(err, "It can as: %s.", types);
+    return ol_hint(err, "Choose one of these, or auto (openlora.kv_cache_dtype, --kv-dtype).");
+}
+
 /* Half precision unless the model itself is computed in full, as far as the device has them. */
 static ol_code choose_kv_dtype(const ol_engine *engine, const ol_engine_options *o, ol_dtype *dtype,
                                ol_error *err)
@@ -266,17 +281,24 @@ static ol_code choose_kv_dtype(const ol_engine *engine, const ol_engine_options 
     ol_tensor q;
     bool full;
 
+    engine->table->info(engine->device, &info);
     if (o->kv_dtype >= 0) {
         *dtype = (ol_dtype)o->kv_dtype;
-        return OL_OK;
+        return info.kv_dtypes & 1u << *dtype ? OL_OK : refuse_kv_dtype(&info, *dtype, err);
     }
     OL_TRY(ol_model_source_tensor(engine->source, OL_ROLE_LINEAR + OL_MOD_Q, 0, &q, err));
     full = q.dtype == OL_F32 && o->quantization == OL_QUANT_AS_IS;
-    engine->table->info(engine->device, &info);
     *dtype = full && (info.kv_dtypes & 1u << OL_F32) ? OL_F32
              : info.kv_dtypes & 1u << OL_F16         ? OL_F16
                                                      : OL_BF16;
     return OL_OK;
+}
+
+/* Of a key or value of one head: FP8 has an exponent besides. */
+static size_t kv_row_bytes(const ol_kv_desc *desc)
+{
+    return (size_t)desc->head_dim * ol_dtype_block_bytes(desc->dtype) +
+           (desc->dtype == OL_F8E4M3 ? 1 : 0);
 }
 
 /* Bytes of a page, as the device says, or by what is known of it. */
@@ -287,8 +309,7 @@ static size_t page_bytes_of(const ol_engine *engine, const ol_kv_desc *desc)
 
     return bytes ? bytes
                  : (size_t)2 * (size_t)desc->n_layers * (size_t)desc->n_kv_heads *
-                       (size_t)desc->head_dim * (size_t)desc->page_tokens *
-                       ol_dtype_block_bytes(desc->dtype);
+                       (size_t)desc->page_tokens * kv_row_bytes(desc);
 }
 
 /* One pool for pages and adapters has more pages than sequences could fill. */

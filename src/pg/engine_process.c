@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "device/device.h"
 #include "lib/stringinfo.h"
 #include "libpq/pqsignal.h"
 #include "utils/guc.h"
@@ -69,7 +70,12 @@ static char *engine_program(void)
 
 static void build_command(Command *command)
 {
-    static const char *const quantizations[] = {"auto", "int8", "int4"};
+    static const char *const quantizations[] = {[OL_QUANT_AS_IS] = "auto",
+                                                [OL_QUANT_INT8] = "int8",
+                                                [OL_QUANT_INT4] = "int4",
+                                                [OL_QUANT_FP8] = "fp8"};
+    static const char *const kv_dtypes[] = {
+        [OL_F32] = "f32", [OL_F16] = "f16", [OL_BF16] = "bf16", [OL_F8E4M3] = "fp8"};
     const int64 mb = 1024 * 1024;
 
     command->n = 0;
@@ -80,6 +86,8 @@ static void build_command(Command *command)
     add_option(command, "isa", lora_isa);
     add_option(command, "quantization", quantizations[lora_quantization]);
     add_number(command, "threads", lora_threads);
+    if (lora_kv_cache_dtype >= 0)
+        add_option(command, "kv-dtype", kv_dtypes[lora_kv_cache_dtype]);
     add_number(command, "kv-bytes", lora_kv_cache_size * mb);
     add_number(command, "adapter-bytes", lora_adapter_cache_size * mb);
     add_number(command, "cache-bytes", lora_cache_size * mb);

@@ -15,6 +15,7 @@ char *lora_engine_path;
 char *lora_ledger_key_directory;
 int lora_quantization = OL_QUANT_AS_IS;
 int lora_threads = 0;
+int lora_kv_cache_dtype = -1;
 int lora_kv_cache_size = 0;
 int lora_adapter_cache_size = 0;
 int lora_cache_size = 0;
@@ -44,11 +45,13 @@ int lora_keep_text = LORA_KEEP_HASH;
 bool lora_attribution = true;
 int lora_receipt_durability = LORA_RECEIPTS_ASYNC;
 
-static const struct config_enum_entry quantizations[] = {{"auto", OL_QUANT_AS_IS, false},
-                                                         {"none", OL_QUANT_AS_IS, true},
-                                                         {"int8", OL_QUANT_INT8, false},
-                                                         {"int4", OL_QUANT_INT4, false},
-                                                         {NULL, 0, false}};
+static const struct config_enum_entry quantizations[] = {
+    {"auto", OL_QUANT_AS_IS, false}, {"none", OL_QUANT_AS_IS, true}, {"int8", OL_QUANT_INT8, false},
+    {"int4", OL_QUANT_INT4, false},  {"fp8", OL_QUANT_FP8, false},   {NULL, 0, false}};
+
+static const struct config_enum_entry kv_dtypes[] = {
+    {"auto", -1, false},      {"f32", OL_F32, false},    {"f16", OL_F16, false},
+    {"bf16", OL_BF16, false}, {"fp8", OL_F8E4M3, false}, {NULL, 0, false}};
 
 static const struct config_enum_entry keep_texts[] = {{"none", LORA_KEEP_NOTHING, false},
                                                       {"hash", LORA_KEEP_HASH, false},
@@ -78,8 +81,12 @@ static void define_engine_strings(void)
                                &lora_engine_path, "", PGC_POSTMASTER, GUC_SUPERUSER_ONLY, NULL,
                                NULL, NULL);
     DefineCustomEnumVariable("openlora.quantization", "How base weights are stored.",
-                             "auto keeps the file's type.", &lora_quantization, OL_QUANT_AS_IS,
-                             quantizations, PGC_SIGHUP, 0, NULL, NULL, NULL);
+                             "auto keeps the file's type; fp8 is for GPUs.", &lora_quantization,
+                             OL_QUANT_AS_IS, quantizations, PGC_SIGHUP, 0, NULL, NULL, NULL);
+    DefineCustomEnumVariable("openlora.kv_cache_dtype", "How keys and values are stored.",
+                             "auto: f32 or f16 on CPUs, bf16 on GPUs. fp8, for GPUs, takes half as "
+                             "much memory as bf16.",
+                             &lora_kv_cache_dtype, -1, kv_dtypes, PGC_SIGHUP, 0, NULL, NULL, NULL);
 }
 
 static void define_int(const char *name, const char *what, const char *more, int *value, int low,

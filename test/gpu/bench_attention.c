@@ -16,24 +16,29 @@ typedef struct shape {
     const char *name;
     int n_seqs, past, n_rows; /* rows of each sequence; of decoding 1 */
     int n_heads, n_kv_heads, head_dim;
+    bool fp8;
 } shape;
 
 static const shape shapes[] = {
-    {"prefill 4096", 1, 0, 4096, 32, 8, 128},
-    {"prefill 16384", 1, 0, 16384, 32, 8, 128},
-    {"prefill 8 x 512", 8, 0, 512, 32, 8, 128},
-    {"prefill 512 of 16384", 1, 15872, 512, 32, 8, 128},
-    {"prefill 4096, heads of 64", 1, 0, 4096, 14, 2, 64},
-    {"prefill 4096, heads of 256", 1, 0, 4096, 16, 8, 256},
-    {"decode 1 x 4096", 1, 4095, 1, 32, 8, 128},
-    {"decode 1 x 32768", 1, 32767, 1, 32, 8, 128},
-    {"decode 64 x 1024", 64, 1023, 1, 32, 8, 128},
-    {"decode 64 x 4096", 64, 4095, 1, 32, 8, 128},
-    {"decode 64 x 4096, heads of 64", 64, 4095, 1, 14, 2, 64},
+    {"prefill 4096", 1, 0, 4096, 32, 8, 128, false},
+    {"prefill 16384", 1, 0, 16384, 32, 8, 128, false},
+    {"prefill 8 x 512", 8, 0, 512, 32, 8, 128, false},
+    {"prefill 512 of 16384", 1, 15872, 512, 32, 8, 128, false},
+    {"prefill 4096, heads of 64", 1, 0, 4096, 14, 2, 64, false},
+    {"prefill 4096, heads of 256", 1, 0, 4096, 16, 8, 256, false},
+    {"decode 1 x 4096", 1, 4095, 1, 32, 8, 128, false},
+    {"decode 1 x 32768", 1, 32767, 1, 32, 8, 128, false},
+    {"decode 64 x 1024", 64, 1023, 1, 32, 8, 128, false},
+    {"decode 64 x 4096", 64, 4095, 1, 32, 8, 128, false},
+    {"decode 64 x 4096, heads of 64", 64, 4095, 1, 14, 2, 64, false},
+    {"prefill 4096, FP8 pages", 1, 0, 4096, 32, 8, 128, true},
+    {"decode 1 x 32768, FP8 pages", 1, 32767, 1, 32, 8, 128, true},
+    {"decode 64 x 4096, FP8 pages", 64, 4095, 1, 32, 8, 128, true},
 };
 static const shape tiny[] = {
-    {"prefill 2 x 40", 2, 0, 40, 4, 2, 32},
-    {"decode 3 x 700", 3, 699, 1, 4, 2, 32},
+    {"prefill 2 x 40", 2, 0, 40, 4, 2, 32, false},
+    {"decode 3 x 700", 3, 699, 1, 4, 2, 32, false},
+    {"decode 3 x 700, FP8 pages", 3, 699, 1, 4, 2, 32, true},
 };
 
 /* -- a batch ----------------------------------------------------------------------------------- */
@@ -135,13 +140,14 @@ static double seconds(const shape *s)
                                .head_dim = s->head_dim,
                                .dim_stride = s->head_dim,
                                .page_tokens = PAGE,
-                               .page_stride = (int64_t)2 * PAGE * s->n_kv_heads * s->head_dim},
+                               .fp8 = s->fp8},
                         .n_heads = s->n_heads,
                         .scale = 1 / sqrtf((float)s->head_dim),
                         .decode_most = 1};
     double t;
 
-    op.kv.data = device_random(pages * PAGE * 2 * (size_t)(s->n_kv_heads * s->head_dim));
+    op.kv.page_stride = s->n_kv_heads * gpu_kv_head_bytes(&op.kv);
+    op.kv.data = (uint8_t *)device_random(pages * PAGE * 2 * (size_t)(s->n_kv_heads * s->head_dim));
     if (s->n_rows == 1)
         op.partial = device(sizeof(float) *
                             gpu_attention_partial(&op, s->n_seqs, s->past / GPU_KV_SPLIT + 1));
@@ -158,7 +164,8 @@ static void measure(const shape *s, const bench_ceilings *most)
 {
     double t = seconds(s), n = s->n_rows, tokens = s->past + (n + 1) / 2;
     double flops = 4 * n * tokens * s->n_seqs * s->n_heads * s->head_dim;
-    double bytes = 4 * tokens * s->n_seqs * s->n_kv_heads * s->head_dim;
+    double bytes =
+        2 * tokens * s->n_seqs * s->n_kv_heads * (s->fp8 ? s->head_dim + 1 : 2 * s->head_dim);
 
     if (s->n_rows == 1)
         bench_row(

@@ -38,9 +38,11 @@ void bench_decode(const bench_ceilings *most)
     double bf16 = decode_as(OL_QUANT_AS_IS, 16, "BF16", most);
     double int8 = decode_as(OL_QUANT_INT8, 8.5, "INT8", most);
     double int4 = decode_as(OL_QUANT_INT4, 4.5, "INT4", most);
+    double fp8 = decode_as(OL_QUANT_FP8, 8, "FP8", most);
 
     bench_row(&(bench_line){"tokens/s", int8, bf16, 0}, "decode, 8B INT8, batch 1, of BF16");
     bench_row(&(bench_line){"tokens/s", int4, bf16, 2.8}, "decode, 8B INT4, batch 1, of BF16");
+    bench_row(&(bench_line){"tokens/s", fp8, bf16, 0}, "decode, 8B FP8, batch 1, of BF16");
 }
 
 /* -- adapters ------------------------------------------------------------------------------- */

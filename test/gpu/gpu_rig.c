@@ -165,6 +165,33 @@ double rig_from_f16(uint16_t v)
     return f;
 }
 
+/* By trying all of them. */
+uint8_t rig_f8(double v)
+{
+    double least = INFINITY;
+    int best = 0;
+
+    for (int i = 0; i < 0x7f; i++) {
+        double e = fabs(fabs(v) - (double)ol_f8_to_f32((uint8_t)i));
+
+        if (e < least || (e == least && i % 2 == 0)) {
+            least = e;
+            best = i;
+        }
+    }
+    return (uint8_t)(best | (signbit(v) ? 0x80 : 0));
+}
+
+double rig_from_f8(uint8_t v)
+{
+    return ol_f8_to_f32(v);
+}
+
+int rig_f8_place(int d)
+{
+    return d / 16 * 16 + d % 8 * 2 + (d % 16 < 8);
+}
+
 uint16_t *rig_random_bf16(size_t n, double scale, double **values)
 {
     uint16_t *out = rig_host(n * sizeof(*out));

@@ -48,6 +48,10 @@ uint16_t rig_bf16(double v); /* to nearest even */
 double rig_from_bf16(uint16_t v);
 uint16_t rig_f16(double v);
 double rig_from_f16(uint16_t v);
+uint8_t rig_f8(double v); /* e4m3, to nearest even; beyond 448 it */
+double rig_from_f8(uint8_t v);
+/* Where dimension d of an FP8 key or value is in its row: kernels/README.md, pages. */
+int rig_f8_place(int d);
 /* n random bf16 numbers of about `scale`; *values, if not NULL, gets what they mean. */
 uint16_t *rig_random_bf16(size_t n, double scale, double **values);
 float *rig_random_f32(size_t n, double mean, double scale);

@@ -67,13 +67,15 @@ static int value_of(int row, int col)
 
 static void put_number(uint8_t *data, int kind, int cols64, int row, int col, int q)
 {
-    static const int order[] = {0, 4, 1, 5, 2, 6, 3, 7};
+    static const int order[] = {0, 4, 1, 5, 2, 6, 3, 7}, places[] = {1, 3, 0, 2, 5, 7, 4, 6};
     size_t tile = (size_t)(row / 16) * (size_t)(cols64 / 16) + (size_t)(col / 16);
     size_t lane = (size_t)lane_of(row, col);
     int j = value_of(row, col);
 
     if (kind == GPU_INT8) {
         data[tile / 2 * 512 + lane * 16 + tile % 2 * 8 + (size_t)j] = (uint8_t)q;
+    } else if (kind == GPU_FP8) {
+        data[tile / 2 * 512 + lane * 16 + tile % 2 * 8 + (size_t)places[j]] = (uint8_t)q;
     } else {
         uint8_t *at = data + tile / 4 * 512 + lane * 16 + tile % 4 * 4 + order[j] / 2;
 
@@ -122,11 +124,37 @@ static double *quantised(gpu_matrix *m)
     return dense;
 }
 
+/* e4m3 of any value, NaN aside, rows with scales of their own. */
+static double *quantised_by_rows(gpu_matrix *m)
+{
+    int cols64 = (m->cols + 63) / 64 * 64, tiles = (m->rows + 15) / 16;
+    size_t bytes = (size_t)tiles * (size_t)cols64 * 16;
+    uint8_t *data = rig_host(bytes);
+    float *scales = rig_host((size_t)tiles * 16 * sizeof(float));
+    double *dense = rig_host((size_t)m->rows * (size_t)m->cols * sizeof(double));
+
+    for (int r = 0; r < m->rows; r++) {
+        scales[r] = (float)(0.01 + 0.005 * rig_uniform());
+        for (int c = 0; c < m->cols; c++) {
+            int q = rig_below(127) | rig_below(2) << 7;
+
+            put_number(data, m->kind, cols64, r, c, q);
+            dense[(size_t)r * (size_t)m->cols + (size_t)c] =
+                rig_from_f8((uint8_t)q) * (double)scales[r];
+        }
+    }
+    m->data = rig_device_copy(data, bytes);
+    m->scales = rig_device_copy(scales, (size_t)tiles * 16 * sizeof(float));
+    return dense;
+}
+
 static double *make_matrix(gpu_matrix *m)
 {
     double *dense;
     size_t bytes;
 
+    if (m->kind == GPU_FP8)
+        return quantised_by_rows(m);
     if (m->kind != GPU_BF16)
         return quantised(m);
     m->data = rig_random_bf16((size_t)m->rows * (size_t)m->cols, 1, &dense);

@@ -11,7 +11,8 @@ if [ ! -d build/gpu/lib ]; then
 	arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 	[ "$arch" = 90 ] && arch=90a
 	make -s -j"$(nproc)" CUDA_ARCHS="$arch" CUDA_PTX= engine gpu-tests build/churn build/test/test_golden \
-		build/test/test_engine_same build/test/test_engine_sampling || return 1
+		build/test/test_engine_same build/test/test_engine_sampling \
+		build/test/test_engine_fp8 || return 1
 else
 	build=build/gpu
 	export LD_LIBRARY_PATH=$PWD/build/gpu/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64

@@ -60,6 +60,7 @@ else
 	step perplexity "${loader[@]}" "$build/test/test_perplexity"
 	step same "${loader[@]}" "$build/test/test_engine_same"
 	step sampling "${loader[@]}" "$build/test/test_engine_sampling"
+	step fp8 "${loader[@]}" "$build/test/test_engine_fp8"
 	sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)
 	if [ -n "$sanitizer" ] && [ ${#loader[@]} = 0 ]; then
 		for tool in memcheck racecheck; do

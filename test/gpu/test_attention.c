@@ -2,14 +2,16 @@
  * test_attention.c: attention over pages against float64, and the same bits whichever kernel
  * computes a row.
  *
- * A slot of a page that no row may see is NaN, as are columns of q that are nobody's; whatever
- * leaks from there shows.
+ * A slot of a page that no row may see is NaN, in FP8 as large as can be, as are columns of q that
+ * are nobody's; whatever leaks from there shows. All of it for pages of bf16, and of FP8.
  */
 #include "gpu_rig.h"
 
 #include <math.h>
 
 #define MAX_SEQUENCES 8
+
+static bool fp8; /* pages of the tests that run */
 
 typedef struct shape {
     int n_heads, n_kv_heads, head_dim, page_tokens, window;
@@ -22,8 +24,10 @@ typedef struct batch {
     int all_rows, longest;
     int32_t *pos, *page_start, *sequence; /* of rows */
     int32_t *pages;
-    double *q, *keys, *values; /* [row][head][dim]; [sequence][longest][kv head][dim] */
-    gpu_rows rows;             /* on the device, but for counts and lists */
+    int starts[MAX_SEQUENCES], n_pages;
+    double *q, *keys, *values;            /* [row][head][dim]; [sequence][longest][kv head][dim] */
+    int *key_exponents, *value_exponents; /* [sequence][longest][kv head], of FP8 */
+    gpu_rows rows;                        /* on the device, but for counts and lists */
     gpu_attention op;
 } batch;
 
@@ -49,13 +53,13 @@ static void shuffle(int32_t *v, int n)
 
 /* Each sequence's pages, drawn from a pool with some that are nobody's. A sequence's last entry is
  * followed by the next one's, the last one's by nothing. */
-static int deal_pages(batch *b, int *starts)
+static void deal_pages(batch *b)
 {
     int n = 0, all;
     int32_t *drawn;
 
     for (int i = 0; i < b->n_sequences; i++) {
-        starts[i] = n;
+        b->starts[i] = n;
         n += (b->past[i] + b->n_rows[i] + b->s.page_tokens - 1) / b->s.page_tokens;
     }
     all = n + 3;
@@ -65,56 +69,99 @@ static int deal_pages(batch *b, int *starts)
     shuffle(drawn, all);
     b->pages = drawn;
     b->rows.pages = rig_device_copy(drawn, (size_t)n * sizeof(*drawn));
-    return all;
+    b->n_pages = all;
 }
 
-/* One token's key and value of a head: dimensions beyond head_dim are zero. */
-static void put_token(batch *b, uint16_t *pool, int page, int sequence, int token, int kv_head)
+/* The numbers of a key or value, as pages can have them. Exponents are any, also such that numbers
+ * are cut off. */
+static int draw_numbers(double *v, int n, double scale)
 {
-    const gpu_kv_layer *kv = &b->op.kv;
-    size_t head = 2 * (size_t)kv->page_tokens * (size_t)kv->dim_stride;
-    uint16_t *key = pool + ((size_t)page * (size_t)kv->n_kv_heads + (size_t)kv_head) * head +
-                    (size_t)(token % kv->page_tokens) * (size_t)kv->dim_stride;
-    uint16_t *value = key + head / 2;
+    int exponent = -9 + rig_below(5);
 
-    memset(key, 0, (size_t)kv->dim_stride * 2);
-    memset(value, 0, (size_t)kv->dim_stride * 2);
-    for (int d = 0; d < kv->head_dim; d++) {
-        size_t at = key_at(b, sequence, token, kv_head) + (size_t)d;
-
-        key[d] = rig_bf16(rig_uniform() * 2);
-        value[d] = rig_bf16(rig_uniform());
-        b->keys[at] = rig_from_bf16(key[d]);
-        b->values[at] = rig_from_bf16(value[d]);
-    }
+    for (int d = 0; d < n; d++)
+        v[d] = fp8 ? ldexp(rig_from_f8(rig_f8(ldexp(rig_uniform() * scale, -exponent))), exponent)
+                   : rig_from_bf16(rig_bf16(rig_uniform() * scale));
+    return exponent;
 }
 
-static void make_pool(batch *b)
+static void draw_tokens(batch *b)
 {
-    int starts[MAX_SEQUENCES], n_pages = deal_pages(b, starts);
-    size_t page = 2 * (size_t)b->s.page_tokens * (size_t)b->s.n_kv_heads *
-                  (size_t)b->op.kv.dim_stride * sizeof(uint16_t);
-    uint16_t *pool = rig_host((size_t)n_pages * page);
-    size_t numbers = key_at(b, b->n_sequences, 0, 0);
-    int row = 0;
+    size_t dim = (size_t)b->s.head_dim, numbers = key_at(b, b->n_sequences, 0, 0);
 
     b->keys = rig_host(numbers * sizeof(double));
     b->values = rig_host(numbers * sizeof(double));
-    memset(pool, 0xff, (size_t)n_pages * page);
+    b->key_exponents = rig_host(numbers / dim * sizeof(int));
+    b->value_exponents = rig_host(numbers / dim * sizeof(int));
+    for (size_t i = 0; i < numbers / dim; i++) {
+        b->key_exponents[i] = draw_numbers(b->keys + i * dim, b->s.head_dim, 2);
+        b->value_exponents[i] = draw_numbers(b->values + i * dim, b->s.head_dim, 1);
+    }
+}
+
+/* A key, or a value, into its row: dimensions beyond head_dim are zero. */
+static void put_numbers(const gpu_kv_layer *kv, uint8_t *head, int row, const double *v,
+                        int exponent)
+{
+    uint8_t *to = head + row * gpu_kv_row_bytes(kv);
+
+    memset(to, 0, (size_t)gpu_kv_row_bytes(kv));
+    for (int d = 0; d < kv->head_dim; d++) {
+        uint16_t bits = rig_bf16(v[d]);
+
+        if (kv->fp8)
+            to[rig_f8_place(d)] = rig_f8(ldexp(v[d], -exponent));
+        else
+            memcpy(to + 2 * d, &bits, 2);
+    }
+    if (kv->fp8)
+        head[2 * kv->page_tokens * kv->dim_stride + row] = (uint8_t)(exponent + 64);
+}
+
+static void put_token(const batch *b, uint8_t *pool, int sequence, int token, int kv_head)
+{
+    const gpu_kv_layer *kv = &b->op.kv;
+    int page = b->pages[b->starts[sequence] + token / kv->page_tokens];
+    int slot = token % kv->page_tokens;
+    uint8_t *head = pool + page * kv->page_stride + kv_head * gpu_kv_head_bytes(kv);
+    size_t at = key_at(b, sequence, token, kv_head), i = at / (size_t)kv->head_dim;
+
+    put_numbers(kv, head, slot, b->keys + at, b->key_exponents[i]);
+    put_numbers(kv, head, slot + kv->page_tokens, b->values + at, b->value_exponents[i]);
+}
+
+/* What was drawn, in pages of bf16 or FP8. */
+static void make_pool(batch *b, bool as_fp8)
+{
+    gpu_kv_layer *kv = &b->op.kv;
+    size_t bytes;
+    uint8_t *pool;
+
+    kv->fp8 = as_fp8;
+    kv->page_stride = kv->n_kv_heads * gpu_kv_head_bytes(kv);
+    bytes = (size_t)b->n_pages * (size_t)kv->page_stride;
+    pool = rig_host(bytes);
+    memset(pool, 0xff, bytes);
     for (int i = 0; i < b->n_sequences; i++) {
         /* what the first row does not see no row does */
         int from = b->s.window && b->past[i] >= b->s.window ? b->past[i] - b->s.window + 1 : 0;
 
         for (int t = from; t < b->past[i] + b->n_rows[i]; t++)
             for (int h = 0; h < b->s.n_kv_heads; h++)
-                put_token(b, pool, b->pages[starts[i] + t / b->s.page_tokens], i, t, h);
+                put_token(b, pool, i, t, h);
+    }
+    kv->data = rig_device_copy(pool, bytes);
+}
+
+static void place_rows(batch *b)
+{
+    int row = 0;
+
+    for (int i = 0; i < b->n_sequences; i++)
         for (int r = 0; r < b->n_rows[i]; r++, row++) {
             b->pos[row] = b->past[i] + r;
-            b->page_start[row] = starts[i];
+            b->page_start[row] = b->starts[i];
             b->sequence[row] = i;
         }
-    }
-    b->op.kv.data = rig_device_copy(pool, (size_t)n_pages * page);
 }
 
 static void make_queries(batch *b)
@@ -153,14 +200,15 @@ static batch make_batch(shape s, int n, const int *past, const int *n_rows)
         .kv = {.n_kv_heads = s.n_kv_heads,
                .head_dim = s.head_dim,
                .dim_stride = (s.head_dim + 15) / 16 * 16,
-               .page_tokens = s.page_tokens,
-               .page_stride =
-                   (int64_t)s.n_kv_heads * 2 * s.page_tokens * ((s.head_dim + 15) / 16 * 16)},
+               .page_tokens = s.page_tokens},
         .n_heads = s.n_heads,
         .window = s.window,
         .scale = (float)(1 / sqrt(s.head_dim)),
     };
-    make_pool(&b);
+    deal_pages(&b);
+    draw_tokens(&b);
+    make_pool(&b, fp8);
+    place_rows(&b);
     make_queries(&b);
     b.rows.pos = rig_device_copy(b.pos, bytes);
     b.rows.page_start = rig_device_copy(b.page_start, bytes);
@@ -343,6 +391,11 @@ static void check_batch(batch *b)
 #ifdef OL_SIMT
     simt_settings.seed = 0;
 #endif
+    if (fp8) { /* bf16 has all these numbers */
+        make_pool(b, false);
+        check_same(b, decoded, decode_all(b), "decode from bf16 pages");
+        check_same(b, decoded, prefill_all(b, GPU_TILE_ROWS, true), "prefill from bf16 pages");
+    }
 }
 
 /* -- tests
@@ -489,6 +542,10 @@ int main(void)
         cmocka_unit_test(leaves_others_alone),
     };
 
+    int failed;
+
     rig_seed();
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    fp8 = true;
+    return failed + cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -175,6 +175,43 @@ static const weights *plain_weights(const weights *w)
     return plain;
 }
 
+/* What FP8 makes of a matrix: each row's largest number becomes 448, the others the nearest. */
+static ol_tensor rounded(const ol_tensor *t)
+{
+    size_t rows = (size_t)t->shape[0], cols = (size_t)t->shape[1];
+    float *v = rig_host(rows * cols * sizeof(float));
+    ol_tensor out = *t;
+
+    ol_dequantize(t->dtype, t->data, v, rows * cols);
+    for (float *row = v; row < v + rows * cols; row += cols) {
+        float most = 0, scale;
+
+        for (size_t i = 0; i < cols; i++)
+            most = fmaxf(most, fabsf(row[i]));
+        scale = most / 448;
+        for (size_t i = 0; i < cols; i++)
+            row[i] = scale > 0 ? (float)(rig_from_f8(rig_f8(row[i] / scale)) * scale) : 0;
+    }
+    out.dtype = OL_F32;
+    out.data = v;
+    out.bytes = rows * cols * sizeof(float);
+    return out;
+}
+
+static const weights *rounded_weights(const weights *w)
+{
+    weights *out = rig_host(sizeof(*out));
+
+    *out = *w;
+    out->head = rounded(&w->head);
+    if (w->s.tied)
+        out->embedding = rounded(&w->embedding);
+    for (int l = 0; l < LAYERS; l++)
+        for (int m = 0; m < OL_MODULES; m++)
+            out->linear[l][m] = rounded(&w->linear[l][m]);
+    return out;
+}
+
 /* -- it, on a device --------------------------------------------------------------------------- */
 
 typedef struct model {
@@ -444,6 +481,12 @@ static const ol_device_table *cpu_table(void)
     return t;
 }
 
+/* How the CUDA device stores what it gets. */
+typedef struct storage {
+    ol_dtype dtype, kv;
+    ol_quantization quantization;
+} storage;
+
 /* How far a row's logits are from those that they should be, by norm. */
 static double row_error(const float *got, const float *want, int n)
 {
@@ -527,10 +570,11 @@ static void compare_step(model *models, sequence seqs[MODELS][MAX_SEQS], const i
     }
 }
 
-static void check_against_cpu(const shape *s, ol_dtype dtype, ol_quantization quantization,
-                              double tolerance)
+/* The CPU device has no FP8: it computes with the rounded weights. */
+static void check_against_cpu(const shape *s, storage how, double tolerance)
 {
-    const weights *w = make_weights(s, dtype), *plain = plain_weights(w);
+    bool fp8 = how.quantization == OL_QUANT_FP8;
+    const weights *w = make_weights(s, how.dtype), *plain = plain_weights(w);
     sequence seqs[MODELS][MAX_SEQS];
     double errors[STEPS * MAX_SEQS][2];
     ol_kv_desc rounded = {.n_layers = LAYERS,
@@ -542,8 +586,9 @@ static void check_against_cpu(const shape *s, ol_dtype dtype, ol_quantization qu
     rig_gap energies = {0};
     model models[MODELS];
 
-    open_model(&models[DEVICE], ol_device_entry_point(), w, OL_BF16, quantization);
-    open_model(&models[EXACT], cpu_table(), plain, OL_F32, quantization);
+    open_model(&models[DEVICE], ol_device_entry_point(), w, how.kv, how.quantization);
+    open_model(&models[EXACT], cpu_table(), fp8 ? rounded_weights(plain) : plain, OL_F32,
+               fp8 ? OL_QUANT_AS_IS : how.quantization);
     for (int i = 0; i < LORAS; i++)
         place_lora(&models[DEVICE], &models[EXACT], i, i % 2 ? OL_F32 : OL_BF16);
     models[ROUNDED] = models[EXACT]; /* on the same device */
@@ -559,8 +604,8 @@ static void check_against_cpu(const shape *s, ol_dtype dtype, ol_quantization qu
     for (int i = 0; i < MAX_SEQS; i++)
         for (int k = 0; seqs[0][i].n_loras > 1 && k < seqs[0][i].n_loras; k++)
             rig_compare(&energies, seqs[DEVICE][i].energy[k], seqs[EXACT][i].energy[k]);
-    check_rows(errors, STEPS * MAX_SEQS, tolerance, ol_dtype_name(dtype));
-    rig_check_gap(&energies, 2 * tolerance, "energies, %s", ol_dtype_name(dtype));
+    check_rows(errors, STEPS * MAX_SEQS, tolerance, ol_dtype_name(how.dtype));
+    rig_check_gap(&energies, 2 * tolerance, "energies, %s", ol_dtype_name(how.dtype));
     cpu_table()->kv_free(models[EXACT].device, models[ROUNDED].kv);
     close_model(&models[DEVICE]);
     close_model(&models[EXACT]);
@@ -612,34 +657,51 @@ static const shape broad = {.hidden = 256,
 static void agrees_with_cpu(void **state)
 {
     (void)state;
-    check_against_cpu(&small, OL_BF16, OL_QUANT_AS_IS, 2e-2);
-    check_against_cpu(&odd, OL_F32, OL_QUANT_AS_IS, 2e-2);
-    check_against_cpu(&wide, OL_F16, OL_QUANT_AS_IS, 2e-2);
+    check_against_cpu(&small, (storage){OL_BF16, OL_BF16, OL_QUANT_AS_IS}, 2e-2);
+    check_against_cpu(&odd, (storage){OL_F32, OL_BF16, OL_QUANT_AS_IS}, 2e-2);
+    check_against_cpu(&wide, (storage){OL_F16, OL_BF16, OL_QUANT_AS_IS}, 2e-2);
 }
 
 /* Types of blocks keep their numbers; INT8 is each device's own. */
 static void agrees_in_blocks(void **state)
 {
     (void)state;
-    check_against_cpu(&small, OL_Q8_0, OL_QUANT_AS_IS, 2e-2);
-    check_against_cpu(&wide, OL_Q4_0, OL_QUANT_AS_IS, 2e-2);
-    check_against_cpu(&wide, OL_BF16, OL_QUANT_INT8, 3e-2);
-    check_against_cpu(&broad, OL_Q4_K, OL_QUANT_AS_IS, 2e-2);
-    check_against_cpu(&broad, OL_Q6_K, OL_QUANT_AS_IS, 3e-2); /* becomes INT8 */
+    check_against_cpu(&small, (storage){OL_Q8_0, OL_BF16, OL_QUANT_AS_IS}, 2e-2);
+    check_against_cpu(&wide, (storage){OL_Q4_0, OL_BF16, OL_QUANT_AS_IS}, 2e-2);
+    check_against_cpu(&wide, (storage){OL_BF16, OL_BF16, OL_QUANT_INT8}, 3e-2);
+    check_against_cpu(&broad, (storage){OL_Q4_K, OL_BF16, OL_QUANT_AS_IS}, 2e-2);
+    check_against_cpu(&broad, (storage){OL_Q6_K, OL_BF16, OL_QUANT_AS_IS}, 3e-2); /* becomes INT8 */
+}
+
+/* Of any type as good as that type: what is lost is lost in packing. */
+static void agrees_in_fp8(void **state)
+{
+    (void)state;
+    check_against_cpu(&small, (storage){OL_BF16, OL_BF16, OL_QUANT_FP8}, 2e-2);
+    check_against_cpu(&odd, (storage){OL_F32, OL_BF16, OL_QUANT_FP8}, 2e-2);
+    check_against_cpu(&wide, (storage){OL_Q8_0, OL_BF16, OL_QUANT_FP8}, 2e-2);
+}
+
+/* Keys and values of 3 bits' fraction are what the CPU has not. */
+static void agrees_with_fp8_pages(void **state)
+{
+    (void)state;
+    check_against_cpu(&small, (storage){OL_BF16, OL_F8E4M3, OL_QUANT_AS_IS}, 0.25);
+    check_against_cpu(&odd, (storage){OL_F32, OL_F8E4M3, OL_QUANT_AS_IS}, 0.25);
+    check_against_cpu(&wide, (storage){OL_F16, OL_F8E4M3, OL_QUANT_FP8}, 0.25);
 }
 
 /* -- of itself
  * ---------------------------------------------------------------------------------------- */
 
 /* The same requests: once in large steps together, once cut up, alone and in another order. */
-static void same_bits_in_any_step(void **state)
+static void check_same_bits(ol_dtype kv, ol_quantization quantization)
 {
     const weights *w = make_weights(&wide, OL_BF16);
     sequence seqs[2][3], *all[3];
     model m;
 
-    (void)state;
-    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    open_model(&m, ol_device_entry_point(), w, kv, quantization);
     for (int i = 0; i < LORAS; i++)
         place_lora(&m, NULL, i, OL_BF16);
     for (int i = 0; i < 3; i++) {
@@ -666,6 +728,13 @@ static void same_bits_in_any_step(void **state)
     }
     close_model(&m);
     rig_free_all();
+}
+
+static void same_bits_in_any_step(void **state)
+{
+    (void)state;
+    check_same_bits(OL_BF16, OL_QUANT_AS_IS);
+    check_same_bits(OL_F8E4M3, OL_QUANT_FP8);
 }
 
 /* -- choosing tokens
@@ -982,14 +1051,13 @@ static void room_grows_with_ranks(void **state)
 }
 
 /* A copied page serves as its original. */
-static void copies_pages(void **state)
+static void check_copies(ol_dtype kv)
 {
     const weights *w = make_weights(&small, OL_BF16);
     sequence one, two;
     model m;
 
-    (void)state;
-    open_model(&m, ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+    open_model(&m, ol_device_entry_point(), w, kv, OL_QUANT_AS_IS);
     random_sequence(&one, &small, 0, 0);
     two = one;
     two.logits = rig_host((size_t)small.vocab * sizeof(float));
@@ -1004,9 +1072,16 @@ static void copies_pages(void **state)
     rig_free_all();
 }
 
+static void copies_pages(void **state)
+{
+    (void)state;
+    check_copies(OL_BF16);
+    check_copies(OL_F8E4M3);
+}
+
 /* Adapters in pages of a pool, where anything may have lain before: the bits that they have in
  * memory of their own. A page between them serves for keys and values. */
-static void same_bits_in_a_pool(const shape *s)
+static void same_bits_in_a_pool(const shape *s, ol_dtype kv)
 {
     const weights *w = make_weights(s, OL_BF16);
     sequence seqs[2][MAX_SEQS], *order[2][MAX_SEQS];
@@ -1014,12 +1089,13 @@ static void same_bits_in_a_pool(const shape *s)
     model m[2];
 
     for (int k = 0; k < 2; k++)
-        open_model(&m[k], ol_device_entry_point(), w, OL_BF16, OL_QUANT_AS_IS);
+        open_model(&m[k], ol_device_entry_point(), w, kv, OL_QUANT_AS_IS);
     m[1].t->kv_free(m[1].device, m[1].kv);
     m[1].last_page = PAGES + 2048;
-    open_pages(&m[1], m[1].last_page, OL_BF16);
-    assert_int_equal(cudaMemsetAsync(m[1].kv->data, 0xFF, m[1].kv->bytes, m[1].device->stream),
-                     cudaSuccess);
+    open_pages(&m[1], m[1].last_page, kv);
+    assert_int_equal(
+        cudaMemsetAsync(m[1].kv->first.data, 0xFF, m[1].kv->bytes, m[1].device->stream),
+        cudaSuccess);
     assert_int_equal(cudaStreamSynchronize(m[1].device->stream), cudaSuccess);
     m[1].t->info(m[1].device, &before);
     for (int i = 0; i < LORAS; i++)
@@ -1056,9 +1132,10 @@ static void same_bits_in_a_pool(const shape *s)
 static void adapters_in_pages(void **state)
 {
     (void)state;
-    same_bits_in_a_pool(&small); /* a part is larger than a page */
-    same_bits_in_a_pool(&odd);
-    same_bits_in_a_pool(&wide);
+    same_bits_in_a_pool(&small, OL_BF16); /* a part is larger than a page */
+    same_bits_in_a_pool(&odd, OL_BF16);
+    same_bits_in_a_pool(&wide, OL_BF16);
+    same_bits_in_a_pool(&odd, OL_F8E4M3);
 }
 
 static void gives_memory_back(void **state)
@@ -1145,6 +1222,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_cpu),
         cmocka_unit_test(agrees_in_blocks),
+        cmocka_unit_test(agrees_in_fp8),
+        cmocka_unit_test(agrees_with_fp8_pages),
         cmocka_unit_test(same_bits_in_any_step),
         cmocka_unit_test(chooses_as_the_engine),
         cmocka_unit_test(says_that_nothing_can_be_chosen),

@@ -11,7 +11,7 @@
 /* A model's shape. */
 typedef struct shape {
     int heads, kv_heads, dim, rotary, page_tokens;
-    bool interleaved, norms;
+    bool interleaved, norms, fp8;
 } shape;
 
 /* What a run was given, on the host. */
@@ -29,9 +29,18 @@ static int stride_of(const shape *s)
     return (s->dim + 15) / 16 * 16;
 }
 
-static size_t pool_elements(const shape *s)
+/* The pool, but for its address. */
+static gpu_kv_layer kv_of(const shape *s)
 {
-    return (size_t)(PAGES * s->kv_heads * 2 * s->page_tokens * stride_of(s));
+    gpu_kv_layer kv = {NULL, s->kv_heads, s->dim, stride_of(s), s->page_tokens, 0, s->fp8};
+
+    kv.page_stride = s->kv_heads * gpu_kv_head_bytes(&kv);
+    return kv;
+}
+
+static size_t pool_bytes(const shape *s)
+{
+    return PAGES * (size_t)kv_of(s).page_stride;
 }
 
 /* Rows at random places: their pages are all different. */
@@ -65,14 +74,15 @@ static void *copy_or_null(const float *v, int n)
 
 /* q and the pool after a run of the kernel. */
 typedef struct result {
-    uint16_t *q, *pool;
+    uint16_t *q;
+    uint8_t *pool;
 } result;
 
 static result run(const given *g, int n_rows)
 {
     const shape *s = &g->s;
     gpu_counts counts = {.n_rows = REAL_ROWS};
-    size_t n_pool = pool_elements(s), n_q = (size_t)(ROWS * g->ldq);
+    size_t n_pool = pool_bytes(s), n_q = (size_t)(ROWS * g->ldq);
     gpu_rows rows = {.counts = rig_device_copy(&counts, sizeof(counts)),
                      .pos = rig_device_copy(g->pos, sizeof(g->pos)),
                      .page_start = rig_device_copy(g->page_start, sizeof(g->page_start)),
@@ -81,8 +91,7 @@ static result run(const given *g, int n_rows)
                    .ld = g->ld,
                    .q = rig_device(n_q * 2),
                    .ldq = g->ldq,
-                   .kv = {rig_device(n_pool * 2), s->kv_heads, s->dim, stride_of(s), s->page_tokens,
-                          (int64_t)s->kv_heads * 2 * s->page_tokens * stride_of(s)},
+                   .kv = kv_of(s),
                    .q_norm = copy_or_null(g->q_norm, s->dim),
                    .k_norm = copy_or_null(g->k_norm, s->dim),
                    .inv_freq = rig_device_copy(g->inv_freq, (size_t)s->rotary / 2 * sizeof(float)),
@@ -91,11 +100,12 @@ static result run(const given *g, int n_rows)
                    .interleaved = s->interleaved,
                    .norm_eps = 1e-5f,
                    .rope_factor = 1.1f};
-    result out = {rig_host(n_q * 2), rig_host(n_pool * 2)};
+    result out = {rig_host(n_q * 2), rig_host(n_pool)};
 
+    op.kv.data = rig_device(n_pool);
     GPU_OK(gpu_rope_run(&rows, &op, n_rows, rig_stream()));
     rig_fetch(out.q, op.q, n_q * 2);
-    rig_fetch(out.pool, op.kv.data, n_pool * 2);
+    rig_fetch(out.pool, op.kv.data, n_pool);
     return out;
 }
 
@@ -124,37 +134,66 @@ static void want_head(const given *g, int row, int head, const float *norm, doub
     }
 }
 
-static uint16_t *slot_of(const given *g, const result *got, int row, int head, bool values)
+/* A key's numbers, or a value's, which has no other than its input's. */
+static void check_bf16(const given *g, uint16_t *at, const double *want, bool exact, rig_gap *gap)
 {
-    const shape *s = &g->s;
-    int page = g->pages[g->page_start[row] + g->pos[row] / s->page_tokens];
-    int slot = g->pos[row] % s->page_tokens + (values ? s->page_tokens : 0);
+    for (int d = 0; d < g->s.dim; d++) {
+        rig_compare(gap, rig_from_bf16(at[d]), want[d]);
+        assert_true(!exact || rig_from_bf16(at[d]) == want[d]);
+    }
+    for (int d = g->s.dim; d < stride_of(&g->s); d++)
+        assert_int_equal(at[d], 0);
+    memset(at, 0xff, (size_t)stride_of(&g->s) * 2);
+}
 
-    return got->pool +
-           ((size_t)(page * s->kv_heads + head) * 2 * (size_t)s->page_tokens + (size_t)slot) *
-               (size_t)stride_of(s);
+/* The exponent is the least that serves, each number the nearest that there is. */
+static void check_fp8(const given *g, uint8_t *at, uint8_t *exponent, const double *want,
+                      bool exact)
+{
+    double most = 0, unit = ldexp(1, *exponent - 64), near = exact ? 0 : 1e-3;
+
+    assert_in_range(*exponent, 0, 127);
+    for (int d = 0; d < g->s.dim; d++)
+        most = fmax(most, fabs(want[d]));
+    assert_true(most <= 448 * unit * (1 + near));
+    assert_true(most >= 224 * unit * (1 - near));
+    for (int d = 0; d < g->s.dim; d++) {
+        double number = rig_from_f8(at[rig_f8_place(d)]) * unit, size = fabs(want[d]);
+
+        if (exact)
+            assert_true(at[rig_f8_place(d)] == rig_f8(want[d] / unit));
+        assert_true(fabs(number - want[d]) <=
+                    fmax(size / 16, unit / 1024) + near * (size + unit / 1024));
+    }
+    for (int d = g->s.dim; d < stride_of(&g->s); d++)
+        assert_int_equal(at[rig_f8_place(d)], 0);
+    memset(at, 0xff, (size_t)stride_of(&g->s));
+    *exponent = 0xff;
 }
 
 /* Keys, values and zeros in their slots; what was compared becomes poison again. */
 static void check_kv(const given *g, const result *got, int row, rig_gap *gap)
 {
     const shape *s = &g->s;
+    gpu_kv_layer kv = kv_of(s);
+    int page = g->pages[g->page_start[row] + g->pos[row] / s->page_tokens];
     double want[512];
 
-    for (int h = 0; h < s->kv_heads; h++) {
-        uint16_t *k = slot_of(g, got, row, h, false), *v = slot_of(g, got, row, h, true);
-        const uint16_t *from =
-            g->qkv + (size_t)row * (size_t)g->ld + (size_t)((s->heads + s->kv_heads + h) * s->dim);
+    for (int i = 0; i < 2 * s->kv_heads; i++) {
+        int slot = g->pos[row] % s->page_tokens + i % 2 * s->page_tokens;
+        uint8_t *head = got->pool + page * kv.page_stride + i / 2 * gpu_kv_head_bytes(&kv);
+        uint8_t *at = head + slot * gpu_kv_row_bytes(&kv);
+        bool value = i % 2;
 
-        want_head(g, row, s->heads + h, g->k_norm, want);
-        for (int d = 0; d < s->dim; d++) {
-            rig_compare(gap, rig_from_bf16(k[d]), want[d]);
-            assert_int_equal(v[d], from[d]);
-        }
-        for (int d = s->dim; d < stride_of(s); d++)
-            assert_int_equal(k[d] | v[d], 0);
-        memset(k, 0xff, (size_t)stride_of(s) * 2);
-        memset(v, 0xff, (size_t)stride_of(s) * 2);
+        if (value)
+            memcpy(want, g->values + row * g->ld + (s->heads + s->kv_heads + i / 2) * s->dim,
+                   (size_t)s->dim * sizeof(double));
+        else
+            want_head(g, row, s->heads + i / 2, g->k_norm, want);
+        if (s->fp8)
+            check_fp8(g, at, head + 2 * s->page_tokens * stride_of(s) + slot, want, value);
+        else
+            check_bf16(g, (uint16_t *)at, want, value, gap);
     }
 }
 
@@ -176,8 +215,8 @@ static void check(const given *g, result *got)
     for (int r = 0; r < ROWS; r++)
         for (int i = r < REAL_ROWS ? s->heads * s->dim : 0; i < g->ldq; i++)
             assert_int_equal(got->q[r * g->ldq + i], 0xffff);
-    for (size_t i = 0; i < pool_elements(s); i++)
-        assert_int_equal(got->pool[i], 0xffff);
+    for (size_t i = 0; i < pool_bytes(s); i++)
+        assert_int_equal(got->pool[i], 0xff);
 }
 
 /* -- the tests ------------------------------------------------------------------------------- */
@@ -185,10 +224,13 @@ static void check(const given *g, result *got)
 static void turns_heads_into_pages(void **state)
 {
     static const shape shapes[] = {
-        {3, 1, 12, 12, 16, false, true},  {4, 2, 64, 64, 16, true, true},
-        {8, 2, 80, 32, 32, false, false}, {24, 8, 128, 128, 64, false, false},
-        {5, 5, 10, 6, 16, true, true},    {3, 1, 13, 4, 16, false, false},
-        {2, 1, 256, 0, 16, false, false},
+        {3, 1, 12, 12, 16, false, true, false},   {4, 2, 64, 64, 16, true, true, false},
+        {8, 2, 80, 32, 32, false, false, false},  {24, 8, 128, 128, 64, false, false, false},
+        {5, 5, 10, 6, 16, true, true, false},     {3, 1, 13, 4, 16, false, false, false},
+        {2, 1, 256, 0, 16, false, false, false},  {3, 1, 12, 12, 16, false, true, true},
+        {4, 2, 64, 64, 16, true, true, true},     {2, 3, 80, 32, 32, false, false, true},
+        {9, 8, 128, 128, 64, false, false, true}, {5, 5, 13, 4, 16, true, true, true},
+        {2, 1, 256, 0, 256, false, false, true},
     };
 
     (void)state;
@@ -204,7 +246,7 @@ static void turns_heads_into_pages(void **state)
 /* A turn's error must not grow with the position. */
 static void turns_far_positions(void **state)
 {
-    static const shape s = {2, 1, 64, 64, 256, false, false};
+    static const shape s = {2, 1, 64, 64, 256, false, false, false};
 
     (void)state;
     for (int round = 0; round < 3; round++) {
@@ -225,7 +267,7 @@ static void turns_far_positions(void **state)
 /* The same bits whatever else is in the step. */
 static void rows_stand_alone(void **state)
 {
-    static const shape s = {6, 2, 80, 64, 32, false, true};
+    shape s = {6, 2, 80, 64, 32, false, true, rig_below(2)};
     given g = give(&s), other = g;
     result got = run(&g, ROWS), again;
     int32_t last = REAL_ROWS - 1;
@@ -241,7 +283,7 @@ static void rows_stand_alone(void **state)
     for (int r = 0; r < REAL_ROWS; r++)
         assert_memory_equal(got.q + r * g.ldq, again.q + (last - r) * g.ldq,
                             (size_t)(s.heads * s.dim) * 2);
-    assert_memory_equal(got.pool, again.pool, pool_elements(&s) * 2);
+    assert_memory_equal(got.pool, again.pool, pool_bytes(&s));
     rig_free_all();
 }
 

@@ -252,6 +252,14 @@ static inline float exp2_fast(float x)
 void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void load_matrix4(uint32_t (&r)[4], const void *row);
 void load_matrix4_transposed(uint32_t (&r)[4], const void *row);
+static inline void load_matrix2_transposed(uint32_t (&r)[2], const void *row)
+{
+    uint32_t all[4];
+
+    load_matrix4_transposed(all, row);
+    r[0] = all[0];
+    r[1] = all[1];
+}
 void copy_async16(void *to, const void *from, bool valid);
 void copy_async_commit();
 void simt_copy_wait(int n);

@@ -45,5 +45,17 @@ my $portable = perplexity("openlora.quantization = 'auto'\nopenlora.isa = 'porta
 cmp_ok(abs($portable / $base - 1), '<', 1e-4, 'the portable path agrees');
 my $memory = $node->safe_psql('postgres', 'SELECT device_memory FROM lora_status()');
 cmp_ok($memory, '>', 1000000, 'memory is reported');
+
+# What a CPU has not it refuses, and says so.
+for my $case (['quantization', 'no fp8 weights'], ['kv_cache_dtype', 'keys and values as F8_E4M3'])
+{
+	my ($setting, $says) = @$case;
+	$node->append_conf('postgresql.conf', "openlora.quantization = 'auto'\nopenlora.$setting = 'fp8'");
+	$node->reload;
+	ok($node->poll_query_until('postgres', "SELECT state = 'broken' AND error LIKE '%$says%' FROM lora_status()"), "$setting = fp8 is refused");
+}
+$node->append_conf('postgresql.conf', "openlora.kv_cache_dtype = 'bf16'");
+$node->reload;
+ok($node->poll_query_until('postgres', "SELECT state = 'ready' FROM lora_status()"), 'bf16 keys and values are not');
 $node->stop;
 done_testing();

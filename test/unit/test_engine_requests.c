@@ -303,7 +303,14 @@ static void test_bad_options(void **state)
     options.max_seqs = 0;
     options.kv_dtype = OL_Q8_0;
     must_fail(ol_engine_open(&options, &e, &err), OL_INVALID, "kv_dtype", &err);
+    options.kv_dtype = OL_F8E4M3;
+    must_fail(ol_engine_open(&options, &e, &err), OL_UNSUPPORTED, "F8_E4M3", &err);
+    assert_non_null(strstr(err.detail, "F32, F16, BF16"));
     options.kv_dtype = -1;
+    options.quantization = OL_QUANT_FP8;
+    must_fail(ol_engine_open(&options, &e, &err), OL_UNSUPPORTED, "fp8", &err);
+    assert_non_null(strstr(err.hint, "int8"));
+    options.quantization = OL_QUANT_AS_IS;
     options.model_path = "/nonexistent";
     must_fail(ol_engine_open(&options, &e, &err), OL_NOT_FOUND, "nonexistent", &err);
     options.model_path = NULL;

@@ -17,6 +17,7 @@ typedef struct kind {
     const char *adapters; /* the model whose adapters fit */
     ol_quantization quantization;
     const char *isa;
+    bool fp8_pages;
 } kind;
 
 typedef struct load {
@@ -42,6 +43,8 @@ static ol_engine *open_kind(const kind *k, ol_engine_options options, ol_digest 
     options.model_path = golden_path(k->model);
     options.quantization = k->quantization;
     options.isa = k->isa;
+    if (k->fp8_pages)
+        options.kv_dtype = OL_F8E4M3;
     engine = util_open(&options);
     for (int i = 0; i < 3; i++) {
         snprintf(rest, sizeof(rest), "%s/adapters/%c", k->adapters, 'a' + i);
@@ -145,9 +148,10 @@ static void check_preempted(const kind *k, const load *l, ol_engine_options opti
 
     c = engine->config;
     options.context = 128;
-    options.kv_bytes = (size_t)8 * 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads *
-                       (size_t)c->head_dim * 16 *
-                       (util_on_cuda() ? sizeof(uint16_t) : sizeof(float));
+    options.kv_bytes =
+        (size_t)8 * 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * 16 *
+        (k->fp8_pages ? (size_t)c->head_dim + 1
+                      : (size_t)c->head_dim * (util_on_cuda() ? sizeof(uint16_t) : sizeof(float)));
     ol_engine_close(engine);
     engine = open_kind(k, options, digests);
     assert_int_equal(engine->limits.n_pages, 8);
@@ -196,9 +200,9 @@ static void check_kind(const kind *k)
 
 static void test_f32(void **state)
 {
-    static const kind portable = {"llama", "llama", OL_QUANT_AS_IS, "portable"};
-    static const kind fast = {"llama", "llama", OL_QUANT_AS_IS, "auto"};
-    static const kind middle = {"llama", "llama", OL_QUANT_AS_IS, "avx2"};
+    static const kind portable = {"llama", "llama", OL_QUANT_AS_IS, "portable", false};
+    static const kind fast = {"llama", "llama", OL_QUANT_AS_IS, "auto", false};
+    static const kind middle = {"llama", "llama", OL_QUANT_AS_IS, "avx2", false};
 
     (void)state;
     check_kind(&portable);
@@ -208,10 +212,10 @@ static void test_f32(void **state)
 
 static void test_families(void **state)
 {
-    static const kind kinds[] = {{"qwen3", "qwen3", OL_QUANT_AS_IS, "auto"},
-                                 {"mistral", "mistral", OL_QUANT_AS_IS, "auto"},
-                                 {"qwen2_window", "qwen2_window", OL_QUANT_AS_IS, "auto"},
-                                 {"llama_gqa", "llama_gqa", OL_QUANT_AS_IS, "auto"}};
+    static const kind kinds[] = {{"qwen3", "qwen3", OL_QUANT_AS_IS, "auto", false},
+                                 {"mistral", "mistral", OL_QUANT_AS_IS, "auto", false},
+                                 {"qwen2_window", "qwen2_window", OL_QUANT_AS_IS, "auto", false},
+                                 {"llama_gqa", "llama_gqa", OL_QUANT_AS_IS, "auto", false}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
@@ -220,9 +224,9 @@ static void test_families(void **state)
 
 static void test_half_precision(void **state)
 {
-    static const kind kinds[] = {{"llama_wide", "llama_wide", OL_QUANT_AS_IS, "auto"},
-                                 {"llama_wide", "llama_wide", OL_QUANT_AS_IS, "portable"},
-                                 {"gguf/llama-f16.gguf", "llama", OL_QUANT_AS_IS, "auto"}};
+    static const kind kinds[] = {{"llama_wide", "llama_wide", OL_QUANT_AS_IS, "auto", false},
+                                 {"llama_wide", "llama_wide", OL_QUANT_AS_IS, "portable", false},
+                                 {"gguf/llama-f16.gguf", "llama", OL_QUANT_AS_IS, "auto", false}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
@@ -232,36 +236,54 @@ static void test_half_precision(void **state)
 static void test_quantised(void **state)
 {
     static const kind kinds[] = {
-        {"llama_wide", "llama_wide", OL_QUANT_INT8, "auto"},
-        {"llama_wide", "llama_wide", OL_QUANT_INT4, "auto"},
-        {"llama_wide", "llama_wide", OL_QUANT_INT8, "portable"},
-        {"gguf/llama-q8_0.gguf", "llama", OL_QUANT_AS_IS, "auto"},
-        {"gguf/llama-q4_0.gguf", "llama", OL_QUANT_AS_IS, "avx2"},
-        {"gguf/llama_wide-q4_k.gguf", "llama_wide", OL_QUANT_AS_IS, "auto"}};
+        {"llama_wide", "llama_wide", OL_QUANT_INT8, "auto", false},
+        {"llama_wide", "llama_wide", OL_QUANT_INT4, "auto", false},
+        {"llama_wide", "llama_wide", OL_QUANT_INT8, "portable", false},
+        {"gguf/llama-q8_0.gguf", "llama", OL_QUANT_AS_IS, "auto", false},
+        {"gguf/llama-q4_0.gguf", "llama", OL_QUANT_AS_IS, "avx2", false},
+        {"gguf/llama_wide-q4_k.gguf", "llama_wide", OL_QUANT_AS_IS, "auto", false}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         check_kind(&kinds[i]);
 }
 
-/* A model that stays: twice opened, twice the same. */
-static void test_opened_again(void **state)
+static void check_opened_again(const kind *k)
 {
-    static const kind k = {"llama", "llama", OL_QUANT_AS_IS, "auto"};
     static load l;
     ol_engine_options options;
     ol_digest digests[3];
     ol_engine *engine;
 
-    (void)state;
-    need_path(golden_path(k.model));
+    need_path(golden_path(k->model));
     options = util_options(NULL);
-    engine = open_kind(&k, options, digests);
+    engine = open_kind(k, options, digests);
     make_load(&l, 288, digests);
     run_alone(engine, &l);
     ol_engine_close(engine);
-    check_with(&k, &l, options, "opened again");
+    check_with(k, &l, options, "opened again");
     util_free(l.want, N);
+}
+
+/* A model that stays: twice opened, twice the same. */
+static void test_opened_again(void **state)
+{
+    static const kind k = {"llama", "llama", OL_QUANT_AS_IS, "auto", false};
+
+    (void)state;
+    check_opened_again(&k);
+}
+
+/* The CUDA device's own. */
+static void test_fp8(void **state)
+{
+    static const kind k = {"llama", "llama", OL_QUANT_FP8, "auto", true};
+
+    (void)state;
+    if (!util_on_cuda())
+        skip();
+    check_kind(&k);
+    check_opened_again(&k);
 }
 
 int main(void)
@@ -272,6 +294,7 @@ int main(void)
         cmocka_unit_test(test_half_precision),
         cmocka_unit_test(test_quantised),
         cmocka_unit_test(test_opened_again),
+        cmocka_unit_test(test_fp8),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

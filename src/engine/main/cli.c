@@ -199,17 +199,19 @@ static int choice_of(const char *option, const char *text, const char *const *na
 
 static bool quantization_arg(const char *arg, ol_quantization *q)
 {
-    static const char *const names[] = {"auto", "int8", "int4", NULL};
+    static const char *const names[] = {"auto", "int8", "int4", "fp8", NULL};
+    static const ol_quantization kinds[] = {OL_QUANT_AS_IS, OL_QUANT_INT8, OL_QUANT_INT4,
+                                            OL_QUANT_FP8};
     int at = choice_of("quantization", arg, names);
 
-    *q = at == 1 ? OL_QUANT_INT8 : at == 2 ? OL_QUANT_INT4 : OL_QUANT_AS_IS;
+    *q = at >= 0 ? kinds[at] : OL_QUANT_AS_IS;
     return at >= 0;
 }
 
 static bool kv_dtype_arg(const char *arg, int *dtype)
 {
-    static const char *const names[] = {"auto", "f32", "f16", "bf16", NULL};
-    static const int types[] = {-1, OL_F32, OL_F16, OL_BF16};
+    static const char *const names[] = {"auto", "f32", "f16", "bf16", "fp8", NULL};
+    static const int types[] = {-1, OL_F32, OL_F16, OL_BF16, OL_F8E4M3};
     int at = choice_of("kv-dtype", arg, names);
 
     *dtype = at >= 0 ? types[at] : -1;

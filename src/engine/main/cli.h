@@ -41,10 +41,10 @@ ol_code cli_read_stdin(char **text, size_t *len, ol_error *err);
     "      --device-dir DIR       where openlora_*.so lie (default: beside this program)\n"        \
     "      --isa NAME             CPU: portable, avx2, avx512, ...: the best to use at most\n"     \
     "      --threads N            CPU threads (default: one per core)\n"                           \
-    "      --quantization Q       auto (as the file has it), int8, int4\n"                         \
+    "      --quantization Q       auto (as the file has it), int8, int4, fp8 (GPU)\n"              \
     "      --memory-limit BYTES   of the device\n"                                                 \
     "      --kv-bytes BYTES       KV cache (default: 512 MiB at most)\n"                           \
-    "      --kv-dtype TYPE        auto, f32, f16, bf16\n"                                          \
+    "      --kv-dtype TYPE        auto, f32, f16, bf16, fp8 (GPU: bf16, fp8)\n"                    \
     "      --adapter-bytes BYTES  adapter cache (default: 1 GiB)\n"                                \
     "      --cache-bytes BYTES    one pool for both, which limit their parts (default: none)\n"    \
     "      --context N            tokens per request at most\n"                                    \
