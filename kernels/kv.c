@@ -78,6 +78,11 @@ ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol
         free(kv);
         return err->code;
     }
+    if (desc->pool && cudaStreamSynchronize(device->stream) != cudaSuccess) {
+        gpu_kv_free(device,
+                    kv); /* zeros must not come after adapters, which another stream brings */
+        return gpu_fail(err, cudaGetLastError(), "clearing the cache");
+    }
     device->page_tokens = desc->page_tokens;
     *out = kv;
     return OL_OK;

@@ -307,6 +307,11 @@ int ol_kvpages_total(const ol_kvpages *pool)
     return pool->n_pages;
 }
 
+int ol_kvpages_most(const ol_kvpages *pool)
+{
+    return pool->most;
+}
+
 int ol_kvpages_available(const ol_kvpages *pool)
 {
     int room = pool->n_free + pool->n_idle + guest_idle(pool), under = pool->most - pool->n_used;

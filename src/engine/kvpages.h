@@ -61,6 +61,7 @@ void ol_kvpages_return(ol_kvpages *pool, int n, int run, const int32_t *first);
 void ol_kvpages_limit(ol_kvpages *pool, int most);
 
 int ol_kvpages_total(const ol_kvpages *pool);
+int ol_kvpages_most(const ol_kvpages *pool); /* see ol_kvpages_limit */
 /* What ol_kvpages_alloc can give: free and idle, and what the guest has lying idle. */
 int ol_kvpages_available(const ol_kvpages *pool);
 int ol_kvpages_used(const ol_kvpages *pool); /* with references */

@@ -479,5 +479,5 @@ void ol_sched_check(const ol_sched *s)
     assert(refs == held);
     assert(used == ol_kvpages_used(s->pages));
     assert(ol_kvpages_lent(s->pages) > 0 ||
-           used + ol_kvpages_available(s->pages) == ol_kvpages_total(s->pages));
+           used + ol_kvpages_available(s->pages) == ol_kvpages_most(s->pages));
 }

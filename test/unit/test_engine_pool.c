@@ -203,7 +203,8 @@ static void test_memory_goes_both_ways(void **state)
     assert_false(ol_engine_adapter_has(e, &store[0].digest));
     assert_int_equal(ol_kvpages_idle(pool), 6);
     must(put(e, 3), &err); /* now pages, the last of the prompt first, and only then adapter 1 */
-    assert_true(ol_kvpages_idle(pool) < 6);
+    if (one_pages <= 6)    /* or three do not fit even without pages */
+        assert_true(ol_kvpages_idle(pool) < 6);
     assert_true(ol_engine_adapter_has(e, &store[3].digest));
     for (int i = 0; i < 5; i++)
         run_prompt(e, 10 + i, 6 * 16);
