@@ -91,8 +91,7 @@ UNIT_TESTS := $(patsubst test/unit/%.c,$(BUILD)/test/%,$(sort $(wildcard test/un
 DEVICE_TESTS := $(patsubst test/device/%.c,$(BUILD)/test/device_%,\
 	$(sort $(wildcard test/device/test_*.c)))
 UNIT_HELPERS := $(filter-out $(wildcard test/unit/test_*.c),$(wildcard test/unit/*.c))
-DEVICE_HELPERS := $(filter-out $(wildcard test/device/test_*.c) test/device/bench_ops.c,\
-	$(wildcard test/device/*.c))
+DEVICE_HELPERS := $(filter-out $(wildcard test/device/test_*.c),$(wildcard test/device/*.c))
 
 $(BUILD)/test/device_%: $(BUILD)/obj/test/device/%.o $(call obj,$(DEVICE_HELPERS) $(CPU_SOURCES) $(BASE_SOURCES))
 	@mkdir -p $(@D)
@@ -113,8 +112,6 @@ $(BUILD)/fake_engine: $(call obj,test/fake/fake_engine.c) $(BUILD)/libopenlora.a
 unit-tests: engine $(UNIT_TESTS) $(DEVICE_TESTS) $(BUILD)/fake_engine simt-tests
 $(BUILD)/churn: $(call obj,test/bench/churn.c src/engine/main/random_adapter.c) $(BUILD)/libopenlora.a
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ $(ENGINE_LIBS)
-$(BUILD)/bench_ops: $(call obj,test/device/bench_ops.c $(CPU_SOURCES) $(BASE_SOURCES))
-	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcrypto -lpthread -lm
 .PHONY: unit-tests
 .SECONDARY:
 

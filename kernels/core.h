@@ -243,6 +243,11 @@ ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, 
                          ol_error *err);
 /* Addresses have changed, or handles gone. */
 void gpu_graphs_drop(ol_device *device);
+/* Of these sizes and the step's operations; or NULL. */
+gpu_graph *gpu_graphs_find(ol_device *device, const gpu_sizes *sizes);
+/* Takes the place of the one that was not run for the longest time. Has `exec` from here on. */
+ol_code gpu_graphs_keep(ol_device *device, const gpu_sizes *sizes, cudaGraphExec_t exec,
+                        ol_error *err);
 /* One more operation of the step. */
 ol_code gpu_note(ol_device *device, const gpu_op *op, ol_error *err);
 /* Runs the step's list of operations, by a graph where it pays. */

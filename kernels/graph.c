@@ -9,24 +9,7 @@
 
 #include "base/log.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 #define MAX_GRAPH_ROWS 64
-
-static void drop(gpu_graph *graph)
-{
-    if (graph->exec)
-        (void)cudaGraphExecDestroy(graph->exec);
-    free(graph->ops);
-    memset(graph, 0, sizeof(*graph));
-}
-
-void gpu_graphs_drop(ol_device *device)
-{
-    for (int i = 0; i < GPU_GRAPHS; i++)
-        drop(&device->graphs[i]);
-}
 
 static int32_t power(int32_t n, int32_t most)
 {
@@ -51,30 +34,6 @@ static gpu_sizes rounded(const ol_device *device)
                        .decode_most = s->decode_most,
                        .n_items = power(s->n_items, (int32_t)device->lists.members),
                        .n_members = power(s->n_members, (int32_t)device->lists.members)};
-}
-
-static gpu_graph *find(ol_device *device, const gpu_sizes *sizes)
-{
-    for (int i = 0; i < GPU_GRAPHS; i++) {
-        gpu_graph *g = &device->graphs[i];
-
-        if (g->exec && memcmp(&g->sizes, sizes, sizeof(*sizes)) == 0 && g->n_ops == device->n_ops &&
-            memcmp(g->ops, device->ops, (size_t)g->n_ops * sizeof(gpu_op)) == 0)
-            return g;
-    }
-    return NULL;
-}
-
-/* Takes the place of the one that was not run for the longest time. */
-static gpu_graph *oldest(ol_device *device)
-{
-    gpu_graph *best = &device->graphs[0];
-
-    for (int i = 0; i < GPU_GRAPHS; i++)
-        if (!device->graphs[i].exec || device->graphs[i].used < best->used)
-            best = &device->graphs[i];
-    drop(best);
-    return best;
 }
 
 static ol_code capture(ol_device *device, const gpu_sizes *sizes, cudaGraphExec_t *exec,
@@ -103,22 +62,10 @@ static ol_code capture(ol_device *device, const gpu_sizes *sizes, cudaGraphExec_
 
 static ol_code record(ol_device *device, const gpu_sizes *sizes, ol_error *err)
 {
-    size_t bytes = (size_t)device->n_ops * sizeof(gpu_op);
     cudaGraphExec_t exec;
-    gpu_graph *graph;
-    gpu_op *ops;
 
     OL_TRY(capture(device, sizes, &exec, err));
-    ops = malloc(bytes);
-    if (!ops) {
-        (void)cudaGraphExecDestroy(exec);
-        return ol_fail_nomem(err, bytes, "a step");
-    }
-    memcpy(ops, device->ops, bytes);
-    graph = oldest(device);
-    *graph = (gpu_graph){
-        .exec = exec, .sizes = *sizes, .ops = ops, .n_ops = device->n_ops, .used = device->stamp};
-    return OL_OK;
+    return gpu_graphs_keep(device, sizes, exec, err);
 }
 
 static ol_code first_of_kind(ol_device *device, const gpu_sizes *sizes, ol_error *err)
@@ -148,7 +95,7 @@ ol_code gpu_run_ops(ol_device *device, ol_error *err)
     /* Sizes count members; the room that they take is their ranks'. Growth drops all graphs. */
     OL_TRY(gpu_scratch_need(device, &device->h, (size_t)device->lists.h_used * sizeof(uint16_t),
                             "adapters", err));
-    graph = find(device, &sizes);
+    graph = gpu_graphs_find(device, &sizes);
     if (!graph)
         return first_of_kind(device, &sizes, err);
     graph->used = device->stamp;
