@@ -291,7 +291,7 @@ static void test_bad_options(void **state)
 
     (void)state;
     need_path(golden_path("llama"));
-    options = util_options(golden_path("llama"));
+    options = util_cpu_options(golden_path("llama")); /* whatever else is tested */
     options.page_tokens = 24;
     must_fail(ol_engine_open(&options, &e, &err), OL_INVALID, "power of two", &err);
     options.page_tokens = 0;
