@@ -87,6 +87,7 @@ static bool result_of(ol_engine *e, bool wait)
 
     do {
         if (ol_engine_adapter_result(e, &result)) {
+            free(result.offered);
             must(result.code, &result.error);
             return true;
         }
