@@ -71,12 +71,24 @@ int lora_check_adapter(LoraAdapterReader *reader, ol_adapter_facts *facts, ol_er
     return result;
 }
 
+/* The last frame of a question, and its answer; where that does not come `error` is as it was. */
+static bool ask(uint16 type, uint64 tag, const void *payload, uint32 length, StringInfo out,
+                ol_error *error)
+{
+    bool good;
+
+    if (lora_session_send(type, tag, payload, length) != LORA_IO_OK)
+        return false;
+    good = collect_answer(tag, out, error);
+    lora_session_forget(tag);
+    return good;
+}
+
 bool lora_text_operation(uint16 type, const void *bytes, Size length, const ol_wire_text_op *op,
                          StringInfo out, ol_error *error)
 {
     ol_buf *buf;
     uint64 tag;
-    bool good;
 
     if (!lora_session_ready(error))
         return false;
@@ -86,25 +98,16 @@ bool lora_text_operation(uint16 type, const void *bytes, Size length, const ol_w
         return false;
     buf = lora_session_buffer();
     ol_wire_put_text_op(buf, op);
-    if (lora_session_send(type, tag, buf->data, (uint32)buf->len) != LORA_IO_OK)
-        return false;
-    good = collect_answer(tag, out, error);
-    lora_session_forget(tag);
-    return good;
+    return ask(type, tag, buf->data, (uint32)buf->len, out, error);
 }
 
 bool lora_ask_stats(uint8 which, StringInfo rows, ol_error *error)
 {
     uint64 tag;
-    bool good;
 
     if (!lora_session_ready(error))
         return false;
     tag = lora_session_tag();
     lost_error(error);
-    if (lora_session_send(OL_FRAME_STATS, tag, &which, sizeof(which)) != LORA_IO_OK)
-        return false;
-    good = collect_answer(tag, rows, error);
-    lora_session_forget(tag);
-    return good;
+    return ask(OL_FRAME_STATS, tag, &which, sizeof(which), rows, error);
 }
