@@ -58,11 +58,18 @@ GPU_TESTS := $(patsubst test/gpu/test_%.c,%,$(sort $(wildcard test/gpu/test_*.c)
 $(BUILD)/simt/gpu_%.o: test/gpu/%.c
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -DOL_SIMT -Itest/simt -I. -MMD -MP -c $< -o $@
-$(BUILD)/test/simt_%: $(BUILD)/simt/gpu_test_%.o $(BUILD)/simt/gpu_gpu_rig.o $(SIMT_OBJECTS) $(call obj,src/device/load.c)
+# An archive: a test has the helpers that it calls.
+GPU_HELPERS := $(filter-out test_% bench%,$(patsubst test/gpu/%.c,%,$(sort $(wildcard test/gpu/*.c))))
+$(BUILD)/simt/librig.a: $(patsubst %,$(BUILD)/simt/gpu_%.o,$(GPU_HELPERS))
+$(BUILD)/cuda/librig.a: $(patsubst %,$(BUILD)/cuda/gpu_%.o,$(GPU_HELPERS))
+$(BUILD)/%/librig.a:
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(BUILD)/test/simt_%: $(BUILD)/simt/gpu_test_%.o $(BUILD)/simt/librig.a $(SIMT_OBJECTS) $(call obj,src/device/load.c)
 	@mkdir -p $(@D)
 	$(SIMT_CXX) $(OPTIMISE) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
 GPU_BENCH := $(patsubst test/gpu/%.c,%,$(sort $(wildcard test/gpu/bench*.c)))
-$(BUILD)/simt_bench: $(patsubst %,$(BUILD)/simt/gpu_%.o,$(GPU_BENCH)) $(SIMT_OBJECTS)
+$(BUILD)/simt_bench: $(patsubst %,$(BUILD)/simt/gpu_%.o,$(GPU_BENCH)) $(BUILD)/simt/librig.a $(SIMT_OBJECTS)
 	$(SIMT_CXX) $(OPTIMISE) -o $@ $^ -lcrypto -ldl -lpthread -lm
 simt-tests: $(patsubst %,$(BUILD)/test/simt_%,$(GPU_TESTS)) $(BUILD)/simt/openlora_cuda.so $(BUILD)/simt_bench $(BUILD)/churn
 
@@ -73,10 +80,10 @@ $(BUILD)/cuda/gpu_%.o: test/gpu/%.c
 $(BUILD)/cuda/libkernels.a: $(CUDA_OBJECTS) $(BASE_OBJECTS) $(call obj,src/device/load.c)
 	@rm -f $@
 	$(AR) rcs $@ $^
-$(BUILD)/gpu_bench: $(patsubst %,$(BUILD)/cuda/gpu_%.o,$(GPU_BENCH)) $(BUILD)/cuda/libkernels.a
+$(BUILD)/gpu_bench: $(patsubst %,$(BUILD)/cuda/gpu_%.o,$(GPU_BENCH)) $(BUILD)/cuda/librig.a $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcrypto -ldl -lpthread -lm
-$(BUILD)/test/simt_sample $(BUILD)/gpu_sample $(BUILD)/test/simt_device $(BUILD)/gpu_device: $(call obj,src/engine/choose.c)
-$(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/gpu_gpu_rig.o $(BUILD)/cuda/libkernels.a
+$(BUILD)/test/simt_sample $(BUILD)/gpu_sample $(BUILD)/test/simt_device_choose $(BUILD)/gpu_device_choose: $(call obj,src/engine/choose.c)
+$(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/librig.a $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
 gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench $(BUILD)/test/test_perplexity
 .PHONY: simt-tests gpu-tests

@@ -8,8 +8,7 @@
 #ifndef OL_TEST_BENCH_H
 #define OL_TEST_BENCH_H
 
-#include "base/status.h"
-#include "device/device.h"
+#include "stack.h"
 
 #include <cuda_runtime.h>
 #include <stdio.h>
@@ -81,12 +80,7 @@ void bench_loading(const bench_ceilings *most);
 
 /* -- bench_model.c: a model of random numbers on the device, behind device.h ---------------- */
 typedef struct bench_model {
-    const ol_device_table *t;
-    ol_device *device;
-    ol_weight *embedding, *head, *norm;
-    ol_layer *layer; /* [bench.layers] */
-    ol_kv *kv;
-    ol_buffer *x, *y, *q, *o;
+    stack on;
     float *inv_freq;
 } bench_model;
 

@@ -64,7 +64,7 @@ void bench_adapters(const bench_ceilings *most)
     none = bench_step_time(&m, &(bench_load){n, 1, bench.past, NULL});
     one = bench_step_time(&m, &(bench_load){n, 1, bench.past, same});
     all = bench_step_time(&m, &(bench_load){n, 1, bench.past, many});
-    bytes = (double)n * (double)m.t->lora_bytes(m.device, many[0]);
+    bytes = (double)n * (double)m.on.t->lora_bytes(m.on.device, many[0]);
     bench_row(&(bench_line){"tokens/s", n / none, 0, 0}, "decode, 8B BF16, batch %d", n);
     bench_row(&(bench_line){"tokens/s", n / one, n / none, 0.95},
               "  1 adapter for all rows, of none");
@@ -73,7 +73,7 @@ void bench_adapters(const bench_ceilings *most)
     bench_row(&(bench_line){"tokens/s", n / all, n / none, 0}, "  %d of rank %d, of none", n,
               bench.rank);
     for (int i = 0; i < n; i++)
-        m.t->lora_free(m.device, many[i]);
+        m.on.t->lora_free(m.on.device, many[i]);
     bench_close(&m);
     free(same), free(many);
 }
@@ -90,7 +90,7 @@ void bench_prefill(const bench_ceilings *most)
 
     flops += 4.0 * pairs * bench.heads * bench.dim * bench.layers; /* of attention */
     bench_open(&m, OL_QUANT_AS_IS);
-    m.t->info(m.device, &info);
+    m.on.t->info(m.on.device, &info);
     printf("%s\n", info.description);
     lora = bench_lora(&m, bench.rank);
     without = bench_step_time(&m, &(bench_load){1, bench.prefill, 0, NULL});
@@ -101,7 +101,7 @@ void bench_prefill(const bench_ceilings *most)
               "  of the product's rate");
     bench_row(&(bench_line){"TFLOP/s", flops / with / 1e12, most->product / 1e12, 0.60},
               "  with an adapter on all rows");
-    m.t->lora_free(m.device, lora);
+    m.on.t->lora_free(m.on.device, lora);
     bench_close(&m);
 }
 
@@ -142,8 +142,8 @@ void bench_loading(const bench_ceilings *most)
         bench_step(&m, &(bench_load){1, bench.prompt, 0, &lora});
         token[i < 0 ? 0 : i] = bench_now() - from;
         load[i < 0 ? 0 : i] = there - from;
-        bytes = (double)m.t->lora_bytes(m.device, lora);
-        m.t->lora_free(m.device, lora);
+        bytes = (double)m.on.t->lora_bytes(m.on.device, lora);
+        m.on.t->lora_free(m.on.device, lora);
     }
     bench_row(&(bench_line){"GB/s", bytes / bench_median(load, bench.repeat) / 1e9,
                             most->host / 1e9, 0.80},

@@ -1,0 +1,110 @@
+/*
+ * test_device_proof.c: what the CUDA device finds out of its card when it opens, and says of it:
+ * products of groups are used where they are proven to round as those of warps (kernels/proof.c).
+ */
+#include "model.h"
+
+#include "kernels/core.h"
+
+#include <stdio.h>
+
+#ifdef OL_SIMT
+/* What the device says of the card, opened on one of capability 9. */
+static void describe_card(char *to, size_t size, gpu_way *way)
+{
+    ol_device_options options = {.max_rows = 16, .max_seqs = 2, .max_logit_rows = 2};
+    const ol_device_table *t = ol_device_entry_point();
+    ol_device_info info;
+    ol_device *device;
+
+    simt_settings.capability = 9;
+    OK(t->open(&options, &device, &model_error));
+    t->info(device, &info);
+    snprintf(to, size, "%s", info.description);
+    *way = device->way;
+    t->close(device);
+    simt_settings.capability = 0;
+}
+
+/* Products of groups are used when they round as those of warps, and only then. */
+static void groups_are_proven_first(void **state)
+{
+    char text[256];
+    gpu_way way;
+
+    (void)state;
+    describe_card(text, sizeof(text), &way);
+    assert_non_null(strstr(text, "capability 9.0, wgmma"));
+    assert_null(strstr(text, "not used"));
+    assert_int_equal(way, GPU_WAY_GROUP);
+    simt_settings.group_differs = 1;
+    describe_card(text, sizeof(text), &way);
+    simt_settings.group_differs = 0;
+    assert_non_null(strstr(text, "wgmma not used: it rounds otherwise"));
+    assert_int_equal(way, GPU_WAY_WARP);
+}
+
+/* A proof that fails costs the card's products of groups, not the card. */
+static void a_failed_proof_is_survived(void **state)
+{
+    char text[256];
+    gpu_way way;
+
+    (void)state;
+    simt_settings.fail_after = (int)simt_launches + 5;
+    describe_card(text, sizeof(text), &way);
+    simt_settings.fail_after = -1;
+    assert_non_null(strstr(text, "wgmma not used: it failed"));
+    assert_int_equal(way, GPU_WAY_WARP);
+}
+
+static void measuring_may_choose(void **state)
+{
+    char text[256];
+    gpu_way way;
+
+    (void)state;
+    setenv("OL_CUDA_PRODUCT", "mma", 1);
+    describe_card(text, sizeof(text), &way);
+    assert_null(strstr(text, "wgmma"));
+    assert_int_equal(way, GPU_WAY_WARP);
+    setenv("OL_CUDA_PRODUCT", "wgmma", 1);
+    simt_settings.group_differs = 1;
+    describe_card(text, sizeof(text), &way);
+    simt_settings.group_differs = 0;
+    unsetenv("OL_CUDA_PRODUCT");
+    assert_non_null(strstr(text, "wgmma unproven"));
+    assert_int_equal(way, GPU_WAY_GROUP);
+}
+#endif
+
+/* Which card this is, and how it multiplies: to be read in a run's log. */
+static void says_what_it_uses(void **state)
+{
+    ol_device_options options = {.max_rows = 16, .max_seqs = 2, .max_logit_rows = 2};
+    const ol_device_table *t = ol_device_entry_point();
+    ol_device_info info;
+    ol_device *device;
+
+    (void)state;
+    OK(t->open(&options, &device, &model_error));
+    t->info(device, &info);
+    print_message("%s\n", info.description);
+    assert_non_null(strstr(info.description, "compute capability"));
+    t->close(device);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(says_what_it_uses),
+#ifdef OL_SIMT
+        cmocka_unit_test(groups_are_proven_first),
+        cmocka_unit_test(a_failed_proof_is_survived),
+        cmocka_unit_test(measuring_may_choose),
+#endif
+    };
+
+    rig_seed();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
