@@ -1,13 +1,5 @@
 /*
- * engine_internal.h: what the files behind engine.h share.
- *
- *   engine.c     opening, closing, facts, adapters, tokens
- *   submit.c     checks a request and makes it; cancels it
- *   request.c    its end: done, failed; finding it by tag
- *   admission.c  when a request has its adapters, and which are asked for
- *   step.c       plan -> step -> logits
- *   offers.c     adapters that are read beside the steps
- *   output.c     how a token is chosen; token -> text, events, the end
+ * engine_internal.h: what the files behind engine.h share; which there are says README.md.
  *
  * A request is in one of two states: waiting for adapters (`pending`, in order of age),
  * or with the scheduler, all of its adapters pinned. (It goes back when the device has no
@@ -135,6 +127,16 @@ static inline bool engine_is_eos(const ol_engine *engine, int32_t token)
 {
     return engine->eos[token >> 6] >> (token & 63) & 1;
 }
+
+/* -- open_device.c, open_model.c, open_kv.c --------------------------------------- */
+/* Steps of opening, in this order. What one has made when a later one fails, ol_engine_close frees.
+ * The device: "auto" is a GPU if one can compute. */
+ol_code open_device(ol_engine *engine, const ol_engine_options *options, ol_error *err);
+/* Checks the model, brings its tokenizer, places and digests its weights. */
+ol_code open_model(ol_engine *engine, const ol_engine_options *options, ol_error *err);
+/* Sizes the pages for keys and values by the budget, and the context by them; scheduler and
+ * prefix cache go by their number. */
+ol_code open_kv(ol_engine *engine, const ol_engine_options *options, ol_error *err);
 
 /* -- request.c ------------------------------------------------------------------ */
 /* Fails requests whose time is over. */
