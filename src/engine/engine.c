@@ -1,9 +1,6 @@
-/* engine.c: what engine.h offers beside requests and steps: facts, adapters, tokens, and the
- * logits of a whole text. */
+/* engine.c: facts about an engine, and its tokenizer. */
 #include "engine/engine_internal.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* -- facts ----------------------------------------------------------------------------- */
@@ -80,41 +77,6 @@ bool ol_engine_poll(ol_engine *engine, ol_event *event)
     return ol_events_poll(engine->events, event);
 }
 
-/* -- adapters ---------------------------------------------------------------------------- */
-
-ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, const void *weights,
-                              size_t weights_len, const char *config, size_t config_len,
-                              ol_adapter_facts *facts, ol_error *err)
-{
-    ol_adapter_bytes bytes = {weights, weights_len, config, config_len};
-    ol_adapter_verdict verdict;
-    ol_code code = ol_adapters_put(engine->adapters, expected, &bytes, &verdict, err);
-
-    *facts = verdict.facts;
-    engine->blocked = false;
-    if (!verdict.ours)
-        return code;
-    admission_arrived(engine, expected);
-    if (code != OL_OK)
-        admission_refuse(engine, expected, err);
-    admission_run(engine);
-    return code;
-}
-
-ol_code ol_engine_adapter_check(ol_engine *engine, const void *weights, size_t weights_len,
-                                const char *config, size_t config_len, ol_adapter_facts *facts,
-                                ol_error *err)
-{
-    ol_adapter_bytes bytes = {weights, weights_len, config, config_len};
-
-    return ol_adapters_check(engine->adapters, &bytes, facts, err);
-}
-
-bool ol_engine_adapter_has(ol_engine *engine, const ol_digest *digest)
-{
-    return ol_adapters_find(engine->adapters, digest) != NULL;
-}
-
 /* -- tokens -------------------------------------------------------------------------------- */
 
 static ol_code need_tokenizer(const ol_engine *engine, ol_error *err)
@@ -156,100 +118,4 @@ ol_code ol_engine_detokenize(ol_engine *engine, const int32_t *ids, size_t n_ids
     *text = (char *)out.data;
     *len = out.len - 1;
     return OL_OK;
-}
-
-/* -- the logits of a whole text ---------------------------------------------------------------- */
-
-typedef struct whole {
-    ol_engine *engine;
-    const int32_t *tokens;
-    int n;
-    ol_lora_ref loras[OL_MAX_REQUEST_ADAPTERS];
-    int n_loras;
-    ol_pagetable table;
-    float *out;
-} whole;
-
-static ol_code whole_adapters(whole *w, const ol_adapter_use *uses, int n, ol_error *err)
-{
-    if (n < 0 || n > OL_MAX_REQUEST_ADAPTERS)
-        return ol_fail(err, OL_LIMIT, "at most %d adapters can be combined",
-                       OL_MAX_REQUEST_ADAPTERS);
-    for (int i = 0; i < n; i++) {
-        const ol_adapter *a = ol_adapters_find(w->engine->adapters, &uses[i].digest);
-
-        if (!a)
-            return ol_fail(err, OL_NOT_FOUND, "adapter %d is not in the engine", i + 1);
-        w->loras[w->n_loras++] = (ol_lora_ref){a->lora, uses[i].weight};
-    }
-    return OL_OK;
-}
-
-static ol_code whole_check(const whole *w, ol_error *err)
-{
-    const ol_engine *engine = w->engine;
-
-    if (engine->n_live > 0)
-        return ol_fail(err, OL_INVALID, "the engine is not idle");
-    if (w->n < 1 || w->n > engine->limits.context)
-        return ol_fail(err, OL_LIMIT, "%d tokens; the context holds 1 to %d", w->n,
-                       engine->limits.context);
-    for (int i = 0; i < w->n; i++)
-        if (w->tokens[i] < 0 || w->tokens[i] >= engine->config->vocab)
-            return ol_fail(err, OL_INVALID, "token %d is not in the model's vocabulary",
-                           w->tokens[i]);
-    return OL_OK;
-}
-
-static ol_code whole_chunk(whole *w, int first, int n, ol_error *err)
-{
-    ol_engine *engine = w->engine;
-    ol_step_seq seq = {.n_rows = n,
-                       .first_pos = first,
-                       .pages = w->table.pages,
-                       .n_loras = w->n_loras,
-                       .loras = w->loras};
-    ol_step step = {.n_rows = n,
-                    .tokens = w->tokens + first,
-                    .n_seqs = 1,
-                    .seqs = &seq,
-                    .n_logit_rows = n,
-                    .logit_rows = engine->step_logits};
-    size_t vocab = (size_t)engine->config->vocab;
-    ol_model_output output;
-
-    for (int i = 0; i < n; i++)
-        engine->step_logits[i] = i;
-    OL_TRY(ol_model_forward(engine->model, &step, engine->kv, &output, err));
-    memcpy(w->out + (size_t)first * vocab, output.logits, (size_t)n * vocab * sizeof(float));
-    return OL_OK;
-}
-
-static ol_code whole_run(whole *w, ol_error *err)
-{
-    int most = w->engine->limits.max_logit_rows;
-
-    for (int at = 0; at < w->n; at += most)
-        OL_TRY(whole_chunk(w, at, w->n - at < most ? w->n - at : most, err));
-    return OL_OK;
-}
-
-ol_code ol_engine_logits(ol_engine *engine, const int32_t *tokens, int n,
-                         const ol_adapter_use *adapters, int n_adapters, float *out, ol_error *err)
-{
-    whole w = {.engine = engine, .tokens = tokens, .n = n, .out = out};
-    ol_kvpages *pages = ol_sched_pages(engine->sched);
-    ol_code code;
-
-    OL_TRY(whole_check(&w, err));
-    OL_TRY(whole_adapters(&w, adapters, n_adapters, err));
-    w.table.max = ol_kvpages_for(pages, n);
-    w.table.pages = calloc((size_t)w.table.max, sizeof(int32_t));
-    if (!w.table.pages)
-        return ol_fail_nomem(err, (size_t)n, "a page table");
-    ol_pagetable_grow(&w.table, pages, n);
-    code = whole_run(&w, err);
-    ol_pagetable_clear(&w.table, pages);
-    free(w.table.pages);
-    return code;
 }

@@ -1,4 +1,5 @@
-/* offers.c: adapters that a host brings, read and placed by the loader beside the steps. */
+/* offers.c: adapters that a host brings: read and placed by the loader beside the steps, or at
+ * once. */
 #include "engine/engine_internal.h"
 
 #include <stdlib.h>
@@ -195,4 +196,39 @@ bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
 int ol_engine_adapter_fd(const ol_engine *engine)
 {
     return ol_loader_fd(engine->loader);
+}
+
+/* -- at once ---------------------------------------------------------------------------- */
+
+ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, const void *weights,
+                              size_t weights_len, const char *config, size_t config_len,
+                              ol_adapter_facts *facts, ol_error *err)
+{
+    ol_adapter_bytes bytes = {weights, weights_len, config, config_len};
+    ol_adapter_verdict verdict;
+    ol_code code = ol_adapters_put(engine->adapters, expected, &bytes, &verdict, err);
+
+    *facts = verdict.facts;
+    engine->blocked = false;
+    if (!verdict.ours)
+        return code;
+    admission_arrived(engine, expected);
+    if (code != OL_OK)
+        admission_refuse(engine, expected, err);
+    admission_run(engine);
+    return code;
+}
+
+ol_code ol_engine_adapter_check(ol_engine *engine, const void *weights, size_t weights_len,
+                                const char *config, size_t config_len, ol_adapter_facts *facts,
+                                ol_error *err)
+{
+    ol_adapter_bytes bytes = {weights, weights_len, config, config_len};
+
+    return ol_adapters_check(engine->adapters, &bytes, facts, err);
+}
+
+bool ol_engine_adapter_has(ol_engine *engine, const ol_digest *digest)
+{
+    return ol_adapters_find(engine->adapters, digest) != NULL;
 }
