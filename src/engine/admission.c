@@ -19,13 +19,8 @@
  *
  * Hence NEED_ADAPTER may come more than once for a digest, and late.
  *
- * In a pool (kvpages.h) what can be pinned is what no sequence has of it, and:
- *
- *  6. Sequences that are younger than the oldest pending request are admitted only if they leave
- *     room for what it misses (admission_leave_room).
- *  7. When nothing runs, since pages are lent for adapters that somebody has pinned who cannot
- *     run either, these give their pins up, the newest first (admission_unblock); who is next to
- *     run keeps its own. A request fits the pool alone, or it fails at once.
+ * In a pool (kvpages.h) what can be pinned is what no sequence has of it; how requests with the
+ * scheduler and pending ones make room for each other there: admission_pool.c.
  */
 #include "engine/engine_internal.h"
 
@@ -51,6 +46,33 @@ static size_t missing_bytes(const ol_engine *engine, const request *r)
     return bytes;
 }
 
+/* -- who is the oldest ----------------------------------------------------------------------- */
+
+static bool is_late(const ol_engine *engine, uint64_t now, uint64_t asked_us)
+{
+    return now - asked_us > engine->patience_us;
+}
+
+/* Whether the request's host was asked, and does not bring what was asked for. */
+static bool is_stalled(const ol_engine *engine, uint64_t now, const request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++)
+        if (!r->adapters[i]->lora && !r->adapters[i]->loading && r->asked_us[i] &&
+            is_late(engine, now, r->asked_us[i]))
+            return true;
+    return false;
+}
+
+const request *admission_oldest(const ol_engine *engine, uint64_t now, size_t *missing)
+{
+    const request *r = engine->pending_head;
+
+    while (r && is_stalled(engine, now, r))
+        r = r->next;
+    *missing = missing_bytes(engine, r);
+    return r;
+}
+
 /* -- asking --------------------------------------------------------------------------------- */
 
 typedef struct pass {
@@ -60,30 +82,6 @@ typedef struct pass {
     size_t asked;    /* asked for on behalf of others */
     uint64_t now;
 } pass;
-
-static bool is_late(const pass *p, uint64_t asked_us)
-{
-    return p->now - asked_us > p->engine->patience_us;
-}
-
-/* Whether the request's host was asked, and does not bring what was asked for. */
-static bool is_stalled(const pass *p, const request *r)
-{
-    for (int i = 0; i < r->n_adapters; i++)
-        if (!r->adapters[i]->lora && !r->adapters[i]->loading && r->asked_us[i] &&
-            is_late(p, r->asked_us[i]))
-            return true;
-    return false;
-}
-
-static const request *oldest_of(const pass *p)
-{
-    const request *r = p->engine->pending_head;
-
-    while (r && is_stalled(p, r))
-        r = r->next;
-    return r;
-}
 
 static void ask(pass *p, request *r, int i)
 {
@@ -108,7 +106,7 @@ static bool may_ask(const pass *p, const request *r, int i)
     ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
     size_t bytes = expected_bytes(p->engine, a);
 
-    if (a->loading || r->asked_us[i] || (a->asked && !is_late(p, a->asked_us)) ||
+    if (a->loading || r->asked_us[i] || (a->asked && !is_late(p->engine, p->now, a->asked_us)) ||
         was_denied(p->engine, a))
         return false;
     if (r == p->oldest)
@@ -125,7 +123,8 @@ static void ask_for_missing(pass *p, request *r)
             continue;
         if (may_ask(p, r, i))
             ask(p, r, i);
-        if (a->asked && a->asked_tag == r->tag && r != p->oldest && !is_late(p, a->asked_us))
+        if (a->asked && a->asked_tag == r->tag && r != p->oldest &&
+            !is_late(p->engine, p->now, a->asked_us))
             p->asked += expected_bytes(p->engine, a);
     }
 }
@@ -140,16 +139,6 @@ static void pin_resident(ol_engine *engine, request *r)
         ol_adapters_pin(engine->adapters, r->adapters[i]);
         r->pinned[i] = true;
         r->loras[i].lora = r->adapters[i]->lora;
-    }
-}
-
-/* Only the oldest has pins while it misses something: it is that no longer. */
-static void unpin_all(ol_engine *engine, request *r)
-{
-    for (int i = 0; i < r->n_adapters; i++) {
-        if (r->pinned[i])
-            ol_adapters_unpin(engine->adapters, r->adapters[i]);
-        r->pinned[i] = false;
     }
 }
 
@@ -237,7 +226,7 @@ static bool clear_pool(ol_engine *engine, request *r)
     if (!engine->page_bytes || r->cleared)
         return false;
     r->cleared = true;
-    unpin_all(engine, r);
+    request_unpin(engine, r);
     (void)ol_adapters_drop_idle(engine->adapters);
     for (int i = 0; i < r->n_adapters; i++)
         r->asked_us[i] = 0;
@@ -276,7 +265,7 @@ static bool look_at(pass *p, request *r)
     if (r == p->oldest)
         pin_resident(p->engine, r);
     else
-        unpin_all(p->engine, r);
+        request_unpin(p->engine, r); /* it may have been the oldest */
     if (is_hopeless(p, r, &err)) {
         request_fail(p->engine, r, &err);
         return false;
@@ -295,8 +284,7 @@ static bool run_once(ol_engine *engine)
     pass p = {.engine = engine, .now = ol_now_us()};
     request *next;
 
-    p.oldest = oldest_of(&p);
-    p.reserved = missing_bytes(engine, p.oldest);
+    p.oldest = admission_oldest(engine, p.now, &p.reserved);
     for (request *r = engine->pending_head; r; r = next) {
         bool is_oldest = r == p.oldest;
 
@@ -315,7 +303,6 @@ int ol_engine_patience_ms(const ol_engine *engine)
 void admission_run(ol_engine *engine)
 {
     uint64_t now = engine->n_pending ? ol_now_us() : 0;
-
     uint64_t releases = engine->page_bytes ? ol_kvpages_releases(ol_sched_pages(engine->sched)) : 0;
 
     if (engine->n_pending && now - engine->admission_us > engine->patience_us)
@@ -332,108 +319,7 @@ void admission_run(ol_engine *engine)
     }
 }
 
-/* -- one pool for pages and adapters ------------------------------------------------------------
- */
-
-void admission_leave_room(ol_engine *engine)
-{
-    pass p = {.engine = engine, .now = engine->n_pending ? ol_now_us() : 0};
-    const request *oldest = engine->page_bytes ? oldest_of(&p) : NULL;
-    size_t bytes = missing_bytes(engine, oldest);
-
-    if (bytes > 0)
-        ol_sched_leave_room(engine->sched, &oldest->seq, (int)(bytes / engine->page_bytes));
-}
-
-static request *next_waiting(const ol_engine *engine)
-{
-    ol_sched_seq *next = ol_sched_next_waiting(engine->sched);
-
-    return next ? request_of(next) : NULL;
-}
-
-/* Of those that wait for pages, but for the first, the newest that has adapters. */
-static request *last_pinning(const ol_engine *engine)
-{
-    const request *first = next_waiting(engine);
-    request *last = NULL;
-
-    for (const ol_sched_seq *s = ol_sched_first_waiting(engine->sched); s; s = s->next) {
-        request *r = request_of((ol_sched_seq *)(uintptr_t)s);
-
-        if (r != first && r->n_adapters > 0 && (!last || r->seq.order > last->seq.order))
-            last = r;
-    }
-    return last;
-}
-
-static bool is_coming(const ol_engine *engine, const request *r)
-{
-    for (int i = 0; r && i < r->n_adapters; i++)
-        if (!r->adapters[i]->lora && (r->adapters[i]->asked || r->adapters[i]->loading))
-            return true;
-    return ol_loader_jobs(engine->loader) > 0;
-}
-
-static void unpin_pending(ol_engine *engine)
-{
-    for (request *r = engine->pending_head; r; r = r->next)
-        unpin_all(engine, r);
-}
-
-static bool suspend_last(ol_engine *engine)
-{
-    request *last = last_pinning(engine);
-
-    if (last)
-        request_suspend(engine, last);
-    return last != NULL;
-}
-
-static bool fail_first(ol_engine *engine)
-{
-    request *first = next_waiting(engine);
-    ol_error err;
-
-    if (!first)
-        return false;
-    ol_fail(&err, OL_NOMEM, "the cache has no room for the request");
-    ol_hint(&err, "Give the cache more memory.");
-    request_fail(engine, first, &err);
-    return true;
-}
-
-/* Stages: those who cannot run give up their pins, but for the one that is next; the oldest may ask
- * for what it misses, and if that comes it is waited for; else it keeps no room and no pins. (Who
- * is next then has the pool alone, and fits: that was checked.) None comes twice, but for 0, 2 and
- * 4, each of which takes a request away. */
-bool admission_unblock(ol_engine *engine, int *stage)
-{
-    pass p = {.engine = engine, .now = ol_now_us()};
-    const request *oldest = oldest_of(&p);
-
-    if (!engine->page_bytes || ol_sched_waiting(engine->sched) == 0)
-        return false;
-    if (*stage % 2 == 0 && *stage < 4 && suspend_last(engine))
-        return true;
-    switch (++*stage) {
-    case 1:
-        engine->admission_due = true;
-        admission_run(engine);
-        admission_leave_room(engine);
-        return true;
-    case 2:
-        engine->blocked = is_coming(engine, oldest);
-        return !engine->blocked;
-    case 3:
-        *stage = 4;
-        unpin_pending(engine);
-        return true;
-    default:
-        *stage = 4;
-        return fail_first(engine);
-    }
-}
+/* -- what a host brought ----------------------------------------------------------------------- */
 
 void admission_arrived(ol_engine *engine, const ol_digest *digest)
 {

@@ -145,6 +145,8 @@ request *request_find(const ol_engine *engine, uint64_t tag);
 /* Makes it known by its tag, and pending. */
 void request_enter(ol_engine *engine, request *r);
 void request_leave_pending(ol_engine *engine, request *r);
+/* Its adapters may go, as far as it is for this request. */
+void request_unpin(ol_engine *engine, request *r);
 /* From the scheduler back to pending, its adapters unpinned; what it has computed is lost,
  * its tokens are not. */
 void request_suspend(ol_engine *engine, request *r);
@@ -169,7 +171,10 @@ void admission_run(ol_engine *engine);
 void admission_arrived(ol_engine *engine, const ol_digest *digest);
 /* The adapter cannot be had: whoever waits for it fails. */
 void admission_refuse(ol_engine *engine, const ol_digest *digest, const ol_error *error);
+/* The oldest pending request whose host is not late, or NULL; and the bytes that it misses. */
+const request *admission_oldest(const ol_engine *engine, uint64_t now, size_t *missing);
 
+/* -- admission_pool.c ----------------------------------------------------------- */
 /* Before a plan: new sequences leave room for the adapters that the oldest request misses. */
 void admission_leave_room(ol_engine *engine);
 /* Nothing runs, and what waits for pages finds none for what others have pinned. True when a new

@@ -89,16 +89,23 @@ void request_leave_pending(ol_engine *engine, request *r)
     engine->n_pending--;
 }
 
+void request_unpin(ol_engine *engine, request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++) {
+        if (r->pinned[i])
+            ol_adapters_unpin(engine->adapters, r->adapters[i]);
+        r->pinned[i] = false;
+    }
+}
+
 void request_suspend(ol_engine *engine, request *r)
 {
     ol_sched_remove(engine->sched, &r->seq);
     r->with_scheduler = false;
     engine->n_adapted -= r->n_adapters > 0;
-    for (int i = 0; i < r->n_adapters; i++) {
-        ol_adapters_unpin(engine->adapters, r->adapters[i]);
-        r->pinned[i] = false;
+    request_unpin(engine, r);
+    for (int i = 0; i < r->n_adapters; i++)
         r->asked_us[i] = 0;
-    }
     insert_pending(engine, r);
 }
 
@@ -106,13 +113,12 @@ void request_suspend(ol_engine *engine, request *r)
 
 static void release_adapters(ol_engine *engine, request *r)
 {
+    request_unpin(engine, r);
     for (int i = 0; i < r->n_adapters; i++) {
         ol_adapter *a = r->adapters[i];
 
         if (a->asked && a->asked_tag == r->tag)
             a->asked = false; /* somebody else must be asked */
-        if (r->pinned[i])
-            ol_adapters_unpin(engine->adapters, a);
         ol_adapters_unref(engine->adapters, a);
     }
     if (r->n_adapters)
