@@ -1,33 +1,8 @@
-/* scheduler.c: see scheduler.h. */
-#include "engine/scheduler.h"
+/* scheduler.c: sequences and their states, slots and pages: see scheduler.h. */
+#include "engine/scheduler_internal.h"
 
 #include <assert.h>
 #include <stdlib.h>
-
-typedef struct seq_list {
-    ol_sched_seq *head, *tail;
-    int n;
-} seq_list;
-
-struct ol_sched {
-    ol_sched_limits limits;
-    ol_kvpages *pages;
-    seq_list running, waiting;
-    int slot_pages;  /* page table entries of a slot */
-    int32_t *tables; /* [max_seqs][slot_pages] */
-    int *free_slots; /* [n_free_slots] */
-    int n_free_slots;
-    ol_sched_plan plan;
-    ol_tenants *tenants;
-    int reserved_slots, reserved_pages; /* for tenants that have nothing running */
-    int prompt_rows;
-    const ol_sched_seq *whose; /* who needs wanted_pages, or NULL: of one plan */
-    int wanted_pages;
-    /* While planning. */
-    int rows_left, logits_left;
-    bool may_admit, newcomers_only;
-    uint64_t plans, preemptions;
-};
 
 /* -- life ------------------------------------------------------------------------- */
 
@@ -125,11 +100,6 @@ static void enter_waiting(ol_sched *s, ol_sched_seq *seq)
     list_insert(&s->waiting, seq);
 }
 
-static int running_of(const ol_tenant *tenant)
-{
-    return tenant ? tenant->running : 0;
-}
-
 static void leave_running(ol_sched *s, ol_sched_seq *seq)
 {
     ol_pagetable_clear(&seq->table, s->pages);
@@ -155,15 +125,13 @@ static void find_computed(ol_sched *s, ol_sched_seq *seq)
     seq->computed = seq->table.n * s->limits.page_tokens;
 }
 
-/* Gives a waiting sequence a slot and the pages of its known tokens. A pool that nobody else
- * uses always has these, unless an older request needs them for its adapters. */
-static bool admit(ol_sched *s, ol_sched_seq *seq)
+bool sched_admit(ol_sched *s, ol_sched_seq *seq)
 {
     int headroom = s->running.n; /* let those that run grow before they have to yield */
 
     if (s->n_free_slots == 0)
         return false;
-    if (running_of(seq->tenant) > 0)
+    if (sched_running_of(seq) > 0)
         headroom += s->reserved_pages;
     if (s->whose && older(s->whose, seq))
         headroom += s->wanted_pages;
@@ -191,7 +159,7 @@ static bool admit(ol_sched *s, ol_sched_seq *seq)
     return true;
 }
 
-static void preempt(ol_sched *s, ol_sched_seq *seq)
+void sched_preempt(ol_sched *s, ol_sched_seq *seq)
 {
     leave_running(s, seq);
     seq->preempted++;
@@ -213,204 +181,6 @@ void ol_sched_remove(ol_sched *s, ol_sched_seq *seq)
     else if (seq->state == OL_SEQ_WAITING)
         list_remove(&s->waiting, seq);
     seq->state = OL_SEQ_OUTSIDE;
-}
-
-/* -- the plan -------------------------------------------------------------------------- */
-
-static int backlog(const ol_sched_seq *seq)
-{
-    return seq->known - seq->computed;
-}
-
-/* Rows that a sequence gets of what is left. *n_logits: how many give logits. */
-static int rows_for(const ol_sched *s, const ol_sched_seq *seq, int *n_logits)
-{
-    int rows = backlog(seq) < s->rows_left ? backlog(seq) : s->rows_left;
-    int silent = seq->logits_from > seq->computed ? seq->logits_from - seq->computed : 0;
-
-    *n_logits = rows > silent ? rows - silent : 0;
-    if (*n_logits > s->logits_left)
-        *n_logits = s->logits_left;
-    return rows > silent ? silent + *n_logits : rows;
-}
-
-static void add_part(ol_sched *s, ol_sched_seq *seq)
-{
-    int n_logits, rows = rows_for(s, seq, &n_logits);
-
-    seq->planned = s->plans;
-    if (rows == 0)
-        return;
-    s->plan.parts[s->plan.n_parts++] = (ol_sched_part){seq, seq->computed, rows, n_logits};
-    s->plan.n_rows += rows;
-    s->plan.n_logit_rows += n_logits;
-    s->rows_left -= rows;
-    s->logits_left -= n_logits;
-}
-
-/* Pages for n_tokens of seq, taken from the last that run if need be. False when seq is
- * itself the last and had to go. */
-static bool make_room(ol_sched *s, ol_sched_seq *seq, int n_tokens)
-{
-    while (!ol_pagetable_grow(&seq->table, s->pages, n_tokens)) {
-        ol_sched_seq *last = s->running.tail;
-
-        preempt(s, last);
-        if (last == seq)
-            return false;
-    }
-    return true;
-}
-
-/* Those that generate. Whoever has to yield comes later in the list: it is in no plan yet. */
-static void plan_generating(ol_sched *s)
-{
-    ol_sched_seq *seq = s->running.head;
-
-    for (; seq && s->rows_left > 0; seq = seq->next)
-        if (backlog(seq) == 1) {
-            if (!make_room(s, seq, seq->known))
-                return;
-            add_part(s, seq);
-        }
-}
-
-static double counter_of(const ol_sched_seq *seq)
-{
-    return seq->tenant ? seq->tenant->counter : 0;
-}
-
-/* Whether a is to be served before b. */
-static bool precedes(const ol_sched_seq *a, const ol_sched_seq *b)
-{
-    if (a->priority != b->priority)
-        return a->priority > b->priority;
-    if (counter_of(a) != counter_of(b)) /* equal for sequences of one tenant */
-        return counter_of(a) < counter_of(b);
-    if (a->state != b->state)
-        return a->state == OL_SEQ_RUNNING;
-    return a->order < b->order;
-}
-
-static ol_sched_seq *first_running(const ol_sched *s)
-{
-    ol_sched_seq *best = NULL;
-
-    for (ol_sched_seq *seq = s->running.head; seq; seq = seq->next)
-        if (backlog(seq) > 0 && seq->planned != s->plans && (!best || precedes(seq, best)))
-            best = seq;
-    return best;
-}
-
-static bool is_candidate(const ol_sched *s, const ol_sched_seq *seq)
-{
-    if (running_of(seq->tenant) == 0)
-        return true;
-    return !s->newcomers_only && s->n_free_slots > s->reserved_slots;
-}
-
-static ol_sched_seq *first_waiting(const ol_sched *s)
-{
-    ol_sched_seq *best = NULL;
-
-    if (!s->may_admit || s->n_free_slots == 0)
-        return NULL;
-    for (ol_sched_seq *seq = s->waiting.head; seq; seq = seq->next)
-        if (is_candidate(s, seq) && (!best || precedes(seq, best)))
-            best = seq;
-    return best;
-}
-
-ol_sched_seq *ol_sched_next_waiting(const ol_sched *s)
-{
-    ol_sched_seq *best = s->waiting.head;
-
-    for (ol_sched_seq *seq = best; seq; seq = seq->next)
-        if (precedes(seq, best))
-            best = seq;
-    return best;
-}
-
-/* A large one that finds no room is not passed by smaller ones of tenants that run already;
- * nor by any when its tenant has nothing running. */
-static void note_refusal(ol_sched *s, const ol_sched_seq *seq)
-{
-    if (running_of(seq->tenant) > 0)
-        s->newcomers_only = true;
-    else
-        s->may_admit = false;
-}
-
-static void plan_prompts(ol_sched *s)
-{
-    while (s->rows_left > 0) {
-        ol_sched_seq *seq = first_running(s), *waiting = first_waiting(s);
-
-        if (waiting && (!seq || precedes(waiting, seq))) {
-            if (!admit(s, waiting)) {
-                note_refusal(s, waiting);
-                continue;
-            }
-            seq = waiting;
-        }
-        if (!seq)
-            return;
-        add_part(s, seq);
-    }
-}
-
-ol_sched_plan *ol_sched_next(ol_sched *s)
-{
-    uint64_t preemptions = s->preemptions;
-
-    s->plans++;
-    s->plan.n_parts = s->plan.n_rows = s->plan.n_logit_rows = 0;
-    s->rows_left = s->limits.step_tokens;
-    s->logits_left = s->limits.max_logit_rows;
-    plan_generating(s);
-    if (s->plan.n_parts > 0 && s->rows_left > s->prompt_rows)
-        s->rows_left = s->prompt_rows;
-    s->may_admit = s->preemptions == preemptions; /* not while others have to yield */
-    s->newcomers_only = false;
-    plan_prompts(s);
-    s->whose = NULL;
-    return &s->plan;
-}
-
-void ol_sched_leave_room(ol_sched *s, const ol_sched_seq *whose, int pages)
-{
-    s->whose = whose;
-    s->wanted_pages = pages;
-}
-
-/* A token of output counts twice: as a row, and for what it costs to choose it. What is
- * computed again is not charged again. */
-static void charge(ol_sched *s, const ol_sched_part *part)
-{
-    ol_sched_seq *seq = part->seq;
-    int more = seq->computed - seq->charged;
-
-    if (more <= 0)
-        return;
-    seq->charged = seq->computed;
-    if (seq->tenant)
-        ol_tenants_charge(s->tenants, seq->tenant, more + part->n_logits);
-}
-
-void ol_sched_done(ol_sched *s)
-{
-    for (int i = 0; i < s->plan.n_parts; i++) {
-        ol_sched_part *part = &s->plan.parts[i];
-
-        part->seq->computed += part->n_rows;
-        assert(part->seq->computed <= part->seq->known);
-        charge(s, part);
-    }
-}
-
-void ol_sched_set_prompt_rows(ol_sched *s, int rows)
-{
-    s->prompt_rows = rows > 1 ? rows : 1;
 }
 
 /* -- facts ------------------------------------------------------------------------------ */
