@@ -80,6 +80,11 @@ static void cpu_info(ol_device *device, ol_device_info *info)
     info->kv_dtypes = 1u << OL_F32 | 1u << OL_F16 | 1u << OL_BF16;
 }
 
+static void cpu_leave(ol_device *device, int processors)
+{
+    cpu_pool_leave(device->pool, processors);
+}
+
 /* -- buffers -------------------------------------------------------------------------- */
 
 /* Rows start on cache lines, and not at a multiple of 1024 bytes, which would put the
@@ -146,6 +151,7 @@ static const ol_device_table table = {
     .step_end = cpu_step_end,
     .kv_page_bytes = cpu_kv_page_bytes,
     .lora_need = cpu_lora_need,
+    .leave = cpu_leave,
     .lora_create_in = cpu_lora_create_in,
 };
 

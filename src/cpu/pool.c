@@ -6,6 +6,12 @@
  * futex: an idle engine burns nothing, and a thread whose peer has lost its processor
  * gives up its own, which the peer may need.
  *
+ * Processors that are left to others. A thread that has to share its processor with a stranger
+ * holds up everybody at the next barrier, for as long as the scheduler's slices are: what a
+ * stranger takes would count as often as there are threads. So a job has fewer threads while
+ * somebody else computes, and each thread has a ticket of its own, for jobs without it leave it
+ * asleep.
+ *
  * Every wait is for one word to leave a value. A waiter announces itself in
  * `sleepers` before it sleeps, and the futex rechecks the word, so a waker that
  * changes the word first and reads `sleepers` second misses nobody; both are
@@ -40,11 +46,13 @@ typedef struct share {
 } share;
 
 struct cpu_pool {
-    int threads;
+    int threads, processors;
+    _Atomic int left; /* processors */
     pthread_t ids[MAX_THREADS];
     cpu_job job;
     void *context;
-    event ticket;                          /* the job's number; workers run once per change */
+    int width;                             /* threads of the job, the caller's included */
+    event tickets[MAX_THREADS];            /* a worker runs once per change of its own */
     event running;                         /* workers not yet finished */
     event phase;                           /* barriers passed */
     _Alignas(64) _Atomic uint32_t arrived; /* at the barrier */
@@ -104,10 +112,10 @@ static void *worker_main(void *arg)
 
     free(arg);
     for (;;) {
-        last = await_change(&pool->ticket, last);
+        last = await_change(&pool->tickets[start.number], last);
         if (atomic_load(&pool->quit))
             return NULL;
-        pool->job(pool->context, start.number, pool->threads);
+        pool->job(pool->context, start.number, pool->width);
         if (atomic_fetch_sub(&pool->running.word, 1) == 1)
             wake(&pool->running);
     }
@@ -151,11 +159,20 @@ static bool start_workers(cpu_pool *pool, int *started)
     return good;
 }
 
+/* To the workers before the `end`th. */
+static void give_tickets(cpu_pool *pool, int end)
+{
+    for (int i = 1; i < end; i++)
+        atomic_fetch_add_explicit(&pool->tickets[i].word, 1, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst);
+    for (int i = 1; i < end; i++)
+        wake(&pool->tickets[i]);
+}
+
 static void stop_workers(cpu_pool *pool, int started)
 {
     atomic_store(&pool->quit, true);
-    atomic_fetch_add(&pool->ticket.word, 1);
-    wake(&pool->ticket);
+    give_tickets(pool, started);
     for (int i = 1; i < started; i++)
         pthread_join(pool->ids[i], NULL);
     free(pool->shares);
@@ -171,7 +188,8 @@ ol_code cpu_pool_create(int threads, cpu_pool **out, ol_error *err)
     if (!pool)
         return ol_fail_nomem(err, sizeof(*pool), "the thread pool");
     memset(pool, 0, sizeof(*pool));
-    pool->threads = threads > 0 ? threads : usable_processors();
+    pool->processors = usable_processors();
+    pool->threads = threads > 0 ? threads : pool->processors;
     if (pool->threads > MAX_THREADS)
         pool->threads = MAX_THREADS;
     bytes = (size_t)CPU_QUEUES * (size_t)pool->threads * sizeof(share);
@@ -201,22 +219,36 @@ int cpu_pool_threads(const cpu_pool *pool)
     return pool->threads;
 }
 
+void cpu_pool_leave(cpu_pool *pool, int processors)
+{
+    atomic_fetch_add(&pool->left, processors);
+}
+
 /* -- jobs -------------------------------------------------------------------------------- */
+
+static int width_now(const cpu_pool *pool)
+{
+    int left = atomic_load_explicit(&pool->left, memory_order_relaxed);
+    int width = left > 0 ? pool->processors - left : pool->threads;
+
+    return width < 1 ? 1 : width < pool->threads ? width : pool->threads;
+}
 
 void cpu_pool_run(cpu_pool *pool, cpu_job job, void *context)
 {
-    uint32_t running = (uint32_t)pool->threads - 1;
+    uint32_t running;
 
-    if (running == 0) {
+    pool->width = width_now(pool);
+    if (pool->width == 1) {
         job(context, 0, 1);
         return;
     }
     pool->job = job;
     pool->context = context;
+    running = (uint32_t)pool->width - 1;
     atomic_store(&pool->running.word, running);
-    atomic_fetch_add(&pool->ticket.word, 1);
-    wake(&pool->ticket);
-    job(context, 0, pool->threads);
+    give_tickets(pool, pool->width);
+    job(context, 0, pool->width);
     while ((running = atomic_load(&pool->running.word)) != 0)
         await_change(&pool->running, running);
 }
@@ -225,10 +257,10 @@ void cpu_pool_barrier(cpu_pool *pool)
 {
     uint32_t phase;
 
-    if (pool->threads == 1)
+    if (pool->width == 1)
         return;
     phase = atomic_load(&pool->phase.word);
-    if (atomic_fetch_add(&pool->arrived, 1) + 1 < (uint32_t)pool->threads) {
+    if (atomic_fetch_add(&pool->arrived, 1) + 1 < (uint32_t)pool->width) {
         await_change(&pool->phase, phase);
         return;
     }
@@ -237,10 +269,11 @@ void cpu_pool_barrier(cpu_pool *pool)
     wake(&pool->phase);
 }
 
-/* They find the ticket unchanged, and spin for it again. */
+/* They find their tickets unchanged, and spin for them again. */
 void cpu_pool_wake(cpu_pool *pool)
 {
-    wake(&pool->ticket);
+    for (int i = 1; i < width_now(pool); i++)
+        wake(&pool->tickets[i]);
 }
 
 /* -- queues -------------------------------------------------------------------------------- */

@@ -15,7 +15,7 @@
 
 typedef struct cpu_pool cpu_pool;
 
-/* Called on every thread with its number and the number of threads. */
+/* Called on every thread of the job with its number and the number of threads. */
 typedef void (*cpu_job)(void *context, int thread, int threads);
 
 /* threads 0: one per processor that the process may run on. */
@@ -23,7 +23,11 @@ ol_code cpu_pool_create(int threads, cpu_pool **pool, ol_error *err);
 void cpu_pool_destroy(cpu_pool *pool); /* NULL is fine */
 int cpu_pool_threads(const cpu_pool *pool);
 
-/* Calls the job on all threads; returns when all have finished. */
+/* So many processors more (or less) than before are left to others, from the next job on: jobs
+ * have as many threads as there are processors besides, one at least. On any thread. */
+void cpu_pool_leave(cpu_pool *pool, int processors);
+
+/* Calls the job on the threads; returns when all of them have finished. */
 void cpu_pool_run(cpu_pool *pool, cpu_job job, void *context);
 /* Within a job: waits until all threads of the job are here. */
 void cpu_pool_barrier(cpu_pool *pool);

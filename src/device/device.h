@@ -8,8 +8,8 @@
  *
  * Rules
  *  1. One thread (the engine's) calls a device, but for lora_create, lora_create_in, lora_need,
- *     lora_free and lora_bytes, which one other thread may call at any time, in the middle of a
- *     step, too. A device may use threads of its own inside a call; in those five it does
+ *     lora_free, lora_bytes and leave, which one other thread may call at any time, in the middle
+ *     of a step, too. A device may use threads of its own inside a call; in those six it does
  *     not hold up a step.
  *  2. Operations between step_begin and step_end are ordered and may be
  *     asynchronous; results are visible to the host after step_end, or after
@@ -31,7 +31,7 @@
 #include "base/status.h"
 #include "base/tensor.h"
 
-#define OL_DEVICE_ABI 2u
+#define OL_DEVICE_ABI 3u
 #define OL_DEVICE_SYMBOL "ol_device_entry_point"
 
 typedef struct ol_device ol_device; /* an opened device */
@@ -267,6 +267,10 @@ typedef struct ol_device_table {
     ol_code (*lora_create_in)(ol_device *device, ol_kv *kv, const int32_t *runs,
                               const ol_lora_module *modules, int n_modules, ol_lora **lora,
                               ol_error *err);
+
+    /* So many processors more (or less) than before are taken by other threads of the engine: a
+     * device that computes on processors does without them. On any thread. */
+    void (*leave)(ol_device *device, int processors);
 } ol_device_table;
 
 typedef const ol_device_table *(*ol_device_entry)(void);

@@ -6,7 +6,7 @@
 
 typedef struct offer {
     ol_job job; /* first: the loader knows no more */
-    const ol_adapters *store;
+    const ol_engine *engine;
     ol_adapter_offer what;
     ol_adapter *record;     /* referenced while it is read; NULL for a check */
     size_t reserved;        /* room for it, or 0: it is read, but not placed there */
@@ -24,6 +24,15 @@ static ol_adapter_bytes bytes_of(const ol_adapter_offer *what)
                               .config_len = what->config_len};
 }
 
+/* This thread begins or ends to compute. */
+static void take_processor(const offer *o, int change)
+{
+    const ol_device_table *table = o->engine->table;
+
+    if (table->leave)
+        table->leave(o->engine->device, change);
+}
+
 /* On the loader's thread. */
 static void run_offer(ol_job *job)
 {
@@ -31,10 +40,12 @@ static void run_offer(ol_job *job)
     ol_adapter_bytes bytes = bytes_of(&o->what);
     uint64_t start = ol_now_us();
 
+    take_processor(o, 1);
     if (!o->again)
-        ol_adapters_make(o->store, &bytes, o->reserved > 0, &o->made);
+        ol_adapters_make(o->engine->adapters, &bytes, o->reserved > 0, &o->made);
     if (o->place.runs)
-        ol_adapters_fill_place(o->store, &o->place, &o->made);
+        ol_adapters_fill_place(o->engine->adapters, &o->place, &o->made);
+    take_processor(o, -1);
     o->us += ol_now_us() - start;
 }
 
@@ -108,7 +119,7 @@ ol_code ol_engine_adapter_offer(ol_engine *engine, const ol_adapter_offer *what,
         return ol_fail_nomem(err, sizeof(*o), "an adapter");
     }
     o->job.run = run_offer;
-    o->store = engine->adapters;
+    o->engine = engine;
     o->what = *what;
     if (!what->check)
         code = hold_record(engine, o, err);
