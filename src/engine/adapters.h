@@ -24,6 +24,7 @@
 #include "engine/formats/adapter_file.h"
 #include "engine/formats/model_config.h"
 #include "engine/kvpages.h"
+#include "engine/seal.h"
 
 typedef struct ol_adapters ol_adapters;
 
@@ -33,7 +34,7 @@ typedef struct ol_adapter_place {
     int32_t *runs; /* [need.n_runs]; NULL: none */
 } ol_adapter_place;
 
-#define OL_ADAPTERS_REMEMBERED 4096
+#define OL_ADAPTERS_REMEMBERED 16384
 #define OL_USES 3
 
 typedef struct ol_adapter {
@@ -43,7 +44,8 @@ typedef struct ol_adapter {
     ol_adapter_place pages; /* in a pool; what it needs is known when bytes are */
     uint64_t idle_since;    /* the pool's count */
     ol_adapter_facts facts;
-    int loading; /* how often its bytes are being read just now */
+    ol_seal seal; /* when it has been there once */
+    int loading;  /* how often its bytes are being read just now */
     uint64_t hits, misses, loads, load_us, used_us; /* used_us: when a request last named it */
     int refs;                                       /* requests that name it, and reading of it */
     int pins;                                       /* requests that need it where it is */
@@ -113,6 +115,7 @@ typedef struct ol_adapter_made {
     ol_code code;
     ol_error error;
     ol_digest digest;
+    ol_seal seal;
     ol_arena *arena;
     ol_adapter_file file;   /* when code is OL_OK */
     ol_lora *lora;          /* NULL: not placed */
@@ -121,9 +124,16 @@ typedef struct ol_adapter_made {
     ol_adapter_place place; /* of a pool: what it needs, and has */
 } ol_adapter_made;
 
-/* Parses, validates, computes the digest, and, with `place`, has the device place it. */
-void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes, bool place,
-                      ol_adapter_made *made);
+/* The adapter that they should be; its record's seal. */
+typedef struct ol_adapter_known {
+    ol_digest digest;
+    ol_seal seal;
+} ol_adapter_known;
+
+/* Finds the digest, parses, validates, and, with `place`, has the device place it. known: or
+ * NULL. */
+void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
+                      const ol_adapter_known *known, bool place, ol_adapter_made *made);
 void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made);
 /* In a pool, on any thread: has the device place what was made, in these pages, which are
  * made's from then on. Nothing happens when they are not what it needs. */

@@ -9,6 +9,7 @@ typedef struct offer {
     const ol_engine *engine;
     ol_adapter_offer what;
     ol_adapter *record;     /* referenced while it is read; NULL for a check */
+    ol_adapter_known known; /* unless it is a check */
     size_t reserved;        /* room for it, or 0: it is read, but not placed there */
     ol_adapter_place place; /* that room in a pool */
     bool again;             /* it was read before, and has its room now */
@@ -42,7 +43,7 @@ static void run_offer(ol_job *job)
 
     take_processor(o, 1);
     if (!o->again)
-        ol_adapters_make(o->engine->adapters, &bytes, o->reserved > 0, &o->made);
+        ol_adapters_make(o->engine->adapters, &bytes, &o->known, o->reserved > 0, &o->made);
     if (o->place.runs)
         ol_adapters_fill_place(o->engine->adapters, &o->place, &o->made);
     take_processor(o, -1);
@@ -97,6 +98,7 @@ static ol_code hold_record(ol_engine *engine, offer *o, ol_error *err)
     if (!o->record)
         return ol_fail_nomem(err, sizeof(*o->record), "an adapter");
     o->record->loading++;
+    o->known = (ol_adapter_known){o->what.expected, o->record->seal};
     if (engine->page_bytes) {
         if (!o->record->lora && o->record->bytes)
             (void)reserve_place(engine, o, &o->record->pages.need);

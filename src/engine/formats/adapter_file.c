@@ -60,15 +60,11 @@ ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config,
     build->base = base;
     build->arena = arena;
     build->err = err;
-    if (ol_gguf_magic(bytes, len)) {
-        if (config_len)
-            return ol_fail(err, OL_INVALID, "a GGUF adapter takes no adapter_config.json");
-        OL_TRY(ol_gguf_lora_parse(bytes, len, build, out));
-    } else {
-        OL_TRY(ol_peft_parse(bytes, len, config, config_len, build, out));
-    }
-    ol_adapter_digest(bytes, len, config, config_len, &out->digest);
-    return OL_OK;
+    if (!ol_gguf_magic(bytes, len))
+        return ol_peft_parse(bytes, len, config, config_len, build, out);
+    if (config_len)
+        return ol_fail(err, OL_INVALID, "a GGUF adapter takes no adapter_config.json");
+    return ol_gguf_lora_parse(bytes, len, build, out);
 }
 
 /* -- on disk ------------------------------------------------------------------------- */

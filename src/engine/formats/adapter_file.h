@@ -30,7 +30,6 @@ typedef struct ol_adapter_file {
     size_t tensor_bytes;    /* of all a and b */
     const char *base_model; /* base_model_name_or_path or general.base_model.0.name;
                              * information only; NULL when not given */
-    ol_digest digest;       /* ol_adapter_digest of the input */
 } ol_adapter_file;
 
 /* Parses and validates. The modules point into `bytes` (which must outlive them) or

@@ -184,7 +184,6 @@ static void print_adapter(const ol_adapter_file *file)
     printf("rank          %d at most; scale of the first module %g\n", file->max_rank,
            (double)first->scale);
     print_modules(file);
-    print_digest(&file->digest);
 }
 
 static void inspect_adapter_with(job *j, const ol_model_config *base)
@@ -192,6 +191,7 @@ static void inspect_adapter_with(job *j, const ol_model_config *base)
     ol_arena *arena = ol_arena_create();
     ol_adapter_disk disk;
     ol_adapter_file file;
+    ol_digest digest;
     ol_error err;
 
     if (!arena)
@@ -200,6 +200,9 @@ static void inspect_adapter_with(job *j, const ol_model_config *base)
         print_finding(j, true, &err);
     } else {
         print_adapter(&file);
+        ol_adapter_digest(disk.weights.data, disk.weights.len, (const char *)disk.config.data,
+                          disk.config.len, &digest);
+        print_digest(&digest);
         ol_adapter_disk_close(&disk);
     }
     ol_arena_destroy(arena);
