@@ -1,8 +1,6 @@
 /* quota.c: counters of tokens in shared memory: see quota.h and quota_internal.h. */
 #include "quota_internal.h"
 
-#include "miscadmin.h"
-#include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
@@ -102,20 +100,13 @@ int lora_quota_list(Oid database, LoraQuotaState **list)
 
 /* -- shared memory ---------------------------------------------------------------------------- */
 
-/* In the postmaster, after everybody else has ended; not after a crash. */
-static void write_at_shutdown(int code, Datum arg)
-{
-    if (code == 0 && lora_quota_control)
-        lora_quota_write_file();
-}
-
 Size lora_quota_shared_size(void)
 {
     return add_size(sizeof(LoraQuotaControl),
                     hash_estimate_size(LORA_MAX_COUNTERS, sizeof(LoraQuotaCounter)));
 }
 
-void lora_quota_startup_shared(void)
+bool lora_quota_attach(void)
 {
     HASHCTL info = {.keysize = sizeof(LoraQuotaKey), .entrysize = sizeof(LoraQuotaCounter)};
     bool found;
@@ -123,10 +114,7 @@ void lora_quota_startup_shared(void)
     lora_quota_control = ShmemInitStruct("openlora quotas", sizeof(LoraQuotaControl), &found);
     lora_quota_table = ShmemInitHash("openlora quota counters", LORA_MAX_COUNTERS,
                                      LORA_MAX_COUNTERS, &info, HASH_ELEM | HASH_BLOBS);
-    if (found)
-        return;
-    memset(lora_quota_control, 0, sizeof(*lora_quota_control));
-    if (!IsUnderPostmaster)
-        on_shmem_exit(write_at_shutdown, 0);
-    lora_quota_read_file();
+    if (!found)
+        memset(lora_quota_control, 0, sizeof(*lora_quota_control));
+    return !found;
 }

@@ -1,9 +1,12 @@
-/* quota_file.c: counters over a restart: see quota.h. */
+/* quota_file.c: counters over a restart: read where they begin, written while they change and
+ * where they end: see quota.h. */
 #include "quota_internal.h"
 
+#include "miscadmin.h"
 #include "pgstat.h"
 #include "port/pg_crc32c.h"
 #include "storage/fd.h"
+#include "storage/ipc.h"
 #include "utils/timestamp.h"
 
 #define FILE_NAME PGSTAT_STAT_PERMANENT_DIRECTORY "/openlora_quotas"
@@ -72,7 +75,7 @@ static void write_file(const Record *records, uint32 count)
 
 static uint64 written; /* `changes` as of the last write of this process */
 
-void lora_quota_write_file(void)
+static void write_now(void)
 {
     uint32 count;
     uint64 changes;
@@ -97,7 +100,7 @@ long lora_quota_write_if_due(void)
     if (!TimestampDifferenceExceeds(last, now, WRITE_EVERY_MS))
         return WRITE_EVERY_MS - TimestampDifferenceMilliseconds(last, now);
     last = now;
-    lora_quota_write_file();
+    write_now();
     return -1;
 }
 
@@ -142,7 +145,7 @@ static bool read_records(FILE *file)
     return good;
 }
 
-void lora_quota_read_file(void)
+static void read_file(void)
 {
     FILE *file = AllocateFile(FILE_NAME, PG_BINARY_R);
 
@@ -156,4 +159,22 @@ void lora_quota_read_file(void)
         ereport(LOG, (errmsg("ignoring invalid data in file \"%s\"", FILE_NAME),
                       errdetail("Quotas of openlora begin at zero.")));
     FreeFile(file);
+}
+
+/* -- a server's start and end ----------------------------------------------------------------- */
+
+/* In the postmaster, after everybody else has ended; not after a crash. */
+static void write_at_shutdown(int code, Datum arg)
+{
+    if (code == 0 && lora_quota_control)
+        write_now();
+}
+
+void lora_quota_startup_shared(void)
+{
+    if (!lora_quota_attach())
+        return;
+    if (!IsUnderPostmaster)
+        on_shmem_exit(write_at_shutdown, 0);
+    read_file();
 }

@@ -3,7 +3,7 @@
  *
  *   quota.c        the counters, under their lock
  *   quota_claim.c  what requests of this backend have reserved
- *   quota_file.c   where counters are kept over a restart
+ *   quota_file.c   how counters outlive a restart: from a file, and to it
  */
 #ifndef LORA_QUOTA_INTERNAL_H
 #define LORA_QUOTA_INTERNAL_H
@@ -39,8 +39,7 @@ extern LoraQuotaCounter *lora_quota_counter(const LoraQuotaKey *key, bool make);
 /* Begins a new window when its time has come. */
 extern void lora_quota_turn_window(LoraQuotaCounter *c, int64 period_us);
 
-/* Reads what was kept, where shared memory is made; writes it. */
-extern void lora_quota_read_file(void);
-extern void lora_quota_write_file(void);
+/* Finds the counters in shared memory, or makes them: then true. */
+extern bool lora_quota_attach(void);
 
 #endif
