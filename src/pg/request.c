@@ -1,4 +1,4 @@
-/* request.c: the life of a request: see request.h and request_internal.h. */
+/* request.c: a request's beginning and end: see request.h and request_internal.h. */
 #include "request_internal.h"
 
 #include "utils/memutils.h"
@@ -131,55 +131,6 @@ LoraRequest *lora_request_start(const LoraSpec *spec, bool keep_tokens, ol_error
     return request;
 }
 
-/* -- waiting -------------------------------------------------------------------------------- */
-
-/* A tag goes with an engine, which costs a retry, or when the subtransaction that sent it
- * is undone while the query goes on (a cursor's), which costs none. */
-void lora_request_revive(LoraRequest *request)
-{
-    ol_error error;
-
-    if (request->ended || lora_session_is_live(request->tag))
-        return;
-    if (request->losses != lora_session_losses() && request->retries_left-- <= 0) {
-        ol_fail(&error, OL_LOST, "the openlora engine was lost while it answered");
-        ol_hint(&error, "Try again; openlora.max_retries retries were made.");
-        lora_request_fail(request, &error);
-    } else if (!lora_session_ready(&error)) {
-        lora_request_fail(request, &error);
-    } else {
-        lora_request_send(request);
-    }
-}
-
-void lora_request_step(LoraRequest *request)
-{
-    if (!lora_session_is_live(request->tag))
-        lora_request_revive(request);
-    else
-        (void)lora_request_take_frame(true);
-}
-
-bool lora_request_wait(LoraRequest *request, ol_error *error)
-{
-    while (!request->ended)
-        lora_request_step(request);
-    return !lora_request_failed(request, error);
-}
-
-LoraToken *lora_request_next_token(LoraRequest *request)
-{
-    LoraToken *token;
-
-    while (!request->next && !request->ended)
-        lora_request_step(request);
-    token = request->next;
-    lora_ledger_await(&request->announced); /* no token leaves before */
-    if (token)
-        request->next = token->next;
-    return token;
-}
-
 /* -- asking about it ------------------------------------------------------------------------ */
 
 bool lora_request_ended(const LoraRequest *request)
@@ -197,16 +148,4 @@ bool lora_request_failed(const LoraRequest *request, ol_error *error)
     if (request->failed)
         *error = request->error;
     return request->failed;
-}
-
-const LoraResult *lora_request_result(const LoraRequest *request)
-{
-    lora_ledger_await(&request->announced);
-    return &request->result;
-}
-
-LoraToken *lora_request_tokens(const LoraRequest *request)
-{
-    lora_ledger_await(&request->announced);
-    return request->tokens;
 }

@@ -1,9 +1,12 @@
 /*
  * request_internal.h: a request, as the files of request.h share it.
  *
- *   request.c          its life: begun, waited for, sent again, ended
  *   request_send.c     what goes to the engine: the request, announced where it must be
+ *   request.c          its beginning and end; those that are in flight
  *   request_receive.c  what comes back: tokens, wants of an adapter, the end
+ *   request_wait.c     waiting for that, and sending again what was lost with an engine
+ *
+ * Each calls those above it alone.
  */
 #ifndef LORA_REQUEST_INTERNAL_H
 #define LORA_REQUEST_INTERNAL_H

@@ -144,9 +144,3 @@ LoraIo lora_request_take_frame(bool wait)
         lora_request_dispatch(&frame, payload);
     return io;
 }
-
-void lora_requests_poll(void)
-{
-    while (lora_requests_fly() && lora_request_take_frame(false) == LORA_IO_OK)
-        ;
-}
