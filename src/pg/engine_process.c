@@ -1,16 +1,14 @@
 /* engine_process.c: see engine_process.h. */
 #include "engine_process.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/child.h"
 #include "device/device.h"
 #include "lib/stringinfo.h"
-#include "libpq/pqsignal.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -18,6 +16,7 @@
 
 #define FIRST_PAUSE_MS 100
 #define GRACE_MS 2000
+#define OOM_SCORE 500 /* if memory runs out, it goes before any other process of the server */
 
 void engine_publish(LoraEngineState state, const ol_error *error)
 {
@@ -122,35 +121,20 @@ bool engine_settings_changed(const EngineProcess *engine)
 
 /* -- start -------------------------------------------------------------------------------- */
 
-/* In the child, between fork and exec: only calls that are safe there. */
-static void become_engine(Command *command, int ring_fd, int wake_fd, pid_t parent)
+/* What it prints goes where the server's log goes. */
+static pid_t start_program(Command *command, int ring_fd, int wake_fd)
 {
-    sigset_t none;
-    int score = open("/proc/self/oom_score_adj", O_WRONLY);
-    int null = open("/dev/null", O_RDWR);
+    int keep[] = {Min(ring_fd, wake_fd), Max(ring_fd, wake_fd)};
+    ol_child program = {.args = command->args,
+                        .out = 2,
+                        .errors = 2,
+                        .keep = keep,
+                        .n_keep = 2,
+                        .oom_score = OOM_SCORE};
 
-    /* If memory runs out, this process goes first. */
-    if (score >= 0) {
-        if (write(score, "500", 3) < 0)
-            (void)0;
-        close(score);
-    }
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        _exit(1);
-    for (int sig = 1; sig < 32; sig++)
-        signal(sig, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    if (null >= 0) {
-        dup2(null, 0);
-        dup2(2, 1); /* what it prints goes where the server's log goes */
-    }
-    for (int fd = 3; fd < 4096; fd++)
-        if (fd != ring_fd && fd != wake_fd)
-            close(fd);
-    execv(command->args[0], command->args);
-    _exit(127);
+    add_number(command, "ring-fd", ring_fd);
+    add_number(command, "wake-fd", wake_fd);
+    return ol_child_start(&program);
 }
 
 static void start_failed(EngineProcess *engine, const ol_error *error)
@@ -171,7 +155,7 @@ static void start(EngineProcess *engine)
     Command command;
     ol_error error;
     int ring_fd, wake_fd;
-    pid_t pid, self = getpid();
+    pid_t pid;
 
     if (engine->settings)
         pfree(engine->settings);
@@ -182,13 +166,8 @@ static void start(EngineProcess *engine)
         return;
     }
     build_command(&command);
-    add_number(&command, "ring-fd", ring_fd);
-    add_number(&command, "wake-fd", wake_fd);
     engine_publish(LORA_ENGINE_LOADING, NULL);
-    fflush(NULL);
-    pid = fork();
-    if (pid == 0)
-        become_engine(&command, ring_fd, wake_fd, self);
+    pid = start_program(&command, ring_fd, wake_fd);
     close(ring_fd);
     close(wake_fd);
     if (pid < 0) {

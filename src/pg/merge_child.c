@@ -1,13 +1,11 @@
 /* merge_child.c: see merge_child.h. */
 #include "merge_child.h"
 
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/child.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "progress.h"
@@ -18,61 +16,22 @@
 
 #define PROGRESS_MS 5000 /* between notices */
 #define MAX_SAID (1024 * 1024)
+#define OOM_SCORE 800 /* where memory runs out, a merge goes before the engine */
 
 /* -- the process ----------------------------------------------------------------------------- */
 
-/* Between fork and exec, as the rest. What runs out of memory is the merge, and nothing else: its
- * own, by the limit, or the machine's, as the first to go. */
-static void bound_memory(void)
-{
-    struct rlimit limit = {(rlim_t)lora_merge_memory << 20, (rlim_t)lora_merge_memory << 20};
-    int score = open("/proc/self/oom_score_adj", O_WRONLY);
-
-    if (lora_merge_memory > 0)
-        (void)setrlimit(RLIMIT_AS, &limit);
-    if (score < 0)
-        return;
-    if (write(score, "800", 3) < 0)
-        (void)0;
-    close(score);
-}
-
-/* Between fork and exec: only calls that are safe there. */
-static void become_program(char **args, int errors, pid_t parent)
-{
-    sigset_t none;
-    int null = open("/dev/null", O_RDWR);
-
-    bound_memory();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        _exit(1);
-    for (int sig = 1; sig < 32; sig++)
-        signal(sig, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    if (null >= 0) {
-        dup2(null, 0);
-        dup2(null, 1);
-    }
-    dup2(errors, 2);
-    for (int fd = 3; fd < 4096; fd++)
-        close(fd);
-    execv(args[0], args);
-    _exit(127);
-}
-
 static void start(LoraMergeChild *child)
 {
-    pid_t parent = getpid();
+    ol_child program = {.args = child->args,
+                        .out = -1,
+                        .oom_score = OOM_SCORE,
+                        .memory_limit = (size_t)lora_merge_memory << 20};
     int ends[2];
 
     if (pipe(ends) != 0)
         ereport(ERROR, (errcode_for_file_access(), errmsg("could not create a pipe: %m")));
-    fflush(NULL);
-    child->pid = fork();
-    if (child->pid == 0)
-        become_program(child->args, ends[1], parent);
+    program.errors = ends[1];
+    child->pid = ol_child_start(&program);
     close(ends[1]);
     child->errors = ends[0];
     if (child->pid < 0) {
