@@ -85,6 +85,9 @@ $(BUILD)/gpu_bench: $(patsubst %,$(BUILD)/cuda/gpu_%.o,$(GPU_BENCH)) $(BUILD)/cu
 $(BUILD)/test/simt_sample $(BUILD)/gpu_sample $(BUILD)/test/simt_device_choose $(BUILD)/gpu_device_choose: $(call obj,src/engine/choose.c)
 $(BUILD)/gpu_%: $(BUILD)/cuda/gpu_test_%.o $(BUILD)/cuda/librig.a $(BUILD)/cuda/libkernels.a
 	$(NVCC) -o $@ $^ -lcmocka -lcrypto -ldl -lpthread -lm
+# What tests the whole device takes the one that the engine loads, instead of one of its own.
+$(BUILD)/gpu_device_%: $(BUILD)/cuda/gpu_test_device_%.o $(BUILD)/cuda/librig.a $(BASE_OBJECTS) $(call obj,src/device/load.c) | $(BUILD)/openlora_cuda.so
+	$(NVCC) -o $@ $^ -L$(BUILD) -l:openlora_cuda.so -Xlinker -rpath='$$ORIGIN' -lcmocka -lcrypto -ldl -lpthread -lm
 gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench $(BUILD)/test/test_perplexity
 .PHONY: simt-tests gpu-tests
 

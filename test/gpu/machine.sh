@@ -15,7 +15,7 @@ if [ ! -d build/gpu/lib ]; then
 		build/test/test_engine_fp8 || return 1
 else
 	build=build/gpu
-	export LD_LIBRARY_PATH=$PWD/build/gpu/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
+	export LD_LIBRARY_PATH=$PWD/build/gpu/lib:$PWD/build/gpu:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 	# With this machine's C library, or where it is too old with the packed one.
 	if ! "$build/openlora-engine" --help >/dev/null 2>&1; then
 		loader=("$PWD/$build/lib/libc/ld-linux-x86-64.so.2" --library-path

@@ -44,8 +44,8 @@ static void open_pool(model *m, ol_dtype kv, bool fresh)
     model_open_pages(m, m->last_page, kv);
     if (fresh)
         return;
-    GPU_OK(cudaMemsetAsync(on->kv->first.data, 0xFF, on->kv->bytes, on->device->stream));
-    GPU_OK(cudaStreamSynchronize(on->device->stream));
+    GPU_OK(cudaDeviceSynchronize());
+    rig_poison(on->kv->first.data, on->kv->bytes);
 }
 
 /* The same adapters on both; in a pool they take none but its memory. */
