@@ -43,6 +43,15 @@ int rig_below(int n)
     return (int)(rig_next() % (uint64_t)n);
 }
 
+bool rig_small(void)
+{
+#ifdef OL_SIMT
+    return true;
+#else
+    return getenv("OL_SMALL") != NULL;
+#endif
+}
+
 double rig_uniform(void)
 {
     return (double)(rig_next() >> 11) * 0x1p-52 - 1.0;
@@ -165,21 +174,25 @@ double rig_from_f16(uint16_t v)
     return f;
 }
 
-/* By trying all of them. */
+/* Between two neighbours of those there are, which are in order. */
 uint8_t rig_f8(double v)
 {
-    double least = INFINITY;
-    int best = 0;
+    int low = 0, high = 0x7e;
+    double below, above;
 
-    for (int i = 0; i < 0x7f; i++) {
-        double e = fabs(fabs(v) - (double)ol_f8_to_f32((uint8_t)i));
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
 
-        if (e < least || (e == least && i % 2 == 0)) {
-            least = e;
-            best = i;
-        }
+        if (ol_f8_to_f32((uint8_t)middle) <= fabs(v))
+            low = middle;
+        else
+            high = middle;
     }
-    return (uint8_t)(best | (signbit(v) ? 0x80 : 0));
+    below = fabs(v) - (double)ol_f8_to_f32((uint8_t)low);
+    above = (double)ol_f8_to_f32((uint8_t)high) - fabs(v);
+    if (above < below || (above == below && high % 2 == 0))
+        low = high;
+    return (uint8_t)(low | (signbit(v) ? 0x80 : 0));
 }
 
 double rig_from_f8(uint8_t v)

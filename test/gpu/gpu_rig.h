@@ -33,6 +33,10 @@ int rig_below(int n);
 int rig_run_in_orders(const struct CMUnitTest *tests, size_t n);
 double rig_uniform(void); /* [-1, 1) */
 
+/* On the processor, and where OL_SMALL is set, as for compute-sanitizer: sizes that have all kinds
+ * of accesses, but no more of each than it takes. */
+bool rig_small(void);
+
 /* -- memory: freed by rig_free_all --------------------------------------------------------- */
 void *rig_device(size_t bytes);                             /* poisoned: every 2 or 4 bytes a NaN */
 void *rig_device_copy(const void *from, size_t bytes);      /* as given */

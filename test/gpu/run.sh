@@ -48,24 +48,24 @@ step() {
 if [ "$what" = bench ]; then
 	bench_all
 else
+	export OPENLORA_GOLDEN=$PWD/test/data/golden OL_TEST_DEVICE=${simt:-cuda} OL_DEVICE_DIR=$build
+	programs=()
 	for program in "$tests"*; do
-		case $program in
-		*.log | *_bench) ;;
-		*) step "$(basename "$program")" "${loader[@]}" "$program" ;;
-		esac
+		[[ $program == *.log || $program == *_bench ]] || programs+=("$program")
 	done
-	export OPENLORA_GOLDEN=$PWD/test/data/golden OL_TEST_DEVICE=${simt:-cuda}
-	[ -n "$simt" ] || export OL_DEVICE_DIR=$build
+	for program in "${programs[@]}"; do
+		step "$(basename "$program")" "${loader[@]}" "$program"
+	done
 	step golden "${loader[@]}" "$build/test/test_golden"
 	step perplexity "${loader[@]}" "$build/test/test_perplexity"
 	step same "${loader[@]}" "$build/test/test_engine_same"
 	step sampling "${loader[@]}" "$build/test/test_engine_sampling"
 	step fp8 "${loader[@]}" "$build/test/test_engine_fp8"
 	sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)
-	if [ -n "$sanitizer" ] && [ ${#loader[@]} = 0 ]; then
+	if [ -n "$sanitizer" ] && [ -z "$simt" ] && [ ${#loader[@]} = 0 ]; then
 		for tool in memcheck racecheck; do
-			for program in element rope shrink linear attention sample faults; do
-				step "$tool-$program" "$sanitizer" --tool $tool --error-exitcode 1 "$tests$program"
+			for program in "${programs[@]}"; do
+				step "$tool-${program#"$tests"}" env OL_SMALL=1 "$sanitizer" --tool $tool --error-exitcode 1 "$program"
 			done
 		done
 	else
