@@ -120,6 +120,7 @@ static void gpu_info(ol_device *device, ol_device_info *info)
     info->memory_used = device->memory.used;
     info->memory_total = device->card.totalGlobalMem;
     info->kv_dtypes = 1u << OL_BF16 | 1u << OL_F8E4M3;
+    info->own_memory = true;
 }
 
 /* -- buffers ------------------------------------------------------------------------------ */

@@ -11,7 +11,7 @@ RETURNS SETOF record AS 'MODULE_PATHNAME', 'lora_stat_adapters' LANGUAGE C VOLAT
 CREATE FUNCTION openlora.engine_counters(OUT requests bigint, OUT failed bigint, OUT cancelled bigint, OUT rejected bigint,
     OUT prompt_tokens bigint, OUT cached_tokens bigint, OUT generated_tokens bigint, OUT steps bigint, OUT rows bigint,
     OUT sequences bigint, OUT busy_us bigint, OUT preemptions bigint, OUT adapter_loads bigint, OUT adapter_hits bigint,
-    OUT adapter_evictions bigint, OUT since timestamptz)
+    OUT adapter_evictions bigint, OUT host_loads bigint, OUT since timestamptz)
 AS 'MODULE_PATHNAME', 'lora_stat_engine' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 CREATE FUNCTION openlora.load_progress(OUT engine_pid int, OUT model text, OUT bytes_done bigint, OUT bytes_total bigint, OUT since timestamptz)
@@ -47,7 +47,7 @@ SELECT s.state, s.model, s.device, s.device_description, s.device_memory, s.runn
        pg_catalog.round(c.busy_us::numeric / 1000000.0, 3) AS busy_seconds,
        pg_catalog.round(c.rows::numeric * 1000000.0 / NULLIF(c.busy_us, 0)::numeric, 1) AS tokens_per_second,
        s.kv_pages, s.kv_pages - s.kv_pages_free AS kv_pages_used, c.preemptions, s.adapters, s.adapter_memory, c.adapter_loads,
-       c.adapter_hits, c.adapter_evictions, s.restarts, c.since
+       c.adapter_hits, c.adapter_evictions, s.host_adapters, s.host_adapter_memory, c.host_loads, s.restarts, c.since
 FROM lora_status() s, openlora.engine_counters() c
 $$, options);
     EXECUTE format($$
@@ -59,5 +59,5 @@ $$, options);
 END $do$;
 COMMENT ON VIEW openlora.stat_progress_load IS 'a row while the engine reads, quantises and digests its base model; each byte counts twice, as it is placed and as it is digested';
 COMMENT ON VIEW openlora.stat_activity IS 'requests in the engine; what another role asks is hidden from all but pg_read_all_stats';
-COMMENT ON VIEW openlora.stat_adapters IS 'adapters that the engine holds, that requests name, or (tier none) that it dropped of late: how they were used since its start or lora_stat_reset()';
+COMMENT ON VIEW openlora.stat_adapters IS 'adapters that the engine holds (tier device, or host: in the host''s memory alone), that requests name, or (tier none) that it dropped of late: how they were used since its start or lora_stat_reset()';
 COMMENT ON VIEW openlora.stat_engine IS 'counters of the engine since its start or lora_stat_reset(); tokens_per_second: computed rows in busy time';

@@ -82,6 +82,7 @@ typedef struct ol_device_info {
     size_t memory_used;  /* weights, adapters, KV and buffers, bytes */
     size_t memory_total; /* 0 when not known */
     unsigned kv_dtypes;  /* 1 << ol_dtype for each that the KV cache can be of */
+    bool own_memory;     /* not the host's */
 } ol_device_info;
 
 /* A weight to place. */

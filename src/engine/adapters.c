@@ -26,6 +26,7 @@ ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **out
     }
     store->how = *options;
     store->counts.budget = options->budget;
+    store->copies.budget = options->copy_budget;
     if (options->pool)
         ol_kvpages_invite(options->pool,
                           &(ol_kvpages_guest){idle_pages, oldest_idle, drop_oldest, store});
@@ -78,6 +79,7 @@ static void forget(ol_adapters *store, ol_adapter *a)
 {
     ol_adapter **at = bucket_of(store, &a->digest);
 
+    ol_copies_drop(&store->copies, a->copy);
     ol_adapter_list_remove(&store->remembered, a);
     while (*at != a)
         at = &(*at)->chain;
@@ -104,6 +106,7 @@ void adapters_evict(ol_adapters *store, ol_adapter *a)
     ol_idle_remove(&store->idle, a);
     store->how.table->lora_free(store->how.device, a->lora);
     a->lora = NULL;
+    ol_copies_touch(&store->copies, a->copy); /* it is the only one now */
     ol_adapters_give_place(store, &a->pages);
     store->counts.bytes -= a->bytes;
     store->counts.resident--;
@@ -233,8 +236,11 @@ static void count_one(const ol_adapter *a, void *context)
 
 void ol_adapters_reset(ol_adapters *store)
 {
-    while (store->remembered.n)
-        forget(store, store->remembered.oldest);
+    for (ol_adapter *a = store->remembered.oldest, *next; a; a = next) {
+        next = a->lru_next;
+        if (!a->copy)
+            forget(store, a);
+    }
     for (int i = 0; i < ADAPTERS_BUCKETS; i++)
         for (ol_adapter *a = store->buckets[i]; a; a = a->chain)
             a->hits = a->misses = a->loads = a->load_us = 0;
@@ -341,6 +347,8 @@ ol_adapters_counts ol_adapters_count(const ol_adapters *store)
     ol_adapters_counts c = store->counts;
 
     c.room = c.budget;
+    c.copies = store->copies.n;
+    c.copy_bytes = store->copies.bytes;
     if (pool) {
         int unused = ol_kvpages_total(pool) - ol_kvpages_used(pool);
 

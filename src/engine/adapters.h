@@ -7,6 +7,8 @@
  * dropping what nobody pins, in the order of idle.h. Requests pin what they run with: see
  * admission.c for when, and for why that cannot lock up.
  *
+ * Copies in the host's memory (copies.h) go with their records.
+ *
  * With a pool of pages (kvpages.h) adapters lie in pages that it lends, and the store is its
  * guest: whoever needs room, for pages or for an adapter, gets that of the first adapter to go and
  * the first page to go which became idle first.
@@ -20,6 +22,7 @@
 #ifndef OL_ENGINE_ADAPTERS_H
 #define OL_ENGINE_ADAPTERS_H
 
+#include "engine/copies.h"
 #include "engine/engine.h"
 #include "engine/formats/adapter_file.h"
 #include "engine/formats/model_config.h"
@@ -44,8 +47,9 @@ typedef struct ol_adapter {
     ol_adapter_place pages; /* in a pool; what it needs is known when bytes are */
     uint64_t idle_since;    /* the pool's count */
     ol_adapter_facts facts;
-    ol_seal seal; /* when it has been there once */
-    int loading;  /* how often its bytes are being read just now */
+    ol_seal seal;  /* when it has been there once */
+    ol_copy *copy; /* in the host's memory, or NULL */
+    int loading;   /* how often its bytes are being read just now */
     uint64_t hits, misses, loads, load_us, used_us; /* used_us: when a request last named it */
     int refs;                                       /* requests that name it, and reading of it */
     int pins;                                       /* requests that need it where it is */
@@ -64,8 +68,11 @@ typedef struct ol_adapters_counts {
     int resident;
     size_t bytes, pinned_bytes, reserved, budget;
     size_t room; /* what can be pinned and reserved now: the budget, but for a pool's used pages */
+    int copies;  /* in the host's memory */
+    size_t copy_bytes;
     uint64_t loads, hits, evictions;
-    uint64_t releases; /* how often an adapter lost its last pin, or a page its last user */
+    uint64_t copy_loads; /* of the loads: from there */
+    uint64_t releases;   /* how often an adapter lost its last pin, or a page its last user */
 } ol_adapters_counts;
 
 typedef struct ol_adapters_options {
@@ -73,6 +80,7 @@ typedef struct ol_adapters_options {
     ol_device *device;
     const ol_model_config *base;
     size_t budget;
+    size_t copy_budget; /* of copies.h; 0: there are none */
     /* Or in a pool. */
     ol_kvpages *pool; /* NULL: adapters have memory of their own */
     ol_kv *kv;        /* its memory */
@@ -134,7 +142,18 @@ typedef struct ol_adapter_known {
  * NULL. */
 void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
                       const ol_adapter_known *known, bool place, ol_adapter_made *made);
+/* The same of a copy that a reader holds: there is nothing to be read but the device's part. */
+void ol_adapters_make_of_copy(const ol_adapters *store, const ol_copy *copy,
+                              const ol_adapter_known *known, bool place, ol_adapter_made *made);
 void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made);
+/* Before it is taken: a copy of what was made of these bytes (malloc'ed, all of it) for that
+ * record, if that fits. *bytes and *len are then as ol_copies_keep says. */
+void ol_adapters_keep_copy(ol_adapters *store, ol_adapter *adapter, ol_adapter_made *made,
+                           uint8_t **bytes, size_t *len);
+/* A reader more of the adapter's copy, which is returned; or NULL when it has none. */
+ol_copy *ol_adapters_hold_copy(ol_adapters *store, ol_adapter *adapter);
+void ol_adapters_release_copy(ol_copy *copy);
+void ol_adapters_count_copy_load(ol_adapters *store);
 /* In a pool, on any thread: has the device place what was made, in these pages, which are
  * made's from then on. Nothing happens when they are not what it needs. */
 void ol_adapters_fill_place(const ol_adapters *store, ol_adapter_place *place,

@@ -11,6 +11,7 @@ struct ol_adapters {
     ol_adapters_options how;
     ol_adapters_counts counts;
     ol_sealer *sealer;
+    ol_copies copies;
     ol_adapter *buckets[ADAPTERS_BUCKETS];
     ol_idle idle;               /* resident and not pinned */
     ol_adapter_list remembered; /* neither resident nor referenced */

@@ -2,7 +2,8 @@
  * admission.c: when a request gets its adapters.
  *
  * A request waits in `pending` until all of its adapters are resident; then they are pinned,
- * all at once, and it goes to the scheduler. The host is asked for those that are missing.
+ * all at once, and it goes to the scheduler. The host is asked for those that are missing, unless
+ * there is a copy of them in memory (copies.h).
  * The budget of adapters may be far smaller than what all pending requests name, so:
  *
  *  1. Only the oldest pending request pins adapters before it has all of them. (If two did,
@@ -88,6 +89,8 @@ static void ask(pass *p, request *r, int i)
     ol_adapter *a = r->adapters[i];
     ol_event e = {.tag = r->tag, .kind = OL_EVENT_NEED_ADAPTER, .digest = a->digest};
 
+    if (offer_copy(p->engine, a))
+        return;
     a->asked = true;
     a->asked_tag = r->tag;
     a->asked_us = r->asked_us[i] = p->now;

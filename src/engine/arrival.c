@@ -4,6 +4,7 @@
  */
 #include "engine/adapters_internal.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,18 +41,12 @@ static void identify(const ol_adapters *store, const ol_adapter_known *known, ol
         ol_adapter_digest(b->weights, b->weights_len, b->config, b->config_len, &made->digest);
 }
 
-void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
-                      const ol_adapter_known *known, bool want_lora, ol_adapter_made *made)
+/* In the device's layout, or what of the pool that takes. */
+static void make_lora(const ol_adapters *store, bool want_lora, ol_adapter_made *made)
 {
     const ol_device_table *table = store->how.table;
     ol_error ignored; /* placing is tried again where room can be made */
 
-    memset(made, 0, sizeof(*made));
-    made->bytes = *bytes;
-    identify(store, known, made);
-    made->code = parse(store, made);
-    if (made->code != OL_OK)
-        return;
     made->takes = made->file.tensor_bytes;
     if (store->how.pool)
         find_need(store, made);
@@ -59,6 +54,27 @@ void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
              table->lora_create(store->how.device, made->file.modules, made->file.n_modules,
                                 &made->lora, &ignored) != OL_OK)
         made->lora = NULL;
+}
+
+void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
+                      const ol_adapter_known *known, bool want_lora, ol_adapter_made *made)
+{
+    memset(made, 0, sizeof(*made));
+    made->bytes = *bytes;
+    identify(store, known, made);
+    made->code = parse(store, made);
+    if (made->code == OL_OK)
+        make_lora(store, want_lora, made);
+}
+
+void ol_adapters_make_of_copy(const ol_adapters *store, const ol_copy *copy,
+                              const ol_adapter_known *known, bool want_lora, ol_adapter_made *made)
+{
+    memset(made, 0, sizeof(*made));
+    made->digest = known->digest;
+    made->seal = known->seal;
+    made->file = copy->file;
+    make_lora(store, want_lora, made);
 }
 
 void ol_adapters_fill_place(const ol_adapters *store, ol_adapter_place *place,
@@ -82,6 +98,40 @@ void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made)
     ol_adapters_give_place(store, &made->place);
     made->lora = NULL;
     made->arena = NULL;
+}
+
+/* -- copies in the host's memory ------------------------------------------------------------ */
+
+void ol_adapters_keep_copy(ol_adapters *store, ol_adapter *a, ol_adapter_made *made,
+                           uint8_t **bytes, size_t *len)
+{
+    if (made->code != OL_OK || made->takes > store->how.budget ||
+        !ol_digest_equal(&made->digest, &a->digest))
+        return;
+    if (a->copy)
+        ol_copies_touch(&store->copies, a->copy);
+    else if (ol_copies_keep(&store->copies, &a->copy, &made->file, made->arena, bytes, len))
+        made->arena = NULL;
+}
+
+ol_copy *ol_adapters_hold_copy(ol_adapters *store, ol_adapter *a)
+{
+    if (a->copy) {
+        a->copy->readers++;
+        ol_copies_touch(&store->copies, a->copy);
+    }
+    return a->copy;
+}
+
+void ol_adapters_release_copy(ol_copy *copy)
+{
+    assert(copy->readers > 0);
+    copy->readers--;
+}
+
+void ol_adapters_count_copy_load(ol_adapters *store)
+{
+    store->counts.copy_loads++;
 }
 
 /* -- room for them ------------------------------------------------------------------------ */

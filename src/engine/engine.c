@@ -50,6 +50,9 @@ static void tell_state(const ol_engine *engine, ol_engine_info *info)
     info->adapter_loads = a.loads;
     info->adapter_hits = a.hits;
     info->adapter_evictions = a.evictions;
+    info->adapter_copies = a.copies;
+    info->adapter_copy_bytes = a.copy_bytes;
+    info->adapter_copy_loads = a.copy_loads;
     info->steps = c->steps;
     info->prompt_tokens = c->prompt_tokens;
     info->generated_tokens = c->generated_tokens;

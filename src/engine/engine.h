@@ -38,6 +38,8 @@ typedef struct ol_engine ol_engine;
 
 #define OL_MAX_REQUEST_ADAPTERS 16
 
+#define OL_NO_COPIES SIZE_MAX
+
 typedef struct ol_engine_options {
     const char *model_path; /* Hugging Face folder or GGUF file */
     const char *device_dir; /* where openlora_*.so lie */
@@ -48,6 +50,8 @@ typedef struct ol_engine_options {
     size_t memory_limit;     /* of the device, bytes; 0: none */
     size_t kv_bytes;         /* KV cache budget; 0: 512 MiB, less if the model needs less */
     size_t adapter_bytes;    /* adapter cache budget; 0: 1 GiB */
+    size_t copy_bytes;       /* budget of copies of adapters in the host's memory; 0: 4 GiB if the
+                              * device has memory of its own, else none; OL_NO_COPIES: none */
     size_t cache_bytes;      /* not 0: one pool for both; the two above are the most that each may
                               * take of it, 0: all */
     int context;             /* tokens per request at most; 0: the model's */
@@ -85,6 +89,9 @@ typedef struct ol_engine_info {
     uint64_t busy_us;       /* spent in steps */
     uint64_t preemptions, rejected;
     uint64_t adapter_loads, adapter_hits, adapter_evictions;
+    int adapter_copies; /* in the host's memory */
+    size_t adapter_copy_bytes;
+    uint64_t adapter_copy_loads; /* of the loads: from there */
 } ol_engine_info;
 
 typedef enum ol_task {
@@ -247,8 +254,10 @@ typedef struct ol_adapter_offer {
 typedef struct ol_adapter_result {
     uint64_t tag;
     bool check;
-    uint8_t *offered; /* the offer's bytes, the host's again: to free, or for the next offer */
-    size_t bytes;     /* of them */
+    uint8_t *offered; /* a buffer, the host's again: to free, or for the next offer; or NULL, when
+                       * the offer's bytes were kept */
+    size_t room;      /* bytes of that buffer */
+    size_t bytes;     /* of the offer */
     ol_code code;
     ol_error error; /* when code is not OL_OK */
     ol_adapter_facts facts;

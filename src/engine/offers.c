@@ -10,6 +10,7 @@ typedef struct offer {
     ol_adapter_offer what;
     ol_adapter *record;     /* referenced while it is read; NULL for a check */
     ol_adapter_known known; /* unless it is a check */
+    ol_copy *copy;          /* held; then nobody offered anything */
     size_t reserved;        /* room for it, or 0: it is read, but not placed there */
     ol_adapter_place place; /* that room in a pool */
     bool again;             /* it was read before, and has its room now */
@@ -42,7 +43,10 @@ static void run_offer(ol_job *job)
     uint64_t start = ol_now_us();
 
     take_processor(o, 1);
-    if (!o->again)
+    if (o->copy)
+        ol_adapters_make_of_copy(o->engine->adapters, o->copy, &o->known, o->reserved > 0,
+                                 &o->made);
+    else if (!o->again)
         ol_adapters_make(o->engine->adapters, &bytes, &o->known, o->reserved > 0, &o->made);
     if (o->place.runs)
         ol_adapters_fill_place(o->engine->adapters, &o->place, &o->made);
@@ -63,6 +67,8 @@ static void release(ol_engine *engine, offer *o)
 {
     unreserve(engine, o);
     ol_adapters_give_place(engine->adapters, &o->place);
+    if (o->copy)
+        ol_adapters_release_copy(o->copy);
     if (o->record) {
         o->record->loading--;
         ol_adapters_unref(engine->adapters, o->record);
@@ -132,6 +138,32 @@ ol_code ol_engine_adapter_offer(ol_engine *engine, const ol_adapter_offer *what,
     return code;
 }
 
+/* It has room already, or it would be read for nothing: then the host may as well be asked. */
+static ol_code submit_copy(ol_engine *engine, offer *o, ol_error *err)
+{
+    OL_TRY(hold_record(engine, o, err));
+    o->copy = ol_adapters_hold_copy(engine->adapters, o->record);
+    if (!o->reserved)
+        return ol_fail(err, OL_LIMIT, "there is no room");
+    return ol_loader_submit(engine->loader, &o->job, err);
+}
+
+bool offer_copy(ol_engine *engine, const ol_adapter *adapter)
+{
+    ol_error ignored;
+    offer *o;
+
+    if (!adapter->copy || !(o = calloc(1, sizeof(*o))))
+        return false;
+    o->job.run = run_offer;
+    o->engine = engine;
+    o->what.expected = adapter->digest;
+    if (submit_copy(engine, o, &ignored) == OL_OK)
+        return true;
+    release(engine, o);
+    return false;
+}
+
 /* -- out ---------------------------------------------------------------------------------- */
 
 /* In a pool an adapter that is seen for the first time goes to the loader twice: read, it says what
@@ -140,8 +172,8 @@ static bool place_now(ol_engine *engine, offer *o)
 {
     ol_error ignored;
 
-    if (!engine->page_bytes || o->what.check || o->again || o->made.code != OL_OK || o->made.lora ||
-        !ol_digest_equal(&o->made.digest, &o->what.expected) || o->record->lora)
+    if (!engine->page_bytes || o->what.check || o->again || o->copy || o->made.code != OL_OK ||
+        o->made.lora || !ol_digest_equal(&o->made.digest, &o->what.expected) || o->record->lora)
         return false;
     unreserve(engine, o);
     ol_adapters_give_place(engine->adapters, &o->place);
@@ -151,20 +183,29 @@ static bool place_now(ol_engine *engine, offer *o)
     return ol_loader_submit(engine->loader, &o->job, &ignored) == OL_OK;
 }
 
+static void count_load(ol_engine *engine, offer *o)
+{
+    o->record->loads++;
+    o->record->load_us += o->us;
+    if (o->copy)
+        ol_adapters_count_copy_load(engine->adapters);
+}
+
 /* As if it had come just now: see ol_engine_adapter_put. */
 static void take_offer(ol_engine *engine, offer *o, ol_adapter_result *result)
 {
     ol_adapter_verdict verdict;
 
     unreserve(engine, o);
+    if (!o->copy)
+        ol_adapters_keep_copy(engine->adapters, o->record, &o->made, &result->offered,
+                              &result->room);
     result->code =
         ol_adapters_take(engine->adapters, &o->what.expected, &o->made, &verdict, &result->error);
     result->facts = verdict.facts;
     o->record->loading--;
-    if (verdict.kept) {
-        o->record->loads++;
-        o->record->load_us += o->us;
-    }
+    if (verdict.kept)
+        count_load(engine, o);
     if (verdict.ours) {
         admission_arrived(engine, &o->what.expected);
         if (result->code == OL_DEVICE)
@@ -178,22 +219,13 @@ static void take_offer(ol_engine *engine, offer *o, ol_adapter_result *result)
     admission_run(engine);
 }
 
-bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
+static void take_any(ol_engine *engine, offer *o, ol_adapter_result *result)
 {
-    ol_job *job;
-    offer *o;
-
-    do {
-        job = ol_loader_next(engine->loader);
-        o = (offer *)(void *)job;
-        if (!job)
-            return false;
-        engine->blocked = false;
-    } while (place_now(engine, o));
     *result = (ol_adapter_result){.tag = o->what.tag,
                                   .check = o->what.check,
                                   .offered = o->what.bytes,
                                   .bytes = o->what.weights_len + o->what.config_len};
+    result->room = result->bytes;
     o->what.bytes = NULL;
     if (o->what.check) {
         result->code =
@@ -202,8 +234,24 @@ bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
     } else {
         take_offer(engine, o, result);
     }
-    release(engine, o);
-    return true;
+}
+
+bool ol_engine_adapter_result(ol_engine *engine, ol_adapter_result *result)
+{
+    offer *o;
+
+    while ((o = (offer *)(void *)ol_loader_next(engine->loader))) {
+        bool offered = !o->copy;
+
+        engine->blocked = false;
+        if (place_now(engine, o))
+            continue;
+        take_any(engine, o, result);
+        release(engine, o);
+        if (offered)
+            return true;
+    }
+    return false;
 }
 
 int ol_engine_adapter_fd(const ol_engine *engine)

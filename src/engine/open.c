@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
+#define DEFAULT_COPY_BYTES ((size_t)4 << 30)
 #define PATIENCE_US 2000000
 #define DEFAULT_STEP_MS 200
 
@@ -59,14 +60,26 @@ static void adapters_in_pool(const ol_engine *engine, const ol_engine_options *o
     adapters->budget = o->adapter_bytes && o->adapter_bytes < all ? o->adapter_bytes : all;
 }
 
+/* Where the device computes in the host's memory, copies would be the same again. */
+static size_t copy_budget(const ol_engine *engine, const ol_engine_options *o)
+{
+    ol_device_info info;
+
+    if (o->copy_bytes)
+        return o->copy_bytes == OL_NO_COPIES ? 0 : o->copy_bytes;
+    engine->table->info(engine->device, &info);
+    return info.own_memory ? DEFAULT_COPY_BYTES : 0;
+}
+
 static ol_code open_tables(ol_engine *engine, const ol_engine_options *o, ol_error *err)
 {
     const limits *l = &engine->limits;
     ol_adapters_options adapters = {.table = engine->table,
                                     .device = engine->device,
                                     .base = engine->config,
-                                    .budget = o->adapter_bytes ? o->adapter_bytes
-                                                               : DEFAULT_ADAPTER_BYTES};
+                                    .budget =
+                                        o->adapter_bytes ? o->adapter_bytes : DEFAULT_ADAPTER_BYTES,
+                                    .copy_budget = copy_budget(engine, o)};
     size_t buckets = 64;
 
     if (engine->page_bytes)

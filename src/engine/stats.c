@@ -60,6 +60,7 @@ static void add_adapter(const ol_adapter *a, void *context)
     l->stats[l->n++] = (ol_adapter_stat){.digest = a->digest,
                                          .resident = a->lora != NULL,
                                          .loading = a->loading > 0,
+                                         .copied = a->copy != NULL,
                                          .requests = a->refs - a->loading,
                                          .bytes = a->bytes,
                                          .hits = a->hits,

@@ -32,6 +32,7 @@ typedef struct ol_request_stat {
 typedef struct ol_adapter_stat {
     ol_digest digest;
     bool resident, loading;
+    bool copied;  /* in the host's memory, too */
     int requests; /* live ones that name it */
     uint64_t bytes;
     uint64_t hits, misses; /* requests that found it there, or not */

@@ -89,6 +89,9 @@ static void build_command(Command *command)
         add_option(command, "kv-dtype", kv_dtypes[lora_kv_cache_dtype]);
     add_number(command, "kv-bytes", lora_kv_cache_size * mb);
     add_number(command, "adapter-bytes", lora_adapter_cache_size * mb);
+    if (lora_adapter_host_cache_size >= 0)
+        add_option(command, "adapter-copy-bytes",
+                   psprintf(INT64_FORMAT, lora_adapter_host_cache_size * mb));
     add_number(command, "cache-bytes", lora_cache_size * mb);
     add_number(command, "memory-limit", lora_memory_limit * mb);
     add_number(command, "context", lora_context_length);

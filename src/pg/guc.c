@@ -18,6 +18,7 @@ int lora_threads = 0;
 int lora_kv_cache_dtype = -1;
 int lora_kv_cache_size = 0;
 int lora_adapter_cache_size = 0;
+int lora_adapter_host_cache_size = -1;
 int lora_cache_size = 0;
 int lora_memory_limit = 0;
 int lora_merge_memory = 4096;
@@ -105,10 +106,15 @@ static void define_engine_numbers(void)
                MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
     define_int("openlora.adapter_cache_size", "Memory for loaded adapters.", "0: 1 GB.",
                &lora_adapter_cache_size, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
-    define_int("openlora.cache_size", "Memory for keys, values and adapters together.",
-               "What is given to openlora.kv_cache_size and openlora.adapter_cache_size then limits "
-               "their parts of it. 0: each has its own.",
-               &lora_cache_size, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int("openlora.adapter_host_cache_size",
+               "The host's memory for adapters that a GPU may have to drop.",
+               "-1: 4 GB with a GPU, none where the device computes in the host's memory. 0: none.",
+               &lora_adapter_host_cache_size, -1, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
+    define_int(
+        "openlora.cache_size", "Memory for keys, values and adapters together.",
+        "What is given to openlora.kv_cache_size and openlora.adapter_cache_size then limits "
+        "their parts of it. 0: each has its own.",
+        &lora_cache_size, 0, MAX_KILOBYTES / 1024, PGC_SIGHUP, GUC_UNIT_MB);
     define_int("openlora.merge_memory", "Memory that a merge of adapters may take.",
                "0: no limit. It is computed in a process of its own.", &lora_merge_memory, 0,
                MAX_KILOBYTES / 1024, PGC_SUSET, GUC_UNIT_MB);

@@ -21,12 +21,13 @@ extern char *lora_ledger_key_directory;
 extern int lora_quantization;   /* ol_quantization */
 extern int lora_kv_cache_dtype; /* ol_dtype, or -1 */
 extern int lora_threads;
-extern int lora_kv_cache_size;      /* MB; 0: the engine's default */
-extern int lora_adapter_cache_size; /* MB; 0: the engine's default */
-extern int lora_cache_size;         /* MB; 0: none, the two above are by themselves */
-extern int lora_memory_limit;       /* MB; 0: none */
-extern int lora_merge_memory;       /* MB; 0: no limit */
-extern int lora_context_length;     /* tokens; 0: the model's */
+extern int lora_kv_cache_size;           /* MB; 0: the engine's default */
+extern int lora_adapter_cache_size;      /* MB; 0: the engine's default */
+extern int lora_adapter_host_cache_size; /* MB; -1: the engine's default */
+extern int lora_cache_size;              /* MB; 0: none, the two above are by themselves */
+extern int lora_memory_limit;            /* MB; 0: none */
+extern int lora_merge_memory;            /* MB; 0: no limit */
+extern int lora_context_length;          /* tokens; 0: the model's */
 extern int lora_max_sequences;
 extern int lora_step_tokens;
 extern int lora_max_queued;

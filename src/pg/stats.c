@@ -155,7 +155,10 @@ Datum lora_stat_adapters(PG_FUNCTION_ARGS)
     set = lora_begin_rows(fcinfo);
     r = ask(OL_STATS_ADAPTERS);
     while (ol_wire_get_adapter_stat(&r, &s)) {
-        const char *tier = s.resident ? "device" : s.loading ? "loading" : "none";
+        const char *tier = s.resident  ? "device"
+                           : s.loading ? "loading"
+                           : s.copied  ? "host"
+                                       : "none";
         Datum values[ADAPTER_COLUMNS] = {lora_digest_datum(&s.digest),
                                          CStringGetTextDatum(tier),
                                          Int64GetDatum((int64)s.bytes),
@@ -176,16 +179,16 @@ Datum lora_stat_adapters(PG_FUNCTION_ARGS)
 
 /* -- the engine ------------------------------------------------------------------------------ */
 
-#define COUNTERS 15
+#define COUNTERS 16
 
 /* In the order of openlora.engine_counters' columns. */
 static void list_counters(const ol_engine_info *i, uint64 *counters)
 {
-    const uint64 all[COUNTERS] = {i->requests,         i->failed,        i->cancelled,
-                                  i->rejected,         i->prompt_tokens, i->cached_tokens,
-                                  i->generated_tokens, i->steps,         i->rows,
-                                  i->sequences,        i->busy_us,       i->preemptions,
-                                  i->adapter_loads,    i->adapter_hits,  i->adapter_evictions};
+    const uint64 all[COUNTERS] = {
+        i->requests,      i->failed,        i->cancelled,         i->rejected,
+        i->prompt_tokens, i->cached_tokens, i->generated_tokens,  i->steps,
+        i->rows,          i->sequences,     i->busy_us,           i->preemptions,
+        i->adapter_loads, i->adapter_hits,  i->adapter_evictions, i->adapter_copy_loads};
 
     memcpy(counters, all, sizeof(all));
 }

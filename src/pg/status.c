@@ -10,7 +10,7 @@
 PG_FUNCTION_INFO_V1(lora_status);
 PG_FUNCTION_INFO_V1(lora_load_progress);
 
-#define COLUMNS 27
+#define COLUMNS 29
 
 typedef struct Row {
     Datum values[COLUMNS];
@@ -69,6 +69,8 @@ static void put_counters(Row *row, const ol_engine_info *info, bool known)
     put_int32(row, info->waiting, known);
     put_int32(row, info->adapters, known);
     put_int64(row, (int64)info->adapter_bytes, known);
+    put_int32(row, info->adapter_copies, known);
+    put_int64(row, (int64)info->adapter_copy_bytes, known);
     put_int64(row, (int64)info->steps, known);
     put_int64(row, (int64)info->prompt_tokens, known);
     put_int64(row, (int64)info->generated_tokens, known);

@@ -459,14 +459,16 @@ void ol_wire_put_info(ol_buf *buf, const ol_engine_info *i)
                                i->busy_us,
                                i->preemptions,
                                i->rejected,
+                               i->adapter_copy_loads,
                                i->adapter_bytes,
+                               i->adapter_copy_bytes,
                                (uint64_t)i->parameters,
                                i->device.memory_used,
                                i->device.memory_total};
     const int32_t numbers[] = {
-        i->vocab,          i->hidden,        i->layers,       i->context, i->kv_pages,
-        i->kv_pages_free,  i->page_tokens,   i->running,      i->waiting, i->adapters,
-        i->device.threads, i->kv_pages_idle, i->has_tokenizer};
+        i->vocab,          i->hidden,        i->layers,         i->context,      i->kv_pages,
+        i->kv_pages_free,  i->page_tokens,   i->running,        i->waiting,      i->adapters,
+        i->device.threads, i->kv_pages_idle, i->adapter_copies, i->has_tokenizer};
 
     put_string(buf, i->model_name);
     put_string(buf, i->architecture);
@@ -482,14 +484,26 @@ void ol_wire_put_info(ol_buf *buf, const ol_engine_info *i)
 
 bool ol_wire_get_info(ol_reader *r, ol_engine_info *i)
 {
-    uint64_t *const counts[] = {&i->steps,         &i->prompt_tokens, &i->generated_tokens,
-                                &i->requests,      &i->failed,        &i->cancelled,
-                                &i->adapter_loads, &i->adapter_hits,  &i->adapter_evictions,
-                                &i->cached_tokens, &i->rows,          &i->sequences,
-                                &i->busy_us,       &i->preemptions,   &i->rejected};
-    int *const numbers[] = {&i->vocab,    &i->hidden,        &i->layers,         &i->context,
-                            &i->kv_pages, &i->kv_pages_free, &i->page_tokens,    &i->running,
-                            &i->waiting,  &i->adapters,      &i->device.threads, &i->kv_pages_idle};
+    uint64_t *const counts[] = {&i->steps,
+                                &i->prompt_tokens,
+                                &i->generated_tokens,
+                                &i->requests,
+                                &i->failed,
+                                &i->cancelled,
+                                &i->adapter_loads,
+                                &i->adapter_hits,
+                                &i->adapter_evictions,
+                                &i->cached_tokens,
+                                &i->rows,
+                                &i->sequences,
+                                &i->busy_us,
+                                &i->preemptions,
+                                &i->rejected,
+                                &i->adapter_copy_loads};
+    int *const numbers[] = {
+        &i->vocab,          &i->hidden,        &i->layers,        &i->context, &i->kv_pages,
+        &i->kv_pages_free,  &i->page_tokens,   &i->running,       &i->waiting, &i->adapters,
+        &i->device.threads, &i->kv_pages_idle, &i->adapter_copies};
 
     memset(i, 0, sizeof(*i));
     get_string(r, i->model_name, sizeof(i->model_name));
@@ -501,6 +515,7 @@ bool ol_wire_get_info(ol_reader *r, ol_engine_info *i)
     for (size_t k = 0; k < sizeof(counts) / sizeof(counts[0]); k++)
         *counts[k] = ol_get_u64(r);
     i->adapter_bytes = (size_t)ol_get_u64(r);
+    i->adapter_copy_bytes = (size_t)ol_get_u64(r);
     i->parameters = (int64_t)ol_get_u64(r);
     i->device.memory_used = (size_t)ol_get_u64(r);
     i->device.memory_total = (size_t)ol_get_u64(r);

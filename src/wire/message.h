@@ -48,7 +48,7 @@
 #include "engine/engine.h"
 #include "wire/ring.h"
 
-#define OL_WIRE_VERSION 2u
+#define OL_WIRE_VERSION 3u
 
 /* Uploads at most: the host passes the limit of adapters by option, prompts are
  * bounded here. */

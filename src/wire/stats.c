@@ -79,6 +79,7 @@ void ol_wire_put_adapter_stat(ol_buf *buf, const ol_adapter_stat *s)
     put_digest(buf, &s->digest);
     ol_buf_put_u8(buf, s->resident);
     ol_buf_put_u8(buf, s->loading);
+    ol_buf_put_u8(buf, s->copied);
     ol_buf_put_u32(buf, (uint32_t)s->requests);
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
         ol_buf_put_u64(buf, counts[i]);
@@ -95,6 +96,7 @@ bool ol_wire_get_adapter_stat(ol_reader *r, ol_adapter_stat *s)
     get_digest(r, &s->digest);
     s->resident = ol_get_u8(r) != 0;
     s->loading = ol_get_u8(r) != 0;
+    s->copied = ol_get_u8(r) != 0;
     s->requests = get_count(r, INT32_MAX);
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
         *counts[i] = ol_get_u64(r);

@@ -383,6 +383,9 @@ static void test_info_there_and_back(void **state)
     i.device.memory_used = 12345678901u;
     i.waiting = 9;
     i.parameters = 5;
+    i.adapter_copies = 3;
+    i.adapter_copy_bytes = 98765432109u;
+    i.adapter_copy_loads = 4;
     ol_wire_put_info(&buf, &i);
     r = ol_reader_over(buf.data, buf.len);
     assert_true(ol_wire_get_info(&r, &back));
@@ -391,6 +394,9 @@ static void test_info_there_and_back(void **state)
     assert_true(back.device.memory_used == 12345678901u && back.steps == 1u << 31);
     assert_int_equal(back.waiting, 9);
     assert_int_equal(back.parameters, 5);
+    assert_int_equal(back.adapter_copies, 3);
+    assert_int_equal(back.adapter_copy_bytes, 98765432109u);
+    assert_int_equal(back.adapter_copy_loads, 4);
     assert_true(back.has_tokenizer);
     ol_buf_free(&buf);
 }
@@ -414,6 +420,7 @@ static void test_stats_there_and_back(void **state)
                          .running_us = 7},
                     q2;
     ol_adapter_stat a = {.resident = true,
+                         .copied = true,
                          .requests = 3,
                          .bytes = 1ull << 40,
                          .hits = 1,

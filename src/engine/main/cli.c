@@ -138,6 +138,7 @@ enum {
     OPT_KV_BYTES,
     OPT_KV_DTYPE,
     OPT_ADAPTER_BYTES,
+    OPT_ADAPTER_COPY_BYTES,
     OPT_CACHE_BYTES,
     OPT_CONTEXT,
     OPT_MAX_SEQS,
@@ -159,6 +160,7 @@ const struct option cli_engine_options[] = {
     {"kv-bytes", required_argument, NULL, OPT_KV_BYTES},
     {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
     {"adapter-bytes", required_argument, NULL, OPT_ADAPTER_BYTES},
+    {"adapter-copy-bytes", required_argument, NULL, OPT_ADAPTER_COPY_BYTES},
     {"cache-bytes", required_argument, NULL, OPT_CACHE_BYTES},
     {"context", required_argument, NULL, OPT_CONTEXT},
     {"max-seqs", required_argument, NULL, OPT_MAX_SEQS},
@@ -242,6 +244,11 @@ bool cli_engine_option(int c, const char *arg, ol_engine_options *o)
         return kv_dtype_arg(arg, &o->kv_dtype);
     case OPT_ADAPTER_BYTES:
         return cli_size(name, arg, &o->adapter_bytes);
+    case OPT_ADAPTER_COPY_BYTES:
+        if (!cli_size(name, arg, &o->copy_bytes))
+            return false;
+        o->copy_bytes = o->copy_bytes ? o->copy_bytes : OL_NO_COPIES;
+        return true;
     case OPT_CACHE_BYTES:
         return cli_size(name, arg, &o->cache_bytes);
     case OPT_CONTEXT:

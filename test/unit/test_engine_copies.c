@@ -1,0 +1,417 @@
+/* test_engine_copies.c: adapters in the host's memory: which are kept, and that what the device
+ * dropped comes back from there without the host of its request. */
+#include "engine_util.h"
+
+#include "engine/copies.h"
+#include "engine/stats.h"
+
+#include <poll.h>
+#include <string.h>
+
+#define MODEL "llama"
+
+static ol_error err;
+
+/* -- the list ------------------------------------------------------------------------------ */
+
+enum { BYTES = 1000, SLOTS = 6 };
+
+typedef struct shelf {
+    ol_copies copies;
+    ol_copy *of[SLOTS];
+    ol_arena *arena[SLOTS];
+} shelf;
+
+static size_t size_of_one(void)
+{
+    ol_arena *arena = ol_arena_create();
+    size_t bytes = BYTES + ol_arena_bytes(arena);
+
+    ol_arena_destroy(arena);
+    return bytes;
+}
+
+/* Returns whether it was kept; *spare: what it is for. */
+static bool keep(shelf *s, int i, size_t len, size_t *spare)
+{
+    ol_adapter_file file = {.max_rank = i};
+    ol_arena *arena = ol_arena_create();
+    uint8_t *bytes = malloc(len);
+    size_t left = len;
+    bool kept = ol_copies_keep(&s->copies, &s->of[i], &file, arena, &bytes, &left);
+
+    assert_int_equal(bytes != NULL, left > 0);
+    assert_true(s->copies.bytes <= s->copies.budget);
+    *spare = left;
+    free(bytes);
+    if (!kept)
+        ol_arena_destroy(arena);
+    return kept;
+}
+
+static void expect_kept(const shelf *s, const char *which)
+{
+    int n = 0;
+
+    for (int i = 0; i < SLOTS; i++) {
+        assert_int_equal(s->of[i] != NULL, strchr(which, '0' + i) != NULL);
+        n += s->of[i] != NULL;
+        if (s->of[i])
+            assert_int_equal(s->of[i]->file.max_rank, i);
+    }
+    assert_int_equal(s->copies.n, n);
+}
+
+static void drop_all(shelf *s)
+{
+    for (int i = 0; i < SLOTS; i++)
+        ol_copies_drop(&s->copies, s->of[i]);
+    expect_kept(s, "");
+    assert_int_equal(s->copies.bytes, 0);
+}
+
+static void test_least_needed_goes(void **state)
+{
+    shelf s = {.copies.budget = 3 * size_of_one()};
+    size_t spare;
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        assert_true(keep(&s, i, BYTES, &spare));
+        assert_int_equal(spare, 0);
+    }
+    ol_copies_touch(&s.copies, s.of[0]);
+    assert_true(keep(&s, 3, BYTES, &spare));
+    assert_int_equal(spare, BYTES); /* the buffer of the one that went */
+    expect_kept(&s, "023");
+    assert_true(keep(&s, 4, BYTES / 2, &spare));
+    expect_kept(&s, "034");
+    assert_true(keep(&s, 5, 2 * BYTES, &spare)); /* several go */
+    expect_kept(&s, "45");
+    drop_all(&s);
+}
+
+static void test_readers_hold(void **state)
+{
+    shelf s = {.copies.budget = 2 * size_of_one()};
+    size_t spare;
+
+    (void)state;
+    assert_true(keep(&s, 0, BYTES, &spare) && keep(&s, 1, BYTES, &spare));
+    s.of[0]->readers = 1;
+    assert_true(keep(&s, 2, BYTES, &spare));
+    expect_kept(&s, "02");
+    assert_false(keep(&s, 3, BYTES + 1, &spare)); /* for nothing would another go */
+    assert_int_equal(spare, BYTES + 1);
+    expect_kept(&s, "02");
+    s.of[2]->readers = 1;
+    assert_false(keep(&s, 3, 1, &spare));
+    s.of[0]->readers = s.of[2]->readers = 0;
+    drop_all(&s);
+}
+
+static void test_no_budget_no_copies(void **state)
+{
+    shelf s = {0};
+    size_t spare;
+
+    (void)state;
+    assert_false(keep(&s, 0, 1, &spare));
+    s.copies.budget = size_of_one() - 1;
+    assert_false(keep(&s, 0, BYTES, &spare));
+    expect_kept(&s, "");
+}
+
+/* -- a host -------------------------------------------------------------------------------- */
+
+enum { N_ADAPTERS = 5, N_PROMPT = 4, N_OUTPUT = 4 };
+
+static const int32_t prompt[N_PROMPT] = {1, 195, 123, 41};
+
+typedef struct stored {
+    ol_buf weights, config;
+    ol_digest digest;
+} stored;
+
+static stored store[N_ADAPTERS];
+static size_t one_bytes; /* on the device, of each of them */
+static size_t one_copy;  /* in the host's memory: what was parsed counts, too */
+
+static void make_store(void)
+{
+    if (store[0].weights.len)
+        return;
+    need_path(golden_path(MODEL));
+    for (int i = 0; i < N_ADAPTERS; i++)
+        util_make_adapter(MODEL, "a", 3 + i, &store[i].weights, &store[i].config, &store[i].digest);
+}
+
+static int free_store(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_ADAPTERS; i++) {
+        ol_buf_free(&store[i].weights);
+        ol_buf_free(&store[i].config);
+    }
+    return 0;
+}
+
+static size_t offered_bytes(void)
+{
+    return store[0].weights.len + store[0].config.len;
+}
+
+static void offer(ol_engine *e, const ol_digest *digest)
+{
+    int i = 0;
+    ol_adapter_offer what;
+
+    while (!ol_digest_equal(&store[i].digest, digest))
+        i++;
+    what = (ol_adapter_offer){.expected = *digest,
+                              .bytes = malloc(offered_bytes() + 16),
+                              .weights_len = store[i].weights.len,
+                              .config_len = store[i].config.len};
+    memcpy(what.bytes, store[i].weights.data, what.weights_len);
+    memcpy(what.bytes + what.weights_len, store[i].config.data, what.config_len);
+    must(ol_engine_adapter_offer(e, &what, &err), &err);
+}
+
+static void take_results(ol_engine *e)
+{
+    ol_adapter_result result;
+
+    while (ol_engine_adapter_result(e, &result)) {
+        must(result.code, &result.error);
+        assert_int_equal(result.offered != NULL, result.room > 0);
+        assert_true(result.bytes > 0);
+        free(result.offered);
+    }
+}
+
+/* What one request of adapter i gave; *asked: how often the host was asked for something. */
+static void run_one(ol_engine *e, int i, int32_t *tokens, int *asked)
+{
+    ol_adapter_use use = {store[i].digest, 1.0f};
+    ol_request q = util_request(7, prompt, N_PROMPT, N_OUTPUT);
+    struct pollfd loaded = {.fd = ol_engine_adapter_fd(e), .events = POLLIN};
+    bool done = false;
+    ol_event event;
+
+    q.adapters = &use;
+    q.n_adapters = 1;
+    util_submit(e, &q);
+    while (!done) {
+        while (ol_engine_poll(e, &event)) {
+            if (event.kind == OL_EVENT_FAILED)
+                must(event.error.code, &event.error);
+            if (event.kind == OL_EVENT_NEED_ADAPTER) {
+                offer(e, &event.digest);
+                ++*asked;
+            }
+            if (event.kind == OL_EVENT_TOKEN)
+                tokens[event.index] = event.token;
+            done |= event.kind == OL_EVENT_DONE;
+        }
+        if (!done && !ol_engine_busy(e))
+            (void)poll(&loaded, 1, -1);
+        take_results(e);
+        if (ol_engine_busy(e))
+            must(ol_engine_step(e, &err), &err);
+    }
+}
+
+static ol_engine *open_with(size_t adapter_bytes, size_t copy_bytes, size_t cache_bytes)
+{
+    ol_engine_options options = util_options(golden_path(MODEL));
+
+    options.adapter_bytes = adapter_bytes;
+    options.copy_bytes = copy_bytes;
+    options.cache_bytes = cache_bytes;
+    options.no_prefix_cache = true;
+    return util_open(&options);
+}
+
+/* What each adapter says, with all of them in the cache. */
+static int32_t want[N_ADAPTERS][N_OUTPUT];
+
+static void learn_answers(void)
+{
+    ol_engine_info info;
+    ol_engine *e;
+    int asked = 0;
+
+    make_store();
+    e = open_with(0, OL_NO_COPIES, 0);
+    for (int i = 0; i < N_ADAPTERS; i++)
+        run_one(e, i, want[i], &asked);
+    ol_engine_info_get(e, &info);
+    assert_int_equal(asked, N_ADAPTERS);
+    assert_int_equal(info.adapters, N_ADAPTERS);
+    assert_int_equal(info.adapter_copies, 0);
+    one_bytes = info.adapter_bytes / N_ADAPTERS;
+    ol_engine_close(e);
+    e = open_with(0, (size_t)64 << 20, 0);
+    run_one(e, 0, want[0], &asked);
+    ol_engine_info_get(e, &info);
+    one_copy = info.adapter_copy_bytes;
+    assert_true(one_copy >= offered_bytes());
+    ol_engine_close(e);
+}
+
+static void expect_answer(ol_engine *e, int i, int *asked)
+{
+    int32_t tokens[N_OUTPUT];
+
+    run_one(e, i, tokens, asked);
+    assert_memory_equal(tokens, want[i], sizeof(tokens));
+}
+
+/* -- tests ------------------------------------------------------------------------------------ */
+
+/* A place for one adapter on the device, and for all in the host's memory: each is asked for once.
+ */
+static void check_asked_once(size_t cache_bytes)
+{
+    ol_engine *e = open_with(one_bytes + one_bytes / 2, (size_t)64 << 20, cache_bytes);
+    ol_engine_info info;
+    int asked = 0;
+
+    for (int round = 0; round < 3; round++)
+        for (int i = 0; i < N_ADAPTERS; i++)
+            expect_answer(e, i, &asked);
+    assert_int_equal(asked, N_ADAPTERS);
+    ol_engine_info_get(e, &info);
+    assert_int_equal(info.adapters, 1);
+    assert_int_equal(info.adapter_copies, N_ADAPTERS);
+    assert_true(info.adapter_copy_bytes == N_ADAPTERS * one_copy);
+    assert_int_equal(info.adapter_loads, 3 * N_ADAPTERS);
+    assert_int_equal(info.adapter_copy_loads, 2 * N_ADAPTERS);
+    util_expect_idle(e);
+    ol_engine_close(e);
+}
+
+static void test_asked_once(void **state)
+{
+    (void)state;
+    learn_answers();
+    check_asked_once(0);
+}
+
+static void test_asked_once_in_a_pool(void **state)
+{
+    (void)state;
+    learn_answers();
+    check_asked_once((size_t)64 << 20);
+}
+
+/* With room for fewer copies, those that went are asked for again. */
+static void test_copies_go(void **state)
+{
+    ol_engine *e;
+    ol_engine_info info;
+    int asked = 0;
+
+    (void)state;
+    learn_answers();
+    e = open_with(one_bytes + one_bytes / 2, 3 * one_copy + one_copy / 2, 0);
+    for (int i = 0; i < N_ADAPTERS; i++)
+        expect_answer(e, i, &asked);
+    ol_engine_info_get(e, &info);
+    assert_int_equal(info.adapter_copies, 3);
+    assert_true(info.adapter_copy_bytes <= 3 * one_copy + one_copy / 2);
+    expect_answer(e, N_ADAPTERS - 2, &asked); /* the newest copies are there */
+    assert_int_equal(asked, N_ADAPTERS);
+    expect_answer(e, 0, &asked); /* the oldest is not */
+    assert_int_equal(asked, N_ADAPTERS + 1);
+    ol_engine_close(e);
+}
+
+static void test_no_copies_unless_wanted(void **state)
+{
+    ol_engine *e;
+    int asked = 0;
+
+    (void)state;
+    learn_answers();
+    e = open_with(one_bytes + one_bytes / 2, OL_NO_COPIES, 0);
+    for (int i = 0; i < 4; i++)
+        expect_answer(e, i % 2, &asked);
+    assert_int_equal(asked, 4);
+    ol_engine_close(e);
+}
+
+static ol_adapter_stat stat_of(const ol_engine *e, int i)
+{
+    ol_adapter_stat *stats, found = {0};
+    int n = ol_engine_adapter_stats(e, &stats);
+
+    for (int k = 0; k < n; k++)
+        if (ol_digest_equal(&stats[k].digest, &store[i].digest))
+            found = stats[k];
+    free(stats);
+    return found;
+}
+
+/* Counts that begin again do not cost the copies. */
+static void test_seen_and_reset(void **state)
+{
+    ol_engine *e;
+    int asked = 0;
+
+    (void)state;
+    learn_answers();
+    e = open_with(one_bytes + one_bytes / 2, (size_t)64 << 20, 0);
+    expect_answer(e, 0, &asked);
+    expect_answer(e, 1, &asked);
+    assert_true(stat_of(e, 0).copied && !stat_of(e, 0).resident);
+    assert_true(stat_of(e, 1).copied && stat_of(e, 1).resident);
+    ol_engine_adapter_stats_reset(e);
+    expect_answer(e, 0, &asked);
+    assert_int_equal(asked, 2);
+    assert_int_equal(stat_of(e, 0).loads, 1);
+    ol_engine_close(e);
+}
+
+/* An engine that ends, or a request that goes, while a copy is being placed. */
+static void test_ends_in_the_middle(void **state)
+{
+    ol_adapter_use use;
+    ol_request q = util_request(9, prompt, N_PROMPT, N_OUTPUT);
+
+    (void)state;
+    learn_answers();
+    for (int close_at_once = 0; close_at_once < 2; close_at_once++) {
+        ol_engine *e = open_with(one_bytes + one_bytes / 2, (size_t)64 << 20, 0);
+        int asked = 0;
+
+        expect_answer(e, 0, &asked);
+        expect_answer(e, 1, &asked);
+        use = (ol_adapter_use){store[0].digest, 1.0f};
+        q.adapters = &use;
+        q.n_adapters = 1;
+        util_submit(e, &q);
+        assert_true(stat_of(e, 0).loading);
+        if (!close_at_once) {
+            ol_engine_cancel(e, 9);
+            expect_answer(e, 2, &asked);
+            expect_answer(e, 0, &asked);
+            assert_int_equal(asked, 3);
+            util_expect_idle(e);
+        }
+        ol_engine_close(e);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_least_needed_goes),       cmocka_unit_test(test_readers_hold),
+        cmocka_unit_test(test_no_budget_no_copies),     cmocka_unit_test(test_asked_once),
+        cmocka_unit_test(test_asked_once_in_a_pool),    cmocka_unit_test(test_copies_go),
+        cmocka_unit_test(test_no_copies_unless_wanted), cmocka_unit_test(test_seen_and_reset),
+        cmocka_unit_test(test_ends_in_the_middle),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, free_store);
+}
