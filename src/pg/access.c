@@ -77,8 +77,7 @@ bool lora_may_use(LoraAdapterRef *ref, Oid caller, ol_error *error)
     return false;
 }
 
-/* -- quotas --------------------------------------------------------------------------------------
- */
+/* -- quotas ------------------------------------------------------------------------------ */
 
 /* The caller's own, else that of PUBLIC. False when there is none. */
 static bool find_role_quota(Oid role, LoraQuota *quota)
@@ -126,8 +125,7 @@ bool lora_claim_quotas(const LoraAdapterRef *refs, int n, int64 tokens, LoraQuot
     return lora_quota_claim(quotas, n_quotas, tokens, claim, error);
 }
 
-/* -- SQL
- * ------------------------------------------------------------------------------------------- */
+/* -- SQL --------------------------------------------------------------------------------- */
 
 static bool has_right(int64 adapter, const char *right, Oid caller)
 {
@@ -155,8 +153,7 @@ Datum lora_has_right(PG_FUNCTION_ARGS)
 
     if (PG_ARGISNULL(0))
         PG_RETURN_BOOL(false);
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     has = has_right(PG_GETARG_INT64(0),
                     PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1)), caller.user);
@@ -216,8 +213,7 @@ Datum lora_adapter_export(PG_FUNCTION_ARGS)
     if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
         elog(ERROR, "lora_adapter_export must return a row");
     desc = BlessTupleDesc(desc);
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     id = Int64GetDatum(find_readable(PG_GETARG_TEXT_PP(0)));
     lora_become_owner(&caller);
     if (lora_execute(&get, &id, NULL, true) != 1)
@@ -245,8 +241,7 @@ Datum lora_forget_quota(PG_FUNCTION_ARGS)
     LoraIdentity caller;
     bool may;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     may = lora_execute(&find, &id, NULL, true) == 1 &&
           (has_privs_of_role(caller.user, (Oid)lora_int64(0, 1)) ||

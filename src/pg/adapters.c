@@ -187,8 +187,7 @@ static bool lookup_all(Datum *ids, int n, LoraAdapterRef *refs, ol_error *error)
     LoraIdentity caller;
     bool good = true;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     for (int i = 0; good && i < n; i++)
         good = lookup(ids[i], &refs[i], error) && is_new(refs, i, error);
     if (good) {
@@ -236,8 +235,7 @@ bool lora_adapter_find_again(LoraAdapterRef *ref, ol_error *error)
 
     SET_VARSIZE(digest, VARHDRSZ + sizeof(ref->digest));
     memcpy(VARDATA(digest), &ref->digest, sizeof(ref->digest));
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     found = lora_execute(&find, values, NULL, true) == 1;
     if (found) {

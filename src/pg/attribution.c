@@ -124,8 +124,7 @@ int64 lora_attribute(const LoraSpec *spec, const LoraResult *result)
     LWLockAcquire(lora_shared->lock, LW_SHARED);
     info = lora_shared->info;
     LWLockRelease(lora_shared->lock);
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     write_all(spec, result, &info, caller.user);
     lora_become_caller(&caller);

@@ -72,8 +72,7 @@ static const char *tile_name(int level, int64 number, int width, ol_buf *name)
     return (const char *)name->data;
 }
 
-/* -- tiles ---------------------------------------------------------------------------------------
- */
+/* -- tiles ------------------------------------------------------------------------------- */
 
 static void put_hashes(Export *ex, int level, int64 first, int n, ol_buf *out)
 {
@@ -171,8 +170,7 @@ Datum lora_ledger_export(PG_FUNCTION_ARGS)
     if (!is_absolute_path(ex.folder))
         ereport(ERROR,
                 (errcode(ERRCODE_INVALID_NAME), errmsg("the folder's path must be absolute")));
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     PushActiveSnapshot(GetLatestSnapshot());
     lora_become_owner(&caller);
     export_all(&ex);

@@ -198,22 +198,6 @@ static bool origin_is_known(const char *origin)
     return lora_execute(&find, &value, NULL, false) > 0;
 }
 
-static void begin(void)
-{
-    SetCurrentStatementStartTimestamp();
-    StartTransactionCommand();
-    PushActiveSnapshot(GetTransactionSnapshot());
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
-}
-
-static void commit(void)
-{
-    SPI_finish();
-    PopActiveSnapshot();
-    CommitTransactionCommand();
-}
-
 static ol_code set_old_key_aside(ol_error *error)
 {
     char path[MAXPGPATH], aside[MAXPGPATH], suffix[64];
@@ -248,9 +232,9 @@ ol_code lora_signer_create(const char *origin, bool another, ol_error *error)
     if (!pg_strong_random(key.seed, OL_KEY_BYTES))
         return ol_fail(error, OL_INTERNAL, "there are no random numbers");
     OL_TRY(ol_note_key_of_seed(origin, key.seed, &key.public, error));
-    begin();
+    lora_begin_work();
     known = origin_is_known(origin);
-    commit();
+    lora_commit_work();
     if (known)
         return ol_fail(error, OL_INVALID, "the origin \"%s\" was used before", origin);
     if (code != OL_NOT_FOUND)
@@ -264,9 +248,9 @@ ol_code lora_signer_create(const char *origin, bool another, ol_error *error)
     explicit_bzero(key.seed, sizeof(key.seed));
     if (code != OL_OK)
         return code;
-    begin();
+    lora_begin_work();
     store_key(&key.public);
-    commit();
+    lora_commit_work();
     return OL_OK;
 }
 
@@ -377,18 +361,18 @@ ol_code lora_signer_sign(ol_error *error)
     if (code == OL_OK)
         code = trust(&last, &now, error);
     if (code == OL_OK) {
-        begin();
+        lora_begin_work();
         store_key(&key.public); /* should a crash have come between key and table */
         code = look(&last, &now, error);
-        commit();
+        lora_commit_work();
     }
     if (code == OL_OK)
         code = sign(&key, &last, &now, &note, error);
     explicit_bzero(&key, sizeof(key));
     if (code == OL_OK) {
-        begin();
+        lora_begin_work();
         store_checkpoint(&now, &note);
-        commit();
+        lora_commit_work();
     }
     ol_buf_free(&note);
     return code;

@@ -39,8 +39,7 @@ static bool wrong(Verdict *v, int64 index, const char *format, ...)
     return false;
 }
 
-/* -- receipts against the hashes of leaves -------------------------------------------------------
- */
+/* -- receipts against the hashes of leaves ----------------------------------------------- */
 
 /* Column LORA_ENTRY_N_COLUMNS + 1: the stored hash. */
 static bool check_row(uint64 row, int64 expected, Verdict *v)
@@ -158,8 +157,7 @@ static bool check_strays(uint64 size, Verdict *v)
     return true;
 }
 
-/* -- checkpoints ---------------------------------------------------------------------------------
- */
+/* -- checkpoints ------------------------------------------------------------------------- */
 
 static bool is_digest(const bytea *stored, const ol_digest *digest)
 {
@@ -240,8 +238,7 @@ static bool check_memory(const LoraTree *tree, const LoraSigned *last, uint64 tr
                  last->size, last->origin);
 }
 
-/* -- all ------------------------------------------------------------------------------------------
- */
+/* -- all --------------------------------------------------------------------------------- */
 
 static void verify(int64 from, int64 to, bool to_end, const LoraSigned *last, Verdict *v)
 {
@@ -301,8 +298,7 @@ Datum lora_ledger_verify(PG_FUNCTION_ARGS)
     if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
         elog(ERROR, "lora_ledger_verify must return a row");
     desc = BlessTupleDesc(desc);
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     PushActiveSnapshot(GetLatestSnapshot());
     lora_become_owner(&caller);
     verify(from, to, PG_ARGISNULL(1), &last, &v);

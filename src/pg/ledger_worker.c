@@ -83,29 +83,21 @@ static void write_all(LoraReceipt *receipts, int n, bool from_file)
 /* One transaction. */
 static void write_batch(LoraReceipt *receipts, int n, bool from_file)
 {
-    SetCurrentStatementStartTimestamp();
-    StartTransactionCommand();
-    PushActiveSnapshot(GetTransactionSnapshot());
+    lora_begin_work();
     pgstat_report_activity(STATE_RUNNING, "writing receipts");
-    if (!has_table()) {
+    if (has_table())
+        write_all(receipts, n, from_file);
+    else
         ereport(WARNING,
                 (errmsg("%d openlora receipts are dropped", n),
                  errdetail("Table openlora.receipts does not exist in this database any more.")));
-    } else {
-        if (SPI_connect() != SPI_OK_CONNECT)
-            elog(ERROR, "SPI_connect failed");
-        write_all(receipts, n, from_file);
-        SPI_finish();
-    }
-    PopActiveSnapshot();
-    CommitTransactionCommand();
+    lora_commit_work();
     lora_database_worker_well();
     pgstat_report_stat(true);
     pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-/* -- the process ----------------------------------------------------------------------------------
- */
+/* -- the process ------------------------------------------------------------------------- */
 
 static bool write_file(int lane, LoraReceipt *batch)
 {

@@ -48,8 +48,7 @@ Datum lora_payout_receipts(PG_FUNCTION_ARGS)
     ReturnSetInfo *set = lora_begin_rows(fcinfo);
     LoraIdentity caller;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     if (may_see(payout)) {
         lora_become_owner(&caller);
         put_rows(set, lora_execute(&receipts, &payout, NULL, true));

@@ -28,8 +28,7 @@ PG_FUNCTION_INFO_V1(lora_ledger_create_key);
 
 static void begin(LoraIdentity *caller)
 {
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     PushActiveSnapshot(GetLatestSnapshot());
     lora_become_owner(caller);
 }
@@ -155,8 +154,7 @@ static void check_visible(int64 leaf)
         "SELECT 1 FROM openlora.receipts WHERE leaf OPERATOR(pg_catalog.=) $1", 1, {INT8OID}};
     Datum value = Int64GetDatum(leaf);
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     if (lora_read_latest(&find, &value) == 0)
         ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
                         errmsg("receipt " INT64_FORMAT " does not exist", leaf)));

@@ -94,8 +94,7 @@ Datum lora_submit(PG_FUNCTION_ARGS)
             lora_raise(&error);
         PG_RETURN_NULL();
     }
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     id = insert(fcinfo, &spec, caller.user);
     lora_become_caller(&caller);
@@ -104,8 +103,7 @@ Datum lora_submit(PG_FUNCTION_ARGS)
     PG_RETURN_INT64(id);
 }
 
-/* -- lora_result ---------------------------------------------------------------------------------
- */
+/* -- lora_result ------------------------------------------------------------------------- */
 
 enum { COL_STATE, COL_RESULT, COL_INFERENCE, COL_ERROR, COLUMNS };
 
@@ -137,8 +135,7 @@ static void read_answer(int64 id, Answer *answer)
     LoraIdentity caller;
     bool is_null;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     if (lora_read_latest(&statement, &value) != 1 ||
         !has_privs_of_role(caller.user, (Oid)lora_int64(0, 5)))
@@ -219,8 +216,7 @@ Datum lora_result(PG_FUNCTION_ARGS)
     PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, answer.values, answer.nulls)));
 }
 
-/* -- lora_cancel ---------------------------------------------------------------------------------
- */
+/* -- lora_cancel ------------------------------------------------------------------------- */
 
 /* A row that waits is cancelled here; of one that runs the worker is told. */
 Datum lora_cancel(PG_FUNCTION_ARGS)
@@ -242,8 +238,7 @@ Datum lora_cancel(PG_FUNCTION_ARGS)
     if (!lora_check_preloaded(&error))
         lora_raise(&error);
     read_answer(PG_GETARG_INT64(0), &answer); /* raises when it is not the caller's */
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     touched = true;
     found = lora_execute(&statement, &id, NULL, false) > 0;

@@ -38,25 +38,7 @@ static bool look;  /* there may be rows to begin */
 static bool again; /* look after a while, whether or not somebody says so */
 static TimestampTz expired_at;
 
-/* -- transactions --------------------------------------------------------------------------------
- */
-
-static void begin(void)
-{
-    SetCurrentStatementStartTimestamp();
-    StartTransactionCommand();
-    PushActiveSnapshot(GetTransactionSnapshot());
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
-}
-
-static void commit(void)
-{
-    SPI_finish();
-    PopActiveSnapshot();
-    CommitTransactionCommand();
-    MemoryContextSwitchTo(TopMemoryContext);
-}
+/* -- in a transaction -------------------------------------------------------------------- */
 
 /* Errors that another attempt may not meet. */
 static bool is_transient(int sqlstate)
@@ -75,9 +57,9 @@ static bool try(void (*work)(LoraQueueItem *), LoraQueueItem *item)
 
     PG_TRY();
     {
-        begin();
+        lora_begin_work();
         work(item);
-        commit();
+        lora_commit_work();
     }
     PG_CATCH();
     {
@@ -99,8 +81,7 @@ static bool try(void (*work)(LoraQueueItem *), LoraQueueItem *item)
     return good;
 }
 
-/* -- an item's life
- * -------------------------------------------------------------------------------- */
+/* -- an item's life ---------------------------------------------------------------------- */
 
 static void drop_item(LoraQueueItem *item)
 {
@@ -200,8 +181,7 @@ static void finish_item(LoraQueueItem *item)
     drop_item(item);
 }
 
-/* -- steps of the loop
- * ------------------------------------------------------------------------------- */
+/* -- steps of the loop ------------------------------------------------------------------- */
 
 /* Takes what the engine has sent. Whether anything has ended. */
 static bool take_frames(void)
@@ -210,12 +190,12 @@ static bool take_frames(void)
 
     if (!n_items)
         return false;
-    begin();
+    lora_begin_work();
     lora_requests_poll();
     for (LoraQueueItem *i = items; i; i = i->next)
         if (i->request && i->end == LORA_END_NONE)
             lora_request_revive(i->request);
-    commit();
+    lora_commit_work();
     for (LoraQueueItem *i = items; i; i = i->next)
         any = any || (!i->held && (i->end != LORA_END_NONE || lora_request_ended(i->request)));
     return any;
@@ -239,9 +219,9 @@ static void cancel_asked(void)
 
     if (!n_items)
         return;
-    begin();
+    lora_begin_work();
     n = lora_queue_find_cancelled(&ids);
-    commit();
+    lora_commit_work();
     for (int k = 0; k < n; k++)
         for (LoraQueueItem *i = items; i; i = i->next)
             if (i->id == ids[k])
@@ -260,9 +240,9 @@ static void begin_waiting(void)
     if (room <= 0 || !lora_queue_workers || !lora_engine_is_ready() ||
         (n_items && items->last_attempt))
         return;
-    begin();
+    lora_begin_work();
     claimed = lora_queue_claim(room, n_items == 0);
-    commit();
+    lora_commit_work();
     for (LoraQueueItem *i = claimed; i; i = next) {
         next = i->next;
         i->next = items;
@@ -276,9 +256,9 @@ static bool any_waits(void)
 {
     bool waits;
 
-    begin();
+    lora_begin_work();
     waits = lora_queue_any_waits();
-    commit();
+    lora_commit_work();
     return waits;
 }
 
@@ -292,8 +272,7 @@ static bool stands_still(bool *idle)
     return true;
 }
 
-/* -- the worker
- * ------------------------------------------------------------------------------------- */
+/* -- the worker -------------------------------------------------------------------------- */
 
 /* Should an earlier worker still be ending, its rows are not ours yet. The lock is of the
  * method of advisory locks, which outlive an aborted transaction and end with the process;
@@ -303,11 +282,11 @@ static void wait_for_predecessor(void)
     LOCKTAG tag;
     Oid queue;
 
-    begin();
+    lora_begin_work();
     queue = lora_queue_relation();
     SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, queue, LORA_WORKER_QUEUE, LOCK_FIELD);
     (void)LockAcquire(&tag, ExclusiveLock, true, false);
-    commit();
+    lora_commit_work();
 }
 
 static void prepare(void)
@@ -319,17 +298,17 @@ static void prepare(void)
     SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
     lora_session_outlives = true;
     wait_for_predecessor();
-    begin();
+    lora_begin_work();
     lora_queue_recover();
-    commit();
+    lora_commit_work();
     ConditionVariableBroadcast(lora_database_worker_progress(LORA_WORKER_QUEUE));
 }
 
 static void expire(void)
 {
-    begin();
+    lora_begin_work();
     lora_queue_expire();
-    commit();
+    lora_commit_work();
     expired_at = GetCurrentTimestamp();
 }
 
@@ -339,9 +318,9 @@ static void expire_later(void)
     TimestampTz next, soon;
 
     expire();
-    begin();
+    lora_begin_work();
     next = lora_queue_expires_next();
-    commit();
+    lora_commit_work();
     soon = TimestampTzPlusMilliseconds(
         expired_at, Min(EXPIRE_MS, Max(lora_queue_retention, 1) * INT64CONST(1000)));
     lora_database_worker_appoint(next && next < soon ? soon : next);

@@ -2,9 +2,9 @@
 #include "quota_internal.h"
 
 #include "access/xact.h"
+#include "lists.h"
 #include "session.h"
 #include "storage/ipc.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 typedef struct Claim {
@@ -149,15 +149,7 @@ static Claim *new_claim(void)
         before_shmem_exit(at_exit, 0);
         registered = true;
     }
-    if (n_claims == max_claims) {
-        int max = max_claims ? 2 * max_claims : 16;
-
-        if (claims)
-            claims = repalloc(claims, sizeof(Claim) * (Size)max);
-        else
-            claims = MemoryContextAlloc(TopMemoryContext, sizeof(Claim) * (Size)max);
-        max_claims = max;
-    }
+    claims = lora_list_room(claims, n_claims, &max_claims, sizeof(Claim));
     return &claims[n_claims];
 }
 

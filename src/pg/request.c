@@ -1,7 +1,7 @@
 /* request.c: a request's beginning and end: see request.h and request_internal.h. */
 #include "request_internal.h"
 
-#include "utils/memutils.h"
+#include "lists.h"
 
 /* Requests that have not ended. One whose tag is not live any more (its transaction
  * ended, or the engine was lost) is not found by it. */
@@ -11,15 +11,7 @@ static uint64 n_ended;
 
 static void note_flying(LoraRequest *request)
 {
-    if (n_flying == max_flying) {
-        int max = max_flying ? 2 * max_flying : 16;
-
-        if (flying)
-            flying = repalloc(flying, sizeof(*flying) * (Size)max);
-        else
-            flying = MemoryContextAlloc(TopMemoryContext, sizeof(*flying) * (Size)max);
-        max_flying = max;
-    }
+    flying = lora_list_room(flying, n_flying, &max_flying, sizeof(*flying));
     request->place = n_flying;
     flying[n_flying++] = request;
 }

@@ -3,6 +3,7 @@
 
 #include "access/xact.h"
 #include "link.h"
+#include "lists.h"
 #include "shared.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -78,20 +79,11 @@ static void open_session(void)
     (void)lora_wake_worker();
 }
 
-/* -- tags ---------------------------------------------------------------------------------------
- */
+/* -- tags -------------------------------------------------------------------------------- */
 
 uint64 lora_session_tag(void)
 {
-    if (n_live == max_live) {
-        int max = max_live ? 2 * max_live : 16;
-
-        if (live)
-            live = repalloc(live, sizeof(LiveTag) * (Size)max);
-        else
-            live = MemoryContextAlloc(TopMemoryContext, sizeof(LiveTag) * (Size)max);
-        max_live = max;
-    }
+    live = lora_list_room(live, n_live, &max_live, sizeof(LiveTag));
     live[n_live].tag = ++last_tag;
     live[n_live].generation = session.generation;
     live[n_live].begun_in = GetCurrentSubTransactionId();
@@ -169,8 +161,7 @@ void lora_session_cancel(uint64 tag)
     }
 }
 
-/* -- end of transactions
- * ---------------------------------------------------------------------------- */
+/* -- end of transactions ----------------------------------------------------------------- */
 
 static void cancel_begun_in(SubTransactionId id, bool any)
 {
@@ -206,8 +197,7 @@ void lora_session_install_hooks(void)
     RegisterSubXactCallback(at_subtransaction_end, NULL);
 }
 
-/* -- waiting for the engine
- * --------------------------------------------------------------------------- */
+/* -- waiting for the engine -------------------------------------------------------------- */
 
 /* What is known now: 1 ready (as which generation), 0 wait, -1 hopeless (error is filled). */
 static int look_at_engine(uint32 *generation, ol_error *error)

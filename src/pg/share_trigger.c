@@ -107,8 +107,7 @@ static int64 sum_shares(int which, bool of_dataset, int64 parent)
     LoraIdentity caller;
     int64 sum;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     lora_become_owner(&caller);
     lora_execute(&locks[of_dataset], &id, NULL, false);
     lora_read_latest(&sums[which], &id);

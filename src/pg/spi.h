@@ -21,6 +21,12 @@ typedef struct LoraStatement {
     SPIPlanPtr plan;
 } LoraStatement;
 
+/* Connects: until SPI_finish. */
+extern void lora_connect(void);
+/* In a worker: a transaction of its own, connected, from here to there. */
+extern void lora_begin_work(void);
+extern void lora_commit_work(void);
+
 /* Executes. Returns the number of rows. read_only: under the caller's own snapshot, which
  * does not see what the running command did; else under a new one that does. */
 extern uint64 lora_execute(LoraStatement *statement, Datum *values, const char *nulls,

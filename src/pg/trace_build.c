@@ -266,8 +266,7 @@ Datum lora_trace_index(PG_FUNCTION_ARGS)
     LoraIdentity caller;
     int64 words = 0;
 
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     build.dataset = own_dataset(PG_GETARG_DATUM(0));
     lora_become_owner(&caller);
     PG_ENSURE_ERROR_CLEANUP(lora_progress_end, (Datum)0);

@@ -105,8 +105,7 @@ Datum lora_trace_text(PG_FUNCTION_ARGS)
 
     if (lacks_arguments(fcinfo))
         return (Datum)0;
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     trace(fcinfo, set, PG_GETARG_DATUM(ARG_CONTENT), false);
     SPI_finish();
     return (Datum)0;
@@ -138,8 +137,7 @@ Datum lora_trace_inference(PG_FUNCTION_ARGS)
 
     if (lacks_arguments(fcinfo))
         return (Datum)0;
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     trace(fcinfo, set, kept_answer(PG_GETARG_INT64(ARG_CONTENT)), true);
     SPI_finish();
     return (Datum)0;

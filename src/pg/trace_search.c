@@ -121,8 +121,7 @@ static int64 suffix_at(Search *search, int64 rank)
     return place;
 }
 
-/* -- comparing ----------------------------------------------------------------------------------
- */
+/* -- comparing --------------------------------------------------------------------------- */
 
 /* Words that the text from `from` on, `limit` at most, shares with the suffix at `place`;
  * *order: of the text and the suffix after those, 0 when the limit was reached. */
@@ -212,8 +211,7 @@ static int64 longest_at(Search *search, int64 from)
     return best;
 }
 
-/* -- spans
- * ------------------------------------------------------------------------------------------ */
+/* -- spans ------------------------------------------------------------------------------- */
 
 static int32 characters(const char *text, int32 bytes)
 {
@@ -290,8 +288,7 @@ Datum lora_trace_spans(PG_FUNCTION_ARGS)
     result = lora_begin_rows(fcinfo);
     search.context =
         AllocSetContextCreate(CurrentMemoryContext, "openlora trace", ALLOCSET_DEFAULT_SIZES);
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
+    lora_connect();
     if (open_index(&search)) {
         read_words(&search, VARDATA_ANY(content), (int32)VARSIZE_ANY_EXHDR(content));
         find_spans(&search, result, VARDATA_ANY(content), PG_GETARG_INT32(2), PG_GETARG_INT32(3));
