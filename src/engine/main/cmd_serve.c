@@ -10,14 +10,12 @@
 #include "engine/main/serve.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
-#include <unistd.h>
 
 static const char help[] =
     "usage: openlora-engine serve --ring-fd N --wake-fd N --model PATH [OPTIONS]\n\n"
@@ -85,27 +83,15 @@ static int take_options(int argc, char **argv, job *j)
 
 /* -- the process ----------------------------------------------------------------------------- */
 
-static void write_file(const char *path, const char *text)
+/* Who starts us has seen to our end with it, and to who goes first when memory runs out
+ * (base/child.h). The terminal's signals are not ours, and a broken pipe is an error like others.
+ */
+static void become_server(void)
 {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-    if (fd < 0)
-        return;
-    if (write(fd, text, strlen(text)) < 0)
-        ol_log(OL_LOG_DEBUG, "could not write %s: %s", path, strerror(errno));
-    close(fd);
-}
-
-/* We die with the worker, take no part in the terminal's signals, and are the process to
- * kill when memory runs out: the worker starts another. */
-static void become_child(void)
-{
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, "openlora-engine");
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
-    write_file("/proc/self/oom_score_adj", "500");
 }
 
 static void send_log(ol_log_level level, const char *message, void *context)
@@ -136,8 +122,7 @@ static void send_progress(void *context, size_t done, size_t total)
     outbox_send(&j->server.out, &worker, OL_FRAME_PROGRESS);
 }
 
-/* -- the loop -----------------------------------------------------------------------------------
- */
+/* -- the loop ---------------------------------------------------------------------------- */
 
 static ol_code take_frames(job *j, ol_error *err)
 {
@@ -261,7 +246,7 @@ static int serve(job *j)
     ol_error err;
     int status;
 
-    become_child();
+    become_server();
     if (ol_channel_attach(&s->channel, j->ring_fd, j->wake_fd, &err) != OL_OK)
         return cli_fail(&err);
     s->out.channel = &s->channel;

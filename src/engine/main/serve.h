@@ -1,5 +1,5 @@
 /* serve.h: the state of `serve`, shared by its loop (cmd_serve.c) and what it does with a
- * frame (serve_frames.c). */
+ * frame (serve_frames.c; serve_calls.c where it is a question with an answer). */
 #ifndef OL_MAIN_SERVE_H
 #define OL_MAIN_SERVE_H
 
@@ -26,5 +26,10 @@ void serve_results(server *s);
 /* The engine's events to the sessions. */
 void serve_events(server *s);
 void serve_info(server *s);
+
+/* A question about what the tag has uploaded, or about the engine. */
+ol_code serve_call(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
+                   ol_error *err);
+ol_code serve_malformed(const ol_frame *frame, ol_error *err);
 
 #endif

@@ -6,17 +6,13 @@
 #include "engine/main/serve.h"
 
 #include "base/arena.h"
-#include "wire/stats.h"
-
-#include <stdlib.h>
-#include <string.h>
 
 static ol_frame address_of(const tag_entry *e)
 {
     return (ol_frame){.session = e->session, .epoch = e->epoch, .tag = e->tag};
 }
 
-static ol_code malformed(const ol_frame *frame, ol_error *err)
+ol_code serve_malformed(const ol_frame *frame, ol_error *err)
 {
     return ol_fail(err, OL_INVALID, "malformed frame of type %u", (unsigned)frame->type);
 }
@@ -126,8 +122,7 @@ static void take_data(server *s, const ol_frame *frame, const uint8_t *payload)
     }
 }
 
-/* -- requests -----------------------------------------------------------------------------------
- */
+/* -- requests ---------------------------------------------------------------------------- */
 
 static ol_code submit(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
                       ol_error *err)
@@ -141,7 +136,7 @@ static ol_code submit(server *s, const tag_entry *e, ol_reader *r, const ol_fram
     if (e->upload.len > 2 * OL_MAX_PROMPT_BYTES)
         code = ol_fail(err, OL_LIMIT, "the prompt is larger than %zu bytes", OL_MAX_PROMPT_BYTES);
     else if (!ol_wire_get_request(r, arena, e->upload.data, e->upload.len, &q))
-        code = malformed(frame, err);
+        code = serve_malformed(frame, err);
     else {
         q.tag = e->number;
         code = ol_engine_submit(s->engine, &q, err);
@@ -155,7 +150,7 @@ static void take_request(server *s, tag_entry *e, ol_reader *r, const ol_frame *
     ol_error err;
 
     if (e->live) {
-        malformed(frame, &err);
+        serve_malformed(frame, &err);
         fail_request(s, e, &err);
     } else if (submit(s, e, r, frame, &err) != OL_OK) {
         send_failure(s, frame, true, &err);
@@ -166,8 +161,7 @@ static void take_request(server *s, tag_entry *e, ol_reader *r, const ol_frame *
     }
 }
 
-/* -- adapters -------------------------------------------------------------------------------------
- */
+/* -- adapters ---------------------------------------------------------------------------- */
 
 static bool split_upload(const tag_entry *e, ol_reader *r, ol_wire_adapter *a)
 {
@@ -184,7 +178,7 @@ static ol_code offer_adapter(server *s, tag_entry *e, ol_reader *r, const ol_fra
     ol_wire_adapter a;
 
     if (!split_upload(e, r, &a))
-        return malformed(frame, err);
+        return serve_malformed(frame, err);
     offer.expected = a.digest;
     offer.weights_len = (size_t)a.weights_len;
     offer.config_len = (size_t)a.config_len;
@@ -217,7 +211,7 @@ static void check_adapter(server *s, tag_entry *e, ol_reader *r, const ol_frame 
     ol_code code;
 
     if (e->live || e->checking)
-        code = malformed(frame, &err);
+        code = serve_malformed(frame, &err);
     else
         code = offer_adapter(s, e, r, frame, &err);
     e->checking = code == OL_OK;
@@ -256,46 +250,7 @@ void serve_results(server *s)
     }
 }
 
-/* -- texts
- * ------------------------------------------------------------------------------------------ */
-
-static ol_code tokenize(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
-                        ol_error *err)
-{
-    ol_wire_text_op op;
-    int32_t *ids;
-    size_t n;
-
-    if (!ol_wire_get_text_op(r, &op))
-        return malformed(frame, err);
-    OL_TRY(ol_engine_tokenize(s->engine, (const char *)e->upload.data, e->upload.len, op.add_bos,
-                              op.parse_special, &ids, &n, err));
-    outbox_send_data(&s->out, frame, ids, n * sizeof(int32_t));
-    outbox_send(&s->out, frame, OL_FRAME_END);
-    free(ids);
-    return OL_OK;
-}
-
-static ol_code detokenize(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
-                          ol_error *err)
-{
-    ol_wire_text_op op;
-    char *text;
-    size_t len;
-
-    if (!ol_wire_get_text_op(r, &op) || e->upload.len % sizeof(int32_t) != 0)
-        return malformed(frame, err);
-    OL_TRY(ol_engine_detokenize(s->engine, (const int32_t *)(const void *)e->upload.data,
-                                e->upload.len / sizeof(int32_t), op.skip_special, &text, &len,
-                                err));
-    outbox_send_data(&s->out, frame, text, len);
-    outbox_send(&s->out, frame, OL_FRAME_END);
-    free(text);
-    return OL_OK;
-}
-
-/* -- ends
- * -------------------------------------------------------------------------------------------- */
+/* -- ends -------------------------------------------------------------------------------- */
 
 static void end_session(server *s, const ol_frame *frame)
 {
@@ -316,62 +271,7 @@ void serve_info(server *s)
     outbox_send(&s->out, &worker, OL_FRAME_INFO);
 }
 
-/* -- statistics ---------------------------------------------------------------------------------
- */
-
-static void tell_requests(server *s, ol_buf *rows)
-{
-    ol_request_stat *stats;
-    int n = ol_engine_request_stats(s->engine, &stats);
-
-    rows->failed |= n < 0;
-    for (int i = 0; i < n; i++) {
-        const tag_entry *e = tag_of_number(s->tags, stats[i].tag);
-
-        stats[i].session = e ? e->session : 0;
-        stats[i].tag = e ? e->tag : 0;
-        ol_wire_put_request_stat(rows, &stats[i]);
-    }
-    free(stats);
-}
-
-static void tell_adapters(server *s, ol_buf *rows)
-{
-    ol_adapter_stat *stats;
-    int n = ol_engine_adapter_stats(s->engine, &stats);
-
-    rows->failed |= n < 0;
-    for (int i = 0; i < n; i++)
-        ol_wire_put_adapter_stat(rows, &stats[i]);
-    free(stats);
-}
-
-static ol_code tell_stats(server *s, ol_reader *r, const ol_frame *frame, ol_error *err)
-{
-    ol_buf rows = {0};
-    uint8_t which = ol_get_u8(r);
-    ol_code code = OL_OK;
-
-    if (r->bad || which > OL_STATS_RESET)
-        return malformed(frame, err);
-    if (which == OL_STATS_REQUESTS)
-        tell_requests(s, &rows);
-    else if (which == OL_STATS_RESET)
-        ol_engine_adapter_stats_reset(s->engine);
-    else
-        tell_adapters(s, &rows);
-    if (rows.failed)
-        code = ol_fail_nomem(err, rows.len, "statistics");
-    else
-        outbox_send_data(&s->out, frame, rows.data, rows.len);
-    if (code == OL_OK)
-        outbox_send(&s->out, frame, OL_FRAME_END);
-    ol_buf_free(&rows);
-    return code;
-}
-
-/* -- frames
- * -------------------------------------------------------------------------------------------- */
+/* -- frames ------------------------------------------------------------------------------ */
 
 /* Frames that consume the tag's upload and answer at once. */
 static void take_call(server *s, tag_entry *e, ol_reader *r, const ol_frame *frame)
@@ -379,14 +279,7 @@ static void take_call(server *s, tag_entry *e, ol_reader *r, const ol_frame *fra
     ol_error err;
     ol_code code;
 
-    if (e->live)
-        code = malformed(frame, &err);
-    else if (frame->type == OL_FRAME_STATS)
-        code = tell_stats(s, r, frame, &err);
-    else if (frame->type == OL_FRAME_TOKENIZE)
-        code = tokenize(s, e, r, frame, &err);
-    else
-        code = detokenize(s, e, r, frame, &err);
+    code = e->live ? serve_malformed(frame, &err) : serve_call(s, e, r, frame, &err);
     if (code != OL_OK)
         send_failure(s, frame, e->live, &err);
     drop(s, e);
@@ -455,9 +348,7 @@ void serve_frame(server *s, const ol_frame *frame, const uint8_t *payload)
     }
 }
 
-/* -- events
- * -----------------------------------------------------------------------------------------------
- */
+/* -- events -------------------------------------------------------------------------------- */
 
 /* For the worker, before the session hears of the end. */
 static void send_receipt(server *s, const ol_frame *request, ol_event usage)
