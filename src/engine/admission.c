@@ -181,8 +181,7 @@ static void to_scheduler(ol_engine *engine, request *r)
     ol_sched_add(engine->sched, &r->seq);
 }
 
-/* -- what can never be ----------------------------------------------------------------------------
- */
+/* -- what can never be ------------------------------------------------------------------- */
 
 static size_t known_bytes(const request *r)
 {
@@ -257,8 +256,7 @@ static bool is_hopeless(const pass *p, request *r, ol_error *err)
     return true;
 }
 
-/* -- the pass
- * -------------------------------------------------------------------------------------- */
+/* -- the pass ---------------------------------------------------------------------------- */
 
 /* One request; false when it is no longer pending. */
 static bool look_at(pass *p, request *r)

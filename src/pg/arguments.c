@@ -26,8 +26,7 @@ bool lora_on_error_null(FunctionCallInfo fcinfo, int argument)
     return false;
 }
 
-/* -- lists ----------------------------------------------------------------------------------------
- */
+/* -- lists ------------------------------------------------------------------------------- */
 
 static bool read_stop(text *value, int place, ol_text *stop, ol_error *error)
 {
@@ -139,8 +138,7 @@ static bool read_bias(Jsonb *jsonb, ol_sampling *sampling, ol_error *error)
     return true;
 }
 
-/* -- numbers
- * ------------------------------------------------------------------------------------------ */
+/* -- numbers ----------------------------------------------------------------------------- */
 
 /* An argument that is a number. */
 typedef struct Figure {
@@ -211,8 +209,7 @@ static bool read_numbers(FunctionCallInfo fcinfo, ol_sampling *s, ol_error *erro
            read_float(fcinfo, frequency, &s->frequency_penalty, error);
 }
 
-/* -- the whole
- * --------------------------------------------------------------------------------------------- */
+/* -- the whole --------------------------------------------------------------------------- */
 
 bool lora_spec_adapters(LoraSpec *spec, ArrayType *ids, ArrayType *weights, ol_error *error)
 {

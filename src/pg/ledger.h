@@ -30,8 +30,7 @@
 extern Size lora_ledger_shared_size(void);
 extern void lora_ledger_startup_shared(void);
 
-/* -- in whatever process: mostly the openlora worker
- * ----------------------------------------------------------------- */
+/* -- in whatever process: mostly the openlora worker ------------------------------------- */
 extern void lora_ledger_put(const LoraReceipt *receipt);
 
 /* -- in the openlora worker ----------------------------------------------------------------- */

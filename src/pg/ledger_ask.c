@@ -60,8 +60,7 @@ ol_code lora_ledger_ask(LoraAskKind kind, const char *origin, ol_error *error)
     return code;
 }
 
-/* -- in the ledger process ----------------------------------------------------------------------
- */
+/* -- in the ledger process --------------------------------------------------------------- */
 
 bool lora_lane_asked(int at, LoraAskKind *kind, char origin[LORA_ORIGIN_BYTES], uint64 *number)
 {

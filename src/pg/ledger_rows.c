@@ -68,8 +68,7 @@ static Datum device_value(const LoraReceipt *receipt)
     return CStringGetTextDatum(plain);
 }
 
-/* -- writing ------------------------------------------------------------------------------------
- */
+/* -- writing ----------------------------------------------------------------------------- */
 
 enum {
     RE_LEAF,

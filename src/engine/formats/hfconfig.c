@@ -196,8 +196,7 @@ static ol_code read_windows(parse *p)
     return OL_OK;
 }
 
-/* -- token ids -----------------------------------------------------------------------------------
- */
+/* -- token ids --------------------------------------------------------------------------- */
 
 static ol_code add_eos(parse *p, const json_t *id)
 {
@@ -232,8 +231,7 @@ static ol_code read_token_ids(parse *p)
     return OL_OK;
 }
 
-/* -- the whole
- * ------------------------------------------------------------------------------------- */
+/* -- the whole --------------------------------------------------------------------------- */
 
 static ol_code read_required(parse *p, const char *key, int high, int *value)
 {

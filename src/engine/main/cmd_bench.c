@@ -219,8 +219,7 @@ static ol_code set_up(job *j, ol_error *err)
     return put_adapters(j, err);
 }
 
-/* -- a run ---------------------------------------------------------------------------------------
- */
+/* -- a run ------------------------------------------------------------------------------- */
 
 /* Prompts differ, so that nothing can be shared. */
 static ol_code submit_one(job *j, int i, int generate, bool adapted, ol_error *err)
@@ -346,8 +345,7 @@ static ol_code run_all(job *j, ol_error *err)
     return OL_OK;
 }
 
-/* -- report -------------------------------------------------------------------------------------
- */
+/* -- report ------------------------------------------------------------------------------ */
 
 static int compare(const void *a, const void *b)
 {
