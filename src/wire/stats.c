@@ -1,28 +1,9 @@
 /* stats.c: see stats.h. */
 #include "wire/stats.h"
 
+#include "wire/fields.h"
+
 #include <string.h>
-
-static void put_digest(ol_buf *buf, const ol_digest *digest)
-{
-    ol_buf_put(buf, digest->bytes, OL_DIGEST_BYTES);
-}
-
-static void get_digest(ol_reader *r, ol_digest *digest)
-{
-    const uint8_t *bytes = ol_get(r, OL_DIGEST_BYTES);
-
-    if (bytes)
-        memcpy(digest->bytes, bytes, OL_DIGEST_BYTES);
-}
-
-static int get_count(ol_reader *r, uint32_t most)
-{
-    uint32_t value = ol_get_u32(r);
-
-    r->bad |= value > most;
-    return r->bad ? 0 : (int)value;
-}
 
 void ol_wire_put_request_stat(ol_buf *buf, const ol_request_stat *s)
 {
@@ -41,7 +22,7 @@ void ol_wire_put_request_stat(ol_buf *buf, const ol_request_stat *s)
     ol_buf_put_u64(buf, s->running_us);
     ol_buf_put_u32(buf, (uint32_t)s->n_adapters);
     for (int i = 0; i < s->n_adapters; i++)
-        put_digest(buf, &s->adapters[i]);
+        ol_put_digest(buf, &s->adapters[i]);
 }
 
 bool ol_wire_get_request_stat(ol_reader *r, ol_request_stat *s)
@@ -63,12 +44,12 @@ bool ol_wire_get_request_stat(ol_reader *r, ol_request_stat *s)
     s->state = (ol_request_state)state;
     s->priority = (int32_t)ol_get_u32(r);
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
-        *counts[i] = get_count(r, INT32_MAX);
+        *counts[i] = ol_get_count(r, INT32_MAX);
     s->age_us = ol_get_u64(r);
     s->running_us = ol_get_u64(r);
-    s->n_adapters = get_count(r, OL_MAX_REQUEST_ADAPTERS);
+    s->n_adapters = ol_get_count(r, OL_MAX_REQUEST_ADAPTERS);
     for (int i = 0; i < s->n_adapters; i++)
-        get_digest(r, &s->adapters[i]);
+        ol_get_digest(r, &s->adapters[i]);
     return !r->bad;
 }
 
@@ -76,7 +57,7 @@ void ol_wire_put_adapter_stat(ol_buf *buf, const ol_adapter_stat *s)
 {
     const uint64_t counts[] = {s->bytes, s->hits, s->misses, s->loads, s->load_us, s->idle_us};
 
-    put_digest(buf, &s->digest);
+    ol_put_digest(buf, &s->digest);
     ol_buf_put_u8(buf, s->resident);
     ol_buf_put_u8(buf, s->loading);
     ol_buf_put_u8(buf, s->copied);
@@ -93,11 +74,11 @@ bool ol_wire_get_adapter_stat(ol_reader *r, ol_adapter_stat *s)
     memset(s, 0, sizeof(*s));
     if (r->bad || ol_reader_left(r) == 0)
         return false;
-    get_digest(r, &s->digest);
+    ol_get_digest(r, &s->digest);
     s->resident = ol_get_u8(r) != 0;
     s->loading = ol_get_u8(r) != 0;
     s->copied = ol_get_u8(r) != 0;
-    s->requests = get_count(r, INT32_MAX);
+    s->requests = ol_get_count(r, INT32_MAX);
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
         *counts[i] = ol_get_u64(r);
     return !r->bad;
