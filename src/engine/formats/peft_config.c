@@ -32,7 +32,8 @@ static ol_code wrong(const parse *p, const char *field, const char *what)
 static ol_code make_pattern(parse *p, ol_pattern *pattern, ol_match_kind kind, const char *field,
                             const char *text, size_t len)
 {
-    OL_TRY(ol_pattern_make(pattern, kind, text, len, field, p->arena, p->err));
+    *pattern = (ol_pattern){.kind = kind, .field = field};
+    OL_TRY(ol_pattern_make(pattern, text, len, p->arena, p->err));
     if (pattern->code && ++p->n_regexes > OL_PEFT_MAX_REGEXES) {
         ol_pattern_free(pattern);
         ol_fail(p->err, OL_LIMIT, "\"" FILE_NAME "\": %s: too many regular expressions", field);

@@ -18,7 +18,7 @@ static bool plain(const char *text)
     return true;
 }
 
-static ol_code compile(ol_pattern *p, const char *field, ol_error *err)
+static ol_code compile(ol_pattern *p, ol_error *err)
 {
     /* Groups as in peft's expressions, so that references in a pattern mean the same. */
     static const char *const around[][2] = {
@@ -38,25 +38,23 @@ static ol_code compile(ol_pattern *p, const char *field, ol_error *err)
         return OL_OK;
     pcre2_get_error_message(code, why, sizeof(why));
     ol_fail(err, OL_INVALID, "adapter_config.json: %s: \"%.100s\" is not a regular expression",
-            field, p->text);
+            p->field, p->text);
     return ol_detail(err, "%s.", (const char *)why);
 }
 
-ol_code ol_pattern_make(ol_pattern *pattern, ol_match_kind kind, const char *text, size_t len,
-                        const char *field, ol_arena *arena, ol_error *err)
+ol_code ol_pattern_make(ol_pattern *p, const char *text, size_t len, ol_arena *arena, ol_error *err)
 {
-    *pattern = (ol_pattern){.kind = kind};
     if (len > OL_PEFT_MAX_PATTERN)
         return ol_fail(err, OL_LIMIT, "adapter_config.json: %s: a pattern of %zu bytes is too long",
-                       field, len);
+                       p->field, len);
     if (memchr(text, 0, len))
-        return ol_fail(err, OL_INVALID, "adapter_config.json: %s: a pattern holds a NUL", field);
-    pattern->text = ol_arena_strndup(arena, text, len);
-    if (!pattern->text)
-        return ol_fail_nomem(err, len, field);
-    if (kind == OL_MATCH_TAIL && plain(pattern->text))
+        return ol_fail(err, OL_INVALID, "adapter_config.json: %s: a pattern holds a NUL", p->field);
+    p->text = ol_arena_strndup(arena, text, len);
+    if (!p->text)
+        return ol_fail_nomem(err, len, p->field);
+    if (p->kind == OL_MATCH_TAIL && plain(p->text))
         return OL_OK;
-    return compile(pattern, field, err);
+    return compile(p, err);
 }
 
 void ol_pattern_free(ol_pattern *pattern)
@@ -89,8 +87,8 @@ static int layer_of(pcre2_match_data *data)
     return sscanf((const char *)digits, "%d", &layer) == 1 ? layer : -1;
 }
 
-ol_code ol_pattern_match(const ol_pattern *pattern, const char *key, uint32_t work,
-                         const char *field, bool *matches, int *layer, ol_error *err)
+ol_code ol_pattern_match(const ol_pattern *pattern, const char *key, uint32_t work, bool *matches,
+                         int *layer, ol_error *err)
 {
     pcre2_match_data *data;
     pcre2_match_context *limits;
@@ -117,7 +115,7 @@ ol_code ol_pattern_match(const ol_pattern *pattern, const char *key, uint32_t wo
     if (code >= 0 || code == PCRE2_ERROR_NOMATCH)
         return OL_OK;
     ol_fail(err, OL_LIMIT, "adapter_config.json: %s: \"%.100s\" takes too much work to match",
-            field, pattern->text);
+            pattern->field, pattern->text);
     return ol_detail(err, "It was matched against \"%s\".", key);
 }
 

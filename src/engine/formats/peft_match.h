@@ -22,18 +22,19 @@ typedef enum ol_match_kind {
 } ol_match_kind;
 
 typedef struct ol_pattern {
+    ol_match_kind kind;
+    const char *field; /* of the configuration, for errors */
     const char *text;
     void *code; /* pcre2_code, or NULL: compare as plain text (TAIL) */
-    ol_match_kind kind;
 } ol_pattern;
 
-/* `field` names the pattern's origin in errors. Free what has a code. */
-ol_code ol_pattern_make(ol_pattern *pattern, ol_match_kind kind, const char *text, size_t len,
-                        const char *field, ol_arena *arena, ol_error *err);
+/* A pattern of which kind and field are set. Free what has a code. */
+ol_code ol_pattern_make(ol_pattern *pattern, const char *text, size_t len, ol_arena *arena,
+                        ol_error *err);
 void ol_pattern_free(ol_pattern *pattern);
-/* work: steps that a match may take. For LAYER *layer is the number found. */
-ol_code ol_pattern_match(const ol_pattern *pattern, const char *key, uint32_t work,
-                         const char *field, bool *matches, int *layer, ol_error *err);
+/* work: steps that a match may take. For LAYER *layer is the number found; else it is NULL. */
+ol_code ol_pattern_match(const ol_pattern *pattern, const char *key, uint32_t work, bool *matches,
+                         int *layer, ol_error *err);
 
 /* key is NAME or ends with ".NAME". *exact may be NULL. */
 bool ol_name_matches(const char *name, const char *key, bool *exact);

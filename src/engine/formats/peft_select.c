@@ -5,14 +5,15 @@
 #include <math.h>
 #include <string.h>
 
-static ol_code selects(const ol_peft_config *c, const ol_peft_selection *s, const char *field,
-                       const char *key, bool *in, bool *exact, ol_error *err)
+/* *exact: by its whole name. */
+static ol_code selects(const ol_peft_config *c, const ol_peft_selection *s, const char *key,
+                       bool *in, bool *exact, ol_error *err)
 {
     *in = *exact = false;
     if (!s->present)
         return OL_OK;
     if (s->is_pattern)
-        return ol_pattern_match(&s->pattern, key, c->work, field, in, NULL, err);
+        return ol_pattern_match(&s->pattern, key, c->work, in, NULL, err);
     for (size_t i = 0; i < s->n_names && !*exact; i++)
         *in |= ol_name_matches(s->names[i], key, exact);
     return OL_OK;
@@ -42,8 +43,7 @@ static ol_code layer_selected(const ol_peft_config *c, const char *key, bool *se
     if (c->n_layer_patterns == 0)
         layer = first_number(key);
     for (size_t i = 0; i < c->n_layer_patterns && !found; i++)
-        OL_TRY(ol_pattern_match(&c->layer_patterns[i], key, c->work, "layers_pattern", &found,
-                                &layer, err));
+        OL_TRY(ol_pattern_match(&c->layer_patterns[i], key, c->work, &found, &layer, err));
     *selected = layer >= 0 && layer < OL_MAX_LAYERS && c->layer_selected[layer];
     return OL_OK;
 }
@@ -52,7 +52,7 @@ ol_code ol_peft_targets(const ol_peft_config *c, const char *key, bool *targeted
 {
     bool exact;
 
-    OL_TRY(selects(c, &c->excluded, "exclude_modules", key, targeted, &exact, err));
+    OL_TRY(selects(c, &c->excluded, key, targeted, &exact, err));
     if (*targeted) {
         *targeted = false;
         return OL_OK;
@@ -61,19 +61,19 @@ ol_code ol_peft_targets(const ol_peft_config *c, const char *key, bool *targeted
         *targeted = strncmp(key, "model.layers.", 13) == 0;
         return OL_OK;
     }
-    OL_TRY(selects(c, &c->targets, "target_modules", key, targeted, &exact, err));
+    OL_TRY(selects(c, &c->targets, key, targeted, &exact, err));
     if (*targeted && !exact && c->by_layer)
         return layer_selected(c, key, targeted, err);
     return OL_OK;
 }
 
-static ol_code override(const ol_peft_config *c, const ol_peft_override *o, const char *field,
-                        const char *key, double *value, ol_error *err)
+static ol_code override(const ol_peft_config *c, const ol_peft_override *o, const char *key,
+                        double *value, ol_error *err)
 {
     for (size_t i = 0; i < o->n; i++) {
         bool matches;
 
-        OL_TRY(ol_pattern_match(&o->keys[i], key, c->work, field, &matches, NULL, err));
+        OL_TRY(ol_pattern_match(&o->keys[i], key, c->work, &matches, NULL, err));
         if (matches) {
             *value = o->values[i];
             return OL_OK;
@@ -87,8 +87,8 @@ ol_code ol_peft_rank(const ol_peft_config *c, const char *key, int *rank, float 
 {
     double r = c->rank, alpha = c->alpha;
 
-    OL_TRY(override(c, &c->ranks, "rank_pattern", key, &r, err));
-    OL_TRY(override(c, &c->alphas, "alpha_pattern", key, &alpha, err));
+    OL_TRY(override(c, &c->ranks, key, &r, err));
+    OL_TRY(override(c, &c->alphas, key, &alpha, err));
     if (!(r >= 1 && r <= OL_MAX_RANK) || r != floor(r)) {
         ol_fail(err, OL_LIMIT, "adapter module \"%s\" has rank %g", key, r);
         return ol_detail(err, "The rank must be a whole number from 1 to %d.", OL_MAX_RANK);
