@@ -214,7 +214,7 @@ static ol_code fill(ol_device *device, const plan *p, ol_error *err)
 {
     size_t parts = align(sizeof(gpu_lora));
     uint8_t *block = p->at[0];
-    int32_t bad = 0;
+    int32_t *bad = device->upload.bad;
 
     relocate(p);
     OL_TRY(gpu_upload_bytes(device, p->image, block, p->head, err));
@@ -223,11 +223,11 @@ static ol_code fill(ol_device *device, const plan *p, ol_error *err)
                      (const int32_t *)(block + parts + (size_t)p->n_parts * sizeof(gpu_lora_part)),
                      p->n_parts, p->max_rank, device->upload.stream),
             "preparing an adapter");
-    GPU_TRY(cudaMemcpyAsync(&bad, block + p->bad, sizeof(bad), cudaMemcpyDeviceToHost,
+    GPU_TRY(cudaMemcpyAsync(bad, block + p->bad, sizeof(*bad), cudaMemcpyDeviceToHost,
                             device->upload.stream),
             "preparing an adapter");
     GPU_TRY(cudaStreamSynchronize(device->upload.stream), "preparing an adapter");
-    if (bad) {
+    if (*bad) {
         ol_fail(err, OL_INVALID, "the adapter has numbers that are not finite in bfloat16");
         return ol_hint(err, "NaN, infinity, or beyond 3.3895e38 in magnitude.");
     }

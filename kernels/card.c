@@ -18,6 +18,11 @@ static ol_code no_card(cudaError_t code, ol_error *err)
     (void)cudaDriverGetVersion(&driver);
     if (code == cudaErrorInsufficientDriver && driver > 0)
         return no_driver(driver, err);
+    if (code != cudaErrorInsufficientDriver && code != cudaErrorNoDevice) {
+        ol_fail(err, OL_DEVICE, "CUDA cannot use this machine's GPUs");
+        ol_detail(err, "%s: %s.", cudaGetErrorName(code), cudaGetErrorString(code));
+        return ol_hint(err, "nvidia-smi and the kernel's log may tell what is wrong with them.");
+    }
     ol_fail(err, OL_NOT_FOUND, "there is no GPU that CUDA can use");
     if (code == cudaErrorInsufficientDriver)
         return ol_detail(err, "No NVIDIA driver is installed.");
@@ -34,6 +39,23 @@ static ol_code refused(cudaError_t code, int index, ol_error *err)
     return ol_hint(err, "When it is free, reload the configuration.");
 }
 
+/* What was compiled for other cards alone, and cannot be compiled for this one by the driver. */
+static ol_code check_code(const ol_device *device, ol_error *err)
+{
+    cudaError_t code = gpu_has_code();
+
+    if (code == cudaSuccess)
+        return OL_OK;
+    if (code == cudaErrorMemoryAllocation)
+        return gpu_fail(err, code, "its kernels");
+    ol_fail(err, OL_UNSUPPORTED, "there are no kernels for GPU %d (%s)",
+            device->options.device_index, device->card.name);
+    ol_detail(err, "%s: %s.", cudaGetErrorName(code), cudaGetErrorString(code));
+    return ol_hint(err, "Build openlora with CUDA_ARCHS=%d%d.", device->card.major,
+                   device->card.minor);
+}
+
+/* Nothing is left on a card that is refused for what it is: choosing it takes memory there. */
 ol_code gpu_choose_card(ol_device *device, ol_error *err)
 {
     int index = device->options.device_index, n = 0;
@@ -45,14 +67,12 @@ ol_code gpu_choose_card(ol_device *device, ol_error *err)
         ol_fail(err, OL_INVALID, "there is no GPU number %d", index);
         return ol_detail(err, "There are %d; the first one is number 0.", n);
     }
-    code = cudaSetDevice(index);
-    if (code != cudaSuccess)
-        return refused(code, index, err);
     GPU_TRY(cudaGetDeviceProperties(&device->card, index), "asking what it is");
     if (device->card.major < 8) {
         ol_fail(err, OL_UNSUPPORTED, "GPU %d (%s) is too old", index, device->card.name);
         return ol_detail(err, "Its compute capability is %d.%d; 8.0 is needed.", device->card.major,
                          device->card.minor);
     }
-    return OL_OK;
+    code = cudaSetDevice(index);
+    return code == cudaSuccess ? check_code(device, err) : refused(code, index, err);
 }

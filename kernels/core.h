@@ -13,6 +13,7 @@
 typedef struct gpu_memory {
     size_t limit; /* 0: what the card has */
     _Atomic size_t used;
+    bool no_pool; /* the card has no memory in the order of a stream */
 } gpu_memory;
 
 /* Turns what CUDA said into an error: memory into OL_NOMEM, all else into OL_DEVICE. */
@@ -33,8 +34,10 @@ void gpu_block_free(gpu_memory *memory, void *p, size_t bytes);
 void *gpu_block_ordered(gpu_memory *memory, size_t bytes, const char *what, cudaStream_t stream,
                         ol_error *err);
 void gpu_block_free_ordered(gpu_memory *memory, void *p, size_t bytes, cudaStream_t stream);
-/* What the pool got it keeps, for the next adapter. */
-ol_code gpu_pool_keep(int device_index, ol_error *err);
+/* What the pool got it keeps, for the next adapter. Or there is none. */
+ol_code gpu_pool_keep(gpu_memory *memory, int device_index, ol_error *err);
+/* Of the host, to be freed by cudaFreeHost when no copy is under way; NULL on failure. */
+ol_code gpu_pinned(void **p, size_t bytes, const char *what, ol_error *err);
 
 /* Working memory that grows. */
 typedef struct gpu_scratch {
@@ -52,9 +55,13 @@ typedef enum gpu_proof {
     GPU_PROOF_NO_CARD, /* there is none that this process, or its child, can use */
 } gpu_proof;
 
+/* In this process. */
 gpu_proof gpu_prove_here(int device_index);
-/* In a process of its own: for a process that has not used CUDA yet. */
+/* In a process of its own, which only one that has not used CUDA yet can have: else
+ * GPU_PROOF_NO_CARD. A card that failed once in this process fails without being asked. */
 gpu_proof gpu_prove_apart(int device_index);
+/* This process uses CUDA from here on; or, for tests, has never done so. */
+void gpu_proof_used(bool used);
 
 /* -- upload.c: host to device through pinned memory ----------------------------------------- */
 
@@ -74,6 +81,7 @@ typedef struct gpu_upload {
     cudaStream_t stream;
     gpu_slot slots[UPLOAD_SLOTS];
     int next;
+    int32_t *bad; /* pinned: of the adapter that is being made */
 } gpu_upload;
 
 typedef struct gpu_packing {

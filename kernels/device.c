@@ -55,7 +55,8 @@ static void choose_way(ol_device *device, gpu_proof found)
     };
     const char *asked = getenv("OL_CUDA_PRODUCT");
 
-    if (asked && strcmp(asked, "wgmma") == 0 && gpu_linear_has_groups()) {
+    if (asked && strcmp(asked, "wgmma") == 0 &&
+        gpu_linear_has_groups(device->options.device_index)) {
         device->way = GPU_WAY_GROUP;
         device->way_note = ", wgmma unproven";
         return;
@@ -72,11 +73,23 @@ static gpu_proof prove(const ol_device_options *options)
     return getenv("OL_CUDA_PRODUCT") ? GPU_PROOF_NONE : gpu_prove_apart(options->device_index);
 }
 
+/* For measuring, and for finding out which of what was never tried on a card is to blame. */
+static bool is_off(const char *name)
+{
+    const char *value = getenv(name);
+
+    return value && strcmp(value, "0") == 0;
+}
+
 static ol_code start(ol_device *device, ol_error *err)
 {
+    gpu_proof_used(true);
+    device->no_graphs = is_off("OL_CUDA_GRAPHS");
+    if (is_off("OL_CUDA_EARLY"))
+        gpu_launches_early = 0;
     OL_TRY(gpu_choose_card(device, err));
     OL_TRY(gpu_upload_open(device, err));
-    OL_TRY(gpu_pool_keep(device->options.device_index, err));
+    OL_TRY(gpu_pool_keep(&device->memory, device->options.device_index, err));
     GPU_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "making a stream");
     device->ops = calloc(GPU_MAX_OPS, sizeof(gpu_op));
     if (!device->ops)
@@ -164,6 +177,10 @@ ol_code gpu_step_begin(ol_device *device, const ol_step *step, ol_error *err)
                        step->n_rows, step->n_seqs, step->n_logit_rows);
     memset(device->ops, 0, (size_t)device->n_ops * sizeof(gpu_op));
     device->n_ops = 0;
+    /* The step before was given up: its lists may be on their way yet, from where these will be. */
+    if (device->step)
+        GPU_TRY(cudaStreamSynchronize(device->stream), "giving up a step");
+    device->step = NULL;
     /* Adapters were waited for by whoever made them; weights by nobody yet. */
     if (device->weights_under_way)
         GPU_TRY(cudaStreamSynchronize(device->upload.stream), "placing weights");

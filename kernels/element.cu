@@ -1,4 +1,5 @@
-/* element.cu: rows by themselves: the embedding's, and RMS norm. See launch.h. */
+/* element.cu: rows by themselves: the embedding's, and RMS norm; and whether there are kernels at
+ * all. See launch.h. */
 #include "kernels/block.cuh"
 #include "kernels/launch.h"
 #include "kernels/packed.cuh"
@@ -74,4 +75,15 @@ extern "C" cudaError_t gpu_rms_norm(const gpu_rows *rows, const float *x, int64_
 {
     return gpu_launch(rms_norm_kernel, dim3((unsigned)n_rows), dim3(NORM_THREADS),
                       sizeof(block_room), stream, *rows, x, ldx, weight, cols, eps, logits, y, ldy);
+}
+
+/* -- what every launch needs ------------------------------------------------------------------- */
+
+int gpu_launches_early = 1;
+
+extern "C" cudaError_t gpu_has_code(void)
+{
+    cudaFuncAttributes found;
+
+    return cudaFuncGetAttributes(&found, (const void *)rms_norm_kernel);
 }

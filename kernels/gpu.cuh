@@ -312,6 +312,8 @@ static cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_
     return gpu_launch_with(&config, kernel, grid, block, shared, stream, args...);
 }
 
+extern "C" int gpu_launches_early; /* launch.h */
+
 /* Compute capability 9.0 and later. Asked for once: all devices that a process uses are alike. */
 static inline bool gpu_has_early_launches(void)
 {
@@ -335,7 +337,7 @@ static cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block,
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &early;
-    config.numAttrs = gpu_has_early_launches();
+    config.numAttrs = gpu_launches_early && gpu_has_early_launches();
     return gpu_launch_with(&config, kernel, grid, block, shared, stream, args...);
 }
 

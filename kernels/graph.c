@@ -68,13 +68,32 @@ static ol_code record(ol_device *device, const gpu_sizes *sizes, ol_error *err)
     return gpu_graphs_keep(device, sizes, exec, err);
 }
 
+/* Some drivers cannot record a launch that may start early: better a graph without such. */
+static bool record_without_early(ol_device *device, const gpu_sizes *sizes, const ol_error *why)
+{
+    ol_error ignored;
+
+    if (!gpu_launches_early)
+        return false;
+    (void)cudaGetLastError();
+    gpu_launches_early = 0;
+    if (record(device, sizes, &ignored) == OL_OK) {
+        ol_log(OL_LOG_WARNING, "kernels are not launched early: %s (%s)", why->message,
+               why->detail);
+        return true;
+    }
+    gpu_launches_early = 1;
+    return false;
+}
+
 static ol_code first_of_kind(ol_device *device, const gpu_sizes *sizes, ol_error *err)
 {
     ol_error why;
 
     OL_TRY(gpu_ops_prepare(device, sizes, err));
     OL_TRY(gpu_ops_launch(device, sizes, err));
-    if (device->no_graphs || record(device, sizes, &why) == OL_OK)
+    if (device->no_graphs || record(device, sizes, &why) == OL_OK ||
+        record_without_early(device, sizes, &why))
         return OL_OK;
     device->no_graphs = true;
     (void)cudaGetLastError(); /* of the recording; what is wrong with the step shows at its end */

@@ -59,6 +59,7 @@ size_t gpu_kv_page_bytes(ol_device *device, const ol_kv_desc *desc)
 
 ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol_error *err)
 {
+    cudaError_t cleared;
     ol_kv *kv;
 
     OL_TRY(check(desc, err));
@@ -78,10 +79,11 @@ ol_code gpu_kv_create(ol_device *device, const ol_kv_desc *desc, ol_kv **out, ol
         free(kv);
         return err->code;
     }
-    if (desc->pool && cudaStreamSynchronize(device->stream) != cudaSuccess) {
-        gpu_kv_free(device,
-                    kv); /* zeros must not come after adapters, which another stream brings */
-        return gpu_fail(err, cudaGetLastError(), "clearing the cache");
+    /* Zeros must not come after adapters, which another stream brings. */
+    cleared = desc->pool ? cudaStreamSynchronize(device->stream) : cudaSuccess;
+    if (cleared != cudaSuccess) {
+        gpu_kv_free(device, kv);
+        return gpu_fail(err, cleared, "clearing the cache");
     }
     device->page_tokens = desc->page_tokens;
     *out = kv;

@@ -38,6 +38,12 @@ extern "C" {
 #define GPU_ITEM_MEMBERS 32 /* of a gpu_item at most */
 #define GPU_TICKETS 16384   /* of those who come last: kernels of one stream may share them */
 
+/* Whether kernels may start before the one before has ended (gpu_launch_early): 1, unless somebody
+ * has found that it does not work. Of all devices of a process. */
+extern int gpu_launches_early;
+/* Whether there is code for the chosen device, which is loaded by asking. */
+cudaError_t gpu_has_code(void);
+
 /* -- a step ------------------------------------------------------------------------------- */
 
 typedef struct gpu_counts {
@@ -304,8 +310,8 @@ typedef struct gpu_linear {
 /* splits of a matrix of that shape: a function of the shape and kind alone. */
 int gpu_linear_splits(int rows, int cols);
 size_t gpu_linear_partial(const gpu_linear *op, int n_rows);
-/* Whether the device that is chosen has what products of groups need. */
-int gpu_linear_has_groups(void);
+/* Whether a device has what products of groups need; it need not be chosen. */
+int gpu_linear_has_groups(int device);
 /* y = W x (+ bias) + sum over the row's members of B h, in this order. */
 cudaError_t gpu_linear_run(const gpu_rows *rows, const gpu_linear *op, int n_rows,
                            cudaStream_t stream);

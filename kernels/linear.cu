@@ -54,12 +54,11 @@ static cudaError_t limits_of_device(device_limits *out)
     return cudaSuccess;
 }
 
-extern "C" int gpu_linear_has_groups(void)
+extern "C" int gpu_linear_has_groups(int device)
 {
-    int device, major, shared;
+    int major, shared;
 
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+    return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
                cudaSuccess &&
            cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
                cudaSuccess &&

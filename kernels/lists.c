@@ -95,8 +95,7 @@ static ol_code make_room(ol_device *device, size_t words, size_t members, ol_err
     gpu_graphs_drop(device);
     gpu_lists_free(device);
     l = lay_out(device, room_words, room_members);
-    GPU_TRY(cudaHostAlloc((void **)&lists->pinned, l.bytes, cudaHostAllocDefault),
-            "a step's lists");
+    OL_TRY(gpu_pinned((void **)&lists->pinned, l.bytes, "a step's lists", err));
     lists->device = gpu_block(&device->memory, l.bytes, "a step's lists", device->stream, err);
     if (!lists->device)
         return err->code;

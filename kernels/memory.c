@@ -4,6 +4,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#define MOST_SPARE ((size_t)16 << 20)
+
 ol_code gpu_fail(ol_error *err, cudaError_t code, const char *what)
 {
     if (code == cudaErrorMemoryAllocation) {
@@ -44,6 +46,20 @@ static bool reserve(gpu_memory *memory, size_t bytes, const char *what, ol_error
     return true;
 }
 
+ol_code gpu_pinned(void **p, size_t bytes, const char *what, ol_error *err)
+{
+    cudaError_t code = cudaHostAlloc(p, bytes, cudaHostAllocDefault);
+
+    if (code == cudaSuccess)
+        return OL_OK;
+    *p = NULL;
+    if (code != cudaErrorMemoryAllocation)
+        return gpu_fail(err, code, what);
+    (void)cudaGetLastError(); /* as below */
+    ol_fail(err, OL_NOMEM, "the host has no memory that the GPU could reach for %s", what);
+    return ol_detail(err, "It needs %zu bytes of pinned memory.", bytes);
+}
+
 static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream, bool ordered)
 {
     cudaError_t code = ordered ? cudaMallocAsync(p, bytes, stream) : cudaMalloc(p, bytes);
@@ -53,8 +69,10 @@ static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream, bool or
     if (code != cudaErrorMemoryAllocation)
         return code;
     (void)cudaGetLastError(); /* memory is no fault of the device: later calls work */
-    /* What adapters have given back to CUDA's pool is out of reach for others. */
-    if (ordered || cudaGetDevice(&device) != cudaSuccess ||
+    /* What adapters have given back to CUDA's pool is out of reach for others; it is given back
+     * when their stream comes to it. */
+    if (ordered || cudaDeviceSynchronize() != cudaSuccess ||
+        cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
         cudaMemPoolTrimTo(pool, 0) != cudaSuccess)
         return code;
@@ -73,6 +91,7 @@ static void *take(gpu_memory *memory, size_t bytes, const char *what, cudaStream
 
     if (!reserve(memory, bytes, what, err))
         return NULL;
+    ordered = ordered && !memory->no_pool;
     code = allocate(&p, room, stream, ordered);
     if (code == cudaSuccess) {
         code = cudaMemsetAsync(p, 0, room, stream);
@@ -108,19 +127,36 @@ void *gpu_block_ordered(gpu_memory *memory, size_t bytes, const char *what, cuda
 
 void gpu_block_free_ordered(gpu_memory *memory, void *p, size_t bytes, cudaStream_t stream)
 {
-    (void)cudaFreeAsync(p, stream);
+    (void)(memory->no_pool ? cudaFree(p) : cudaFreeAsync(p, stream));
     memory->used -= bytes;
 }
 
-ol_code gpu_pool_keep(int device_index, ol_error *err)
+ol_code gpu_pool_keep(gpu_memory *memory, int device_index, ol_error *err)
 {
     uint64_t all = UINT64_MAX;
     cudaMemPool_t pool;
+    int has = 0;
 
+    GPU_TRY(cudaDeviceGetAttribute(&has, cudaDevAttrMemoryPoolsSupported, device_index),
+            "its memory pool");
+    memory->no_pool = !has;
+    if (!has) /* some virtual GPUs: adapters that come and go hold up steps */
+        return OL_OK;
     GPU_TRY(cudaDeviceGetDefaultMemPool(&pool, device_index), "its memory pool");
     GPU_TRY(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
             "its memory pool");
     return OL_OK;
+}
+
+/* In powers of two, as far as that is little: what grows with each batch drops the graphs rarely.
+ */
+static size_t room_for(size_t bytes)
+{
+    size_t room = 4096;
+
+    while (room < bytes)
+        room *= 2;
+    return room <= MOST_SPARE ? room : bytes;
 }
 
 ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, const char *what,
@@ -128,6 +164,7 @@ ol_code gpu_scratch_need(ol_device *device, gpu_scratch *scratch, size_t bytes, 
 {
     if (bytes <= scratch->bytes)
         return OL_OK;
+    bytes = room_for(bytes);
     gpu_graphs_drop(device);
     gpu_block_free(&device->memory, scratch->data, scratch->bytes);
     scratch->bytes = 0;

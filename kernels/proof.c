@@ -217,21 +217,24 @@ gpu_proof gpu_prove_here(int device_index)
     gpu_proof found = GPU_PROOF_FAILED;
     proof p = {.state = 1};
     bool room = true;
+    int n = 0;
 
-    if (cudaSetDevice(device_index) != cudaSuccess)
+    if (cudaGetDeviceCount(&n) != cudaSuccess || device_index >= n)
         return GPU_PROOF_NO_CARD;
-    if (!gpu_linear_has_groups())
+    if (!gpu_linear_has_groups(device_index)) /* without taking memory there */
         return GPU_PROOF_NONE;
+    if (cudaSetDevice(device_index) != cudaSuccess ||
+        cudaStreamCreateWithFlags(&p.stream, cudaStreamNonBlocking) != cudaSuccess)
+        return GPU_PROOF_NO_CARD;
     for (int i = 0; i < 3; i++) {
         p.y[i] = malloc(ROWS * LDY * sizeof(float));
         room = room && p.y[i];
     }
-    if (room && cudaStreamCreateWithFlags(&p.stream, cudaStreamNonBlocking) == cudaSuccess)
+    if (room)
         found = compare_all(&p);
     while (p.n_blocks > 0)
         (void)cudaFree(p.blocks[--p.n_blocks]);
-    if (p.stream)
-        (void)cudaStreamDestroy(p.stream);
+    (void)cudaStreamDestroy(p.stream);
     for (int i = 0; i < 3; i++)
         free(p.y[i]);
     return found;
@@ -263,7 +266,17 @@ static gpu_proof hear(int fd)
     return ready == 1 && read(fd, &found, 1) == 1 ? (gpu_proof)found : GPU_PROOF_FAILED;
 }
 
-gpu_proof gpu_prove_apart(int device_index)
+static bool cuda_is_used;
+static int failed_on = -1; /* a product that hung here would hang again, and this process with it */
+
+void gpu_proof_used(bool used)
+{
+    cuda_is_used = used;
+    if (!used)
+        failed_on = -1;
+}
+
+static gpu_proof ask_child(int device_index)
 {
     gpu_proof found;
     int ends[2];
@@ -284,5 +297,18 @@ gpu_proof gpu_prove_apart(int device_index)
         while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
             ;
     }
+    return found;
+}
+
+gpu_proof gpu_prove_apart(int device_index)
+{
+    gpu_proof found = cuda_is_used ? GPU_PROOF_NO_CARD : GPU_PROOF_FAILED;
+
+    if (failed_on == device_index)
+        return GPU_PROOF_FAILED;
+    if (!cuda_is_used)
+        found = ask_child(device_index);
+    if (found == GPU_PROOF_FAILED)
+        failed_on = device_index;
     return found;
 }

@@ -4,16 +4,17 @@
 
 #include <string.h>
 
-/* Pinned memory that grows. */
+/* Pinned memory that grows, twice as much each time: pinning takes long. No step is under way. */
 static ol_code pinned_need(void **data, size_t *have, size_t bytes, ol_error *err)
 {
     if (bytes <= *have)
         return OL_OK;
+    bytes = bytes > 2 * *have ? bytes : 2 * *have;
     if (*data)
         (void)cudaFreeHost(*data);
     *data = NULL;
     *have = 0;
-    GPU_TRY(cudaHostAlloc(data, bytes, cudaHostAllocDefault), "results");
+    OL_TRY(gpu_pinned(data, bytes, "results", err));
     *have = bytes;
     return OL_OK;
 }

@@ -10,8 +10,10 @@
 
 static void slot_free(gpu_slot *slot)
 {
-    (void)cudaFreeHost(slot->pinned);
-    (void)cudaFree(slot->device);
+    if (slot->pinned)
+        (void)cudaFreeHost(slot->pinned);
+    if (slot->device)
+        (void)cudaFree(slot->device);
     if (slot->done)
         (void)cudaEventDestroy(slot->done);
     memset(slot, 0, sizeof(*slot));
@@ -20,8 +22,10 @@ static void slot_free(gpu_slot *slot)
 static ol_code slot_make(gpu_slot *slot, size_t bytes, ol_error *err)
 {
     slot_free(slot);
-    GPU_TRY(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming), "making an event");
-    GPU_TRY(cudaHostAlloc(&slot->pinned, bytes, cudaHostAllocDefault), "copies to it");
+    /* Who waits for a slot sleeps: the loader's thread is beside the engine's, which computes. */
+    GPU_TRY(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming | cudaEventBlockingSync),
+            "making an event");
+    OL_TRY(gpu_pinned(&slot->pinned, bytes, "copies to it", err));
     GPU_TRY(cudaMalloc(&slot->device, bytes), "copies to it");
     slot->bytes = bytes;
     return OL_OK;
@@ -32,13 +36,15 @@ ol_code gpu_upload_open(ol_device *device, ol_error *err)
     pthread_mutex_init(&device->upload.lock, NULL);
     GPU_TRY(cudaStreamCreateWithFlags(&device->upload.stream, cudaStreamNonBlocking),
             "making a stream");
-    return OL_OK;
+    return gpu_pinned((void **)&device->upload.bad, sizeof(int32_t), "copies to it", err);
 }
 
 void gpu_upload_close(ol_device *device)
 {
     for (int i = 0; i < UPLOAD_SLOTS; i++)
         slot_free(&device->upload.slots[i]);
+    if (device->upload.bad)
+        (void)cudaFreeHost(device->upload.bad);
     if (device->upload.stream)
         (void)cudaStreamDestroy(device->upload.stream);
     pthread_mutex_destroy(&device->upload.lock);

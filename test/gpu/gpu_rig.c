@@ -26,7 +26,12 @@ void rig_seed(void)
 
     clock_gettime(CLOCK_REALTIME, &now);
     state = given ? strtoull(given, NULL, 10) : (uint64_t)now.tv_nsec ^ (uint64_t)now.tv_sec << 20;
+    if (getenv("OL_TEST")) /* one of them alone */
+        cmocka_set_test_filter(getenv("OL_TEST"));
     print_message("OL_SEED=%llu\n", (unsigned long long)state);
+#ifdef OL_SIMT
+    simt_settings.streams = (simt_when)(state % 3);
+#endif
 }
 
 uint64_t rig_next(void)

@@ -45,7 +45,7 @@ typedef struct model {
     float norms[HIDDEN];
 } model;
 
-static void open_model(model *m)
+static void open_model_as(model *m, const ol_device_options *how)
 {
     ol_weight_desc table = {.use = OL_WEIGHT_EMBEDDING_AND_HEAD, .keep = true};
     ol_weight_desc norm = {.use = OL_WEIGHT_VECTOR, .keep = true};
@@ -57,10 +57,15 @@ static void open_model(model *m)
         "table", OL_BF16, 2, {VOCAB, HIDDEN}, (const uint8_t *)m->numbers, 2 * VOCAB * HIDDEN};
     norm.tensor =
         (ol_tensor){"norm", OL_F32, 1, {HIDDEN}, (const uint8_t *)m->norms, sizeof(m->norms)};
-    OK(t->open(&options, &m->device, &error));
+    OK(t->open(how, &m->device, &error));
     OK(t->weight_create(m->device, &table, &m->table, &error));
     OK(t->weight_create(m->device, &norm, &m->norm, &error));
     OK(t->buffer_create(m->device, HIDDEN, &m->x, &error));
+}
+
+static void open_model(model *m)
+{
+    open_model_as(m, &options);
 }
 
 static void close_model(model *m)
@@ -244,13 +249,165 @@ static void pool_is_no_hoard(void **state)
     p = gpu_block_ordered(&memory, bytes, "a test", rig_stream(), &error);
     assert_non_null(p);
     gpu_block_free_ordered(&memory, p, bytes, rig_stream());
-    GPU_OK(cudaStreamSynchronize(rig_stream()));
     p = gpu_block(&memory, bytes, "a test", rig_stream(), &error);
     if (!p)
         fail_msg("%s (%s)", error.message, error.detail);
     gpu_block_free(&memory, p, bytes);
     simt_settings.memory = 0;
     assert_int_equal(memory.used, 0);
+}
+
+/* A driver that is broken is no missing one: it is told as a fault, also where the CPU computes. */
+static void broken_driver(void **state)
+{
+    ol_device *device;
+
+    (void)state;
+    simt_settings.absent = cudaErrorUnknown;
+    FAILS(t->open(&options, &device, &error), OL_DEVICE);
+    simt_settings.absent = cudaSuccess;
+    says(error.message, "CUDA cannot use this machine's GPUs");
+    says(error.detail, "cudaErrorUnknown");
+}
+
+static void compiled_for_others(void **state)
+{
+    ol_device *device;
+
+    (void)state;
+    simt_settings.no_code = 1;
+    FAILS(t->open(&options, &device, &error), OL_UNSUPPORTED);
+    simt_settings.no_code = 0;
+    says(error.message, "there are no kernels for GPU 0");
+    says(error.detail, "cudaErrorNoKernelImageForDevice");
+    says(error.hint, "CUDA_ARCHS=80");
+}
+
+/* A driver that cannot record early launches: graphs without them. */
+static void recorded_without_early(void **state)
+{
+    float first[2 * VOCAB], again[2 * VOCAB];
+    model m;
+
+    (void)state;
+    open_model(&m);
+    OK(run(&m, 3, first));
+    gpu_graphs_drop(m.device);
+    simt_settings.no_early = 1;
+    OK(run(&m, 3, again));
+    OK(run(&m, 3, again));
+    simt_settings.no_early = 0;
+    assert_int_equal(gpu_launches_early, 0);
+    assert_int_equal(n_graphs(&m, true), 1);
+    assert_memory_equal(first, again, sizeof(first));
+    gpu_launches_early = 1;
+    close_model(&m);
+}
+
+/* A step that is begun and given up, as when there is no memory for it; then one whose lists need
+ * more room: those of the first may still be on their way. */
+static void step_is_given_up(void **state)
+{
+    enum { TOKENS = 16 * 5000 };
+    static const int32_t pages[TOKENS / 16], token, row;
+    float first[2 * VOCAB], again[2 * VOCAB];
+    ol_step_seq seq = {.n_rows = 1, .first_pos = TOKENS - 1, .pages = pages};
+    model m;
+
+    (void)state;
+    open_model(&m);
+    OK(run(&m, 3, first));
+    for (int i = 0; i < 2; i++) {
+        ol_step_seq seqs[2] = {{.n_rows = 1, .pages = pages}};
+
+        OK(t->step_begin(m.device, &(ol_step){1, &token, 1, seqs, 1, &row, NULL}, &error));
+        OK(t->step_begin(m.device, &(ol_step){1, &token, 1, &seq, 1, &row, NULL}, &error));
+    }
+    OK(run(&m, 3, again));
+    assert_memory_equal(first, again, sizeof(first));
+    close_model(&m);
+}
+
+/* -- adapters, made by another thread ---------------------------------------------------------- */
+
+#define RANK 4
+
+typedef struct loading {
+    model *m;
+    ol_lora *lora;
+    ol_code code;
+} loading;
+
+static void *load(void *context)
+{
+    loading *l = context;
+    uint16_t *numbers = rig_random_bf16(HIDDEN * RANK, 1, NULL);
+    size_t bytes = 2 * HIDDEN * RANK;
+    ol_lora_module module = {.rank = RANK, .scale = 1};
+
+    module.a = (ol_tensor){"A", OL_BF16, 2, {RANK, HIDDEN}, (const uint8_t *)numbers, bytes};
+    module.b = (ol_tensor){"B", OL_BF16, 2, {HIDDEN, RANK}, (const uint8_t *)numbers, bytes};
+    l->code = t->lora_create(l->m->device, &module, 1, &l->lora, &error);
+    return NULL;
+}
+
+/* In the middle of a step, on whichever card. */
+static void loads_beside_a_step(int card)
+{
+    ol_device_options other = options;
+    float first[2 * VOCAB], again[2 * VOCAB];
+    loading l = {0};
+    pthread_t thread;
+    model m;
+
+    other.device_index = card;
+    open_model_as(&m, &other);
+    OK(run(&m, 3, first));
+    simt_counted = (simt_traffic){0};
+    l.m = &m;
+    assert_int_equal(pthread_create(&thread, NULL, load, &l), 0);
+    OK(run(&m, 3, again));
+    pthread_join(thread, NULL);
+    OK(l.code);
+    assert_int_equal(simt_counted.pageable, 0);
+    assert_memory_equal(first, again, sizeof(first));
+    t->lora_free(m.device, l.lora);
+    close_model(&m);
+    GPU_OK(cudaSetDevice(0));
+}
+
+static void another_thread(void **state)
+{
+    (void)state;
+    loads_beside_a_step(0);
+}
+
+static void another_card(void **state)
+{
+    (void)state;
+    loads_beside_a_step(1);
+}
+
+/* A card without memory in a stream's order: some virtual ones. */
+static void no_pool(void **state)
+{
+    (void)state;
+    simt_settings.no_pools = 1;
+    loads_beside_a_step(0);
+    simt_settings.no_pools = 0;
+}
+
+/* It is the host's memory that does not suffice, not the card's. */
+static void host_is_full(void **state)
+{
+    ol_device *device;
+
+    (void)state;
+    simt_settings.pinned = 1;
+    FAILS(t->open(&options, &device, &error), OL_NOMEM);
+    simt_settings.pinned = 0;
+    says(error.message, "the host has no memory");
+    says(error.detail, "pinned");
 }
 
 /* A kernel fails: that step says so, and whatever follows; closing works. */
@@ -286,12 +443,24 @@ static void kernel_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names_its_budget),   cmocka_unit_test(no_such_card),
+        cmocka_unit_test(names_its_budget),
+        cmocka_unit_test(no_such_card),
         cmocka_unit_test(steps_are_recorded),
 #ifdef OL_SIMT
-        cmocka_unit_test(unrecorded_steps),   cmocka_unit_test(no_device),
-        cmocka_unit_test(old_driver),         cmocka_unit_test(busy_device),
-        cmocka_unit_test(card_is_full),       cmocka_unit_test(pool_is_no_hoard),
+        cmocka_unit_test(unrecorded_steps),
+        cmocka_unit_test(no_device),
+        cmocka_unit_test(old_driver),
+        cmocka_unit_test(busy_device),
+        cmocka_unit_test(card_is_full),
+        cmocka_unit_test(pool_is_no_hoard),
+        cmocka_unit_test(broken_driver),
+        cmocka_unit_test(compiled_for_others),
+        cmocka_unit_test(recorded_without_early),
+        cmocka_unit_test(step_is_given_up),
+        cmocka_unit_test(another_thread),
+        cmocka_unit_test(another_card),
+        cmocka_unit_test(no_pool),
+        cmocka_unit_test(host_is_full),
         cmocka_unit_test(kernel_fails),
 #endif
     };

@@ -132,7 +132,7 @@ static bool with_groups(void)
 #ifdef OL_SIMT
     simt_settings.capability = 9;
 #endif
-    return gpu_linear_has_groups();
+    return gpu_linear_has_groups(0);
 }
 
 static void launch_groups(world *w, const int *rows, int n, int n_launch)

@@ -23,14 +23,20 @@ typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInitializationError = 3,
     cudaErrorInsufficientDriver = 35,
     cudaErrorDevicesUnavailable = 46,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
+    cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureImplicit = 906,
+    cudaErrorUnknown = 999,
 } cudaError_t;
 
 typedef struct simt_stream *cudaStream_t;
@@ -58,6 +64,7 @@ typedef enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrMemoryPoolsSupported = 115,
 } cudaDeviceAttr;
 
 typedef struct cudaDeviceProp {
@@ -66,7 +73,13 @@ typedef struct cudaDeviceProp {
     int major, minor, multiProcessorCount, l2CacheSize;
 } cudaDeviceProp;
 
+typedef struct cudaFuncAttributes {
+    size_t localSizeBytes;
+    int numRegs;
+} cudaFuncAttributes;
+
 #define cudaStreamNonBlocking 1u
+#define cudaEventBlockingSync 1u
 #define cudaEventDisableTiming 2u
 #define cudaHostAllocDefault 0u
 #define CUDART_VERSION 13000
@@ -80,6 +93,7 @@ cudaError_t cudaSetDevice(int index);
 cudaError_t cudaGetDevice(int *index);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int index);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total);
 cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
@@ -113,6 +127,10 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 /* -- for tests -------------------------------------------------------------------------------- */
+/* When a stream runs what it was given: when somebody waits for it; at once; every second stream at
+ * once. */
+typedef enum simt_when { SIMT_LATE, SIMT_EARLY, SIMT_MIXED } simt_when;
+
 typedef struct simt_options {
     int threads;         /* of the processor */
     unsigned seed;       /* of the order in which threads of a block go on; 0: their own; odd:
@@ -125,6 +143,11 @@ typedef struct simt_options {
     cudaError_t absent;  /* what asking for devices says: there is none, or no driver for it */
     cudaError_t refusal; /* what choosing the device says */
     int no_capture;      /* recording fails */
+    int no_early;        /* so it does where a launch may start early */
+    int no_pools;        /* there is no memory in a stream's order */
+    int no_code;         /* nothing was compiled for the device */
+    size_t pinned;       /* bytes of the host that can be pinned; 0: no limit */
+    simt_when streams;   /* of those that are made from now on */
 } simt_options;
 extern simt_options simt_settings;
 extern unsigned long long simt_launches;
@@ -135,6 +158,7 @@ void simt_recover(void);
 /* What passed between host and device, and how often the host waited. */
 typedef struct simt_traffic {
     unsigned long long copies_in, copies_out, bytes_out, waits;
+    unsigned long long pageable; /* copies from or to memory that is not pinned */
 } simt_traffic;
 extern simt_traffic simt_counted;
 

@@ -3,24 +3,28 @@
 #include "runtime.h"
 
 #include <map>
-#include <memory>
 #include <stdlib.h>
-#include <vector>
 
-static std::map<void *, size_t> &blocks = *new std::map<void *, size_t>();
+struct block {
+    size_t bytes;
+    int device;
+};
+
+static std::map<void *, block> &blocks = *new std::map<void *, block>();
 static std::map<const char *, size_t> &pinned = *new std::map<const char *, size_t>();
 static size_t used, pooled;
+static size_t pinned_bytes;
 
-static cudaError_t take(void **p, size_t bytes)
+static cudaError_t take(void **p, size_t bytes, int device)
 {
     if (simt_settings.memory &&
         (used + pooled > simt_settings.memory || bytes > simt_settings.memory - used - pooled))
-        return cudaErrorMemoryAllocation;
+        return simt_said(cudaErrorMemoryAllocation);
     *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!*p)
-        return cudaErrorMemoryAllocation;
+        return simt_said(cudaErrorMemoryAllocation);
     memset(*p, 0xff, bytes); /* what is read before it is written is NaN */
-    blocks[*p] = bytes;
+    blocks[*p] = {bytes, device};
     used += bytes;
     return cudaSuccess;
 }
@@ -33,7 +37,7 @@ static size_t give(void *p)
 
     if (at == blocks.end())
         return 0;
-    bytes = at->second;
+    bytes = at->second.bytes;
     used -= bytes;
     blocks.erase(at);
     free(p);
@@ -45,6 +49,15 @@ bool simt_is_pinned(const void *p)
     auto at = pinned.upper_bound((const char *)p);
 
     return at != pinned.begin() && (--at, (const char *)p < at->first + at->second);
+}
+
+/* Whether it is another card's memory than the stream's. */
+static bool is_elsewhere(void *p, cudaStream_t stream)
+{
+    auto at = blocks.upper_bound(p);
+
+    return at != blocks.begin() && (--at, (char *)p < (char *)at->first + at->second.bytes) &&
+           at->second.device != simt_device_of(stream);
 }
 
 extern "C" {
@@ -63,7 +76,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     SIMT_LOCKED;
     cudaError_t code = simt_may_wait();
 
-    return code == cudaSuccess ? take(p, bytes) : code;
+    return code == cudaSuccess ? take(p, bytes, simt_current) : code;
 }
 
 cudaError_t cudaFree(void *p)
@@ -84,12 +97,13 @@ cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream)
 {
     SIMT_LOCKED;
     size_t reused = pooled < bytes ? pooled : bytes;
-    cudaError_t code = simt_sticky;
+    cudaError_t code = simt_process();
 
-    (void)stream;
+    if (code == cudaSuccess && simt_settings.no_pools)
+        return simt_said(cudaErrorNotSupported);
     pooled -= reused;
     if (code == cudaSuccess)
-        code = take(p, bytes);
+        code = take(p, bytes, simt_device_of(stream));
     if (code != cudaSuccess)
         pooled += reused;
     return code;
@@ -101,13 +115,15 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t stream)
 
     if (!blocks.count(p))
         return cudaErrorInvalidValue;
-    return simt_push(stream, [=]() { pooled += give(p); });
+    return simt_push(stream, {[=]() { pooled += give(p); }});
 }
 
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int index)
 {
     *pool = NULL;
-    return index == 0 ? simt_sticky : cudaErrorInvalidDevice;
+    if (simt_settings.no_pools)
+        return simt_said(cudaErrorNotSupported);
+    return index >= 0 && index < SIMT_DEVICES ? simt_sticky : cudaErrorInvalidDevice;
 }
 
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void *value)
@@ -133,10 +149,13 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags)
     (void)flags;
     if (code != cudaSuccess)
         return code;
-    *p = malloc(bytes ? bytes : 1);
+    *p = simt_settings.pinned && bytes > simt_settings.pinned - pinned_bytes
+             ? NULL
+             : malloc(bytes ? bytes : 1);
     if (!*p)
-        return cudaErrorMemoryAllocation;
+        return simt_said(cudaErrorMemoryAllocation);
     pinned[(const char *)*p] = bytes ? bytes : 1;
+    pinned_bytes += bytes;
     return cudaSuccess;
 }
 
@@ -145,36 +164,39 @@ cudaError_t cudaFreeHost(void *p)
     SIMT_LOCKED;
     cudaError_t code = simt_may_wait();
 
+    auto at = pinned.find((const char *)p);
+
     if (!p || code != cudaSuccess)
         return code;
-    simt_finish_all();
-    if (!pinned.erase((const char *)p))
+    if (at == pinned.end())
         return cudaErrorInvalidValue;
+    simt_must_be_idle(p, at->second, "pinned memory was freed");
+    pinned_bytes -= at->second;
+    pinned.erase(at);
     free(p);
     return simt_sticky;
 }
 
-/* Pinned memory is read when the copy runs. Other memory may be the caller's again at once: it is
- * read now; and what goes there has arrived. */
+/* Memory of the host is read, or written, when the copy runs. CUDA promises no more of memory that
+ * is not pinned, either: a copy from or to there may wait for the stream, or not; so nobody who
+ * must not wait may ask for one, which is counted. */
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
     SIMT_LOCKED;
-    cudaError_t code;
+    bool in = kind == cudaMemcpyHostToDevice, out = kind == cudaMemcpyDeviceToHost;
+    const void *host = in ? from : out ? to : NULL;
 
-    simt_counted.copies_in += kind == cudaMemcpyHostToDevice;
-    simt_counted.copies_out += kind == cudaMemcpyDeviceToHost;
-    simt_counted.bytes_out += kind == cudaMemcpyDeviceToHost ? bytes : 0;
-    if (kind == cudaMemcpyHostToDevice && !simt_is_pinned(from)) {
-        auto copy =
-            std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
-
-        return simt_push(stream, [=]() { memcpy(to, copy->data(), bytes); });
+    simt_counted.copies_in += in;
+    simt_counted.copies_out += out;
+    simt_counted.bytes_out += out ? bytes : 0;
+    if (host && !simt_is_pinned(host)) {
+        if (simt_is_recorded(stream))
+            return simt_may_wait();
+        simt_counted.pageable++;
     }
-    code = simt_push(stream, [=]() { memmove(to, from, bytes); });
-    if (code == cudaSuccess && kind == cudaMemcpyDeviceToHost && !simt_is_pinned(to))
-        code = cudaStreamSynchronize(stream);
-    return code;
+    return simt_push(stream,
+                     {[=]() { memmove(to, from, bytes); }, (const char *)host, host ? bytes : 0});
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
@@ -190,6 +212,10 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream)
 {
-    return simt_push(stream, [=]() { memset(p, value, bytes); });
+    SIMT_LOCKED;
+
+    if (is_elsewhere(p, stream))
+        return cudaErrorInvalidValue;
+    return simt_push(stream, {[=]() { memset(p, value, bytes); }});
 }
 }

@@ -15,9 +15,31 @@ extern std::recursive_mutex &simt_lock;
 /* What every call says after a kernel has failed, as a real device's do. */
 extern cudaError_t simt_sticky;
 
+/* -- runtime.cpp ----------------------------------------------------------------------------- */
+/* Two cards, alike. This thread's; 0 until it chooses. */
+#define SIMT_DEVICES 2
+extern thread_local int simt_current;
+/* What a call says of itself to cudaGetLastError(), too. */
+cudaError_t simt_said(cudaError_t code);
+/* What any call says for now: the sticky error; or that CUDA is another process's, which has begun
+ * to use it before it forked. */
+cudaError_t simt_process();
+/* As if nobody had used CUDA yet. */
+void simt_first_use();
+
 /* -- stream.cpp ----------------------------------------------------------------------------- */
+/* What a stream is given; of a copy the host's side, if there is one. */
+struct simt_work {
+    std::function<void()> run;
+    const char *host = NULL;
+    size_t bytes = 0;
+};
 /* At the end of the stream, or of what it records; at once where there is no stream. */
-cudaError_t simt_push(cudaStream_t stream, std::function<void()> what);
+cudaError_t simt_push(cudaStream_t stream, simt_work work);
+/* Ends the program if a copy from or to there is under way: `what` was done meanwhile. */
+void simt_must_be_idle(const void *p, size_t bytes, const char *what);
+int simt_device_of(cudaStream_t stream);
+bool simt_is_recorded(cudaStream_t stream);
 /* All that any stream was given. */
 void simt_finish_all();
 /* For calls that may not be made while a step is recorded: cudaSuccess, or the recording is

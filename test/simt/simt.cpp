@@ -68,7 +68,16 @@ struct worker {
 
 static thread_local simt_fiber *self;
 
-simt_options simt_settings = {2, 0, 0, -1, 0, 0, cudaSuccess, cudaSuccess, 0};
+static simt_options defaults()
+{
+    simt_options o = {};
+
+    o.threads = 2;
+    o.fail_after = -1;
+    return o;
+}
+
+simt_options simt_settings = defaults();
 
 const simt_thread *simt_self()
 {

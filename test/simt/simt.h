@@ -315,6 +315,10 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block
     return simt_launch(grid, block, shared, stream, [=]() { kernel(args...); });
 }
 
+cudaError_t simt_launch_early(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                              std::function<void()> thread);
+extern "C" int gpu_launches_early; /* kernels/launch.h */
+
 /* A thread of an early launch that ends without having waited ends the program. */
 void simt_has_to_wait();
 void wait_for_previous();
@@ -323,10 +327,7 @@ template <typename... P>
 static inline cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block,
                                            size_t shared, cudaStream_t stream, const P &...args)
 {
-    return simt_launch(grid, block, shared, stream, [=]() {
-        simt_has_to_wait();
-        kernel(args...);
-    });
+    return simt_launch_early(grid, block, shared, stream, [=]() { kernel(args...); });
 }
 
 #endif

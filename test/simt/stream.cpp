@@ -1,7 +1,8 @@
 /*
  * stream.cpp: streams, events, graphs. A stream is a queue: what is in it runs when somebody waits
  * for it, or for what comes after it, and no sooner. So a step that reads what another stream has
- * yet to write, or the host what has yet to arrive, shows.
+ * yet to write, or the host what has yet to arrive, shows. Or it runs at once, if the settings say
+ * so of it: then what another stream still reads is written, too, which a wait would have kept.
  *
  * A stream that is recorded puts what it is given into a graph instead; one that waits for an
  * event of it is recorded, too, as CUDA has it.
@@ -15,18 +16,21 @@
 #include <vector>
 
 struct simt_graph {
-    std::vector<std::function<void()>> nodes;
+    std::vector<simt_work> nodes;
     bool spoilt = false;
 };
 
 struct simt_stream {
-    std::deque<std::function<void()>> work;
+    std::deque<simt_work> work;
+    int device = 0;
+    bool early = false; /* runs at once what it is given */
     uint64_t given = 0, done = 0;
     simt_graph *recording = NULL;
     bool first = false; /* to be recorded: the one that ends it */
 };
 
 struct simt_event {
+    int device = 0;
     simt_stream *stream = NULL;
     uint64_t at = 0;
     simt_graph *recording = NULL;
@@ -48,11 +52,11 @@ static void run_to(simt_stream *stream, uint64_t at)
     if (!streams.count(stream))
         return;
     while (stream->done < at && !stream->work.empty()) {
-        std::function<void()> what = std::move(stream->work.front());
+        simt_work work = std::move(stream->work.front());
 
         stream->work.pop_front();
         if (simt_sticky == cudaSuccess)
-            what();
+            work.run();
         stream->done++;
     }
 }
@@ -65,29 +69,69 @@ void simt_finish_all()
 
 cudaError_t simt_may_wait()
 {
-    if (recorded_here)
-        recorded_here->spoilt = true;
-    return recorded_here ? cudaErrorStreamCaptureUnsupported : simt_sticky;
+    cudaError_t code = simt_process();
+
+    if (code != cudaSuccess || !recorded_here)
+        return code;
+    recorded_here->spoilt = true;
+    return cudaErrorStreamCaptureUnsupported;
 }
 
-cudaError_t simt_push(cudaStream_t stream, std::function<void()> what)
+void simt_must_be_idle(const void *p, size_t bytes, const char *what)
+{
+    const char *from = (const char *)p, *end = from + bytes;
+
+    for (simt_stream *stream : streams)
+        for (const simt_work &work : stream->work)
+            if (from < work.host + work.bytes && work.host < end) {
+                fprintf(stderr, "simt: %s, but a copy that a stream was given is yet to run\n",
+                        what);
+                abort();
+            }
+}
+
+int simt_device_of(cudaStream_t stream)
+{
+    return stream ? stream->device : simt_current;
+}
+
+bool simt_is_recorded(cudaStream_t stream)
+{
+    return stream && stream->recording;
+}
+
+/* The legacy stream waits for all others, which none can while it is recorded. */
+static cudaError_t push_legacy(const simt_work &work)
+{
+    if (recorded_here) {
+        recorded_here->spoilt = true;
+        return cudaErrorStreamCaptureImplicit;
+    }
+    simt_finish_all();
+    work.run();
+    return simt_sticky;
+}
+
+cudaError_t simt_push(cudaStream_t stream, simt_work work)
 {
     SIMT_LOCKED;
+    cudaError_t code = simt_process();
 
-    if (simt_sticky != cudaSuccess)
-        return simt_sticky;
-    if (!stream) {
-        simt_finish_all();
-        what();
-        return simt_sticky;
-    }
+    if (code != cudaSuccess)
+        return code;
+    if (!stream)
+        return push_legacy(work);
+    if (!streams.count(stream))
+        return cudaErrorInvalidResourceHandle;
     if (stream->recording) {
-        stream->recording->nodes.push_back(what);
+        stream->recording->nodes.push_back(work);
         return cudaSuccess;
     }
-    stream->work.push_back(what);
+    stream->work.push_back(work);
     stream->given++;
-    return cudaSuccess;
+    if (stream->early)
+        run_to(stream, stream->given);
+    return simt_sticky;
 }
 
 cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
@@ -96,12 +140,14 @@ cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared, cudaStream_t strea
     if (grid.x * grid.y * grid.z == 0 || block.x * block.y * block.z > 1024 || grid.y > 65535 ||
         grid.z > 65535 || shared > 227 * 1024)
         return cudaErrorInvalidValue;
-    return simt_push(stream, [=]() {
-        if (simt_fails_now())
-            simt_sticky = cudaErrorIllegalAddress;
-        else
-            simt_run_grid(grid, block, shared, thread);
-    });
+    if (simt_device_of(stream) != simt_current)
+        return cudaErrorInvalidResourceHandle;
+    return simt_push(stream, {[=]() {
+                         if (simt_fails_now())
+                             simt_sticky = cudaErrorIllegalAddress;
+                         else
+                             simt_run_grid(grid, block, shared, thread);
+                     }});
 }
 
 void simt_recover(void)
@@ -110,6 +156,19 @@ void simt_recover(void)
 
     simt_sticky = cudaSuccess;
     simt_launches = 0;
+    simt_first_use();
+}
+
+/* In a recording, where the settings say so, a launch that may start early fails. */
+cudaError_t simt_launch_early(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                              std::function<void()> thread)
+{
+    if (gpu_launches_early && simt_settings.no_early && simt_is_recorded(stream))
+        return cudaErrorInvalidResourceHandle;
+    return simt_launch(grid, block, shared, stream, [=]() {
+        simt_has_to_wait();
+        thread();
+    });
 }
 
 extern "C" {
@@ -120,10 +179,17 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     SIMT_LOCKED;
 
+    static unsigned made;
+    cudaError_t code = simt_process();
+
     (void)flags;
-    if (simt_sticky != cudaSuccess)
-        return simt_sticky;
+    if (code != cudaSuccess)
+        return code;
     *stream = new simt_stream();
+    (*stream)->device = simt_current;
+    (*stream)->early = simt_settings.streams == SIMT_EARLY ||
+                       (simt_settings.streams == SIMT_MIXED && made % 2 == 0);
+    made++;
     streams.insert(*stream);
     return cudaSuccess;
 }
@@ -171,16 +237,21 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     }
     if (!of)
         return simt_sticky; /* never recorded: nothing to wait for */
-    return simt_push(stream, [=]() { run_to(of, at); });
+    return simt_push(stream, {[=]() { run_to(of, at); }});
 }
 
 /* -- events ---------------------------------------------------------------------------------- */
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 {
+    cudaError_t code = simt_process();
+
     (void)flags;
+    if (code != cudaSuccess)
+        return code;
     *event = new simt_event();
-    return simt_sticky;
+    (*event)->device = simt_current;
+    return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
@@ -194,17 +265,19 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
     SIMT_LOCKED;
     auto time = std::make_shared<double>(-1);
 
+    if (event->device != simt_device_of(stream))
+        return cudaErrorInvalidResourceHandle;
     event->recording = stream->recording;
     if (event->recording)
         return simt_sticky;
     event->stream = stream;
     event->at = stream->given + 1;
     event->time = time;
-    return simt_push(stream, [=]() {
-        *time = std::chrono::duration<double, std::milli>(
-                    std::chrono::steady_clock::now().time_since_epoch())
-                    .count();
-    });
+    return simt_push(stream, {[=]() {
+                         *time = std::chrono::duration<double, std::milli>(
+                                     std::chrono::steady_clock::now().time_since_epoch())
+                                     .count();
+                     }});
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
@@ -234,9 +307,12 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
 {
     SIMT_LOCKED;
 
-    (void)mode;
     if (simt_settings.no_capture)
         return cudaErrorStreamCaptureUnsupported;
+    if (mode == cudaStreamCaptureModeGlobal) {
+        fprintf(stderr, "simt: recorded for all threads: the loader's could not go on\n");
+        abort();
+    }
     if (stream->recording || recorded_here)
         return cudaErrorInvalidValue;
     stream->recording = recorded_here = new simt_graph();
@@ -268,6 +344,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
 {
     (void)flags;
+    if (recorded_here)
+        return simt_may_wait();
     *exec = new simt_graph(*graph);
     return simt_sticky;
 }
@@ -275,7 +353,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
     SIMT_LOCKED;
-    cudaError_t code = simt_sticky;
+    cudaError_t code =
+        simt_device_of(stream) == simt_current ? simt_process() : cudaErrorInvalidResourceHandle;
 
     for (size_t i = 0; i < exec->nodes.size() && code == cudaSuccess; i++)
         code = simt_push(stream, exec->nodes[i]);
