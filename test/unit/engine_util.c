@@ -212,28 +212,32 @@ static void take_done(util_result *r, const ol_event *e)
     ol_buf_put(&r->text, e->text.data, e->text.len);
 }
 
+void util_take_event(const ol_event *e, util_result *results, int n)
+{
+    util_result *r;
+
+    assert_true(e->tag < (uint64_t)n);
+    r = &results[e->tag];
+    assert_false(r->done || r->failed); /* DONE and FAILED are the last of a tag */
+    if (e->kind == OL_EVENT_TOKEN) {
+        take_token(r, e);
+    } else if (e->kind == OL_EVENT_NEED_ADAPTER) {
+        r->needs++;
+        r->needed = e->digest;
+    } else if (e->kind == OL_EVENT_DONE) {
+        take_done(r, e);
+    } else {
+        r->failed = true;
+        r->error = e->error;
+    }
+}
+
 void util_take(ol_engine *engine, util_result *results, int n)
 {
     ol_event e;
 
-    while (ol_engine_poll(engine, &e)) {
-        util_result *r;
-
-        assert_true(e.tag < (uint64_t)n);
-        r = &results[e.tag];
-        assert_false(r->done || r->failed); /* DONE and FAILED are the last of a tag */
-        if (e.kind == OL_EVENT_TOKEN) {
-            take_token(r, &e);
-        } else if (e.kind == OL_EVENT_NEED_ADAPTER) {
-            r->needs++;
-            r->needed = e.digest;
-        } else if (e.kind == OL_EVENT_DONE) {
-            take_done(r, &e);
-        } else {
-            r->failed = true;
-            r->error = e.error;
-        }
-    }
+    while (ol_engine_poll(engine, &e))
+        util_take_event(&e, results, n);
 }
 
 void util_run(ol_engine *engine, util_result *results, int n)

@@ -63,6 +63,8 @@ typedef struct util_result {
     ol_error error;
 } util_result;
 
+/* What an event says of results[tag]. */
+void util_take_event(const ol_event *e, util_result *results, int n);
 /* Takes events until there are none; those of tag t go to results[t]. */
 void util_take(ol_engine *engine, util_result *results, int n);
 /* Steps until nothing is busy. */

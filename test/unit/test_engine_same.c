@@ -5,6 +5,7 @@
  * threads; for several models, types of weights and paths of the device.
  */
 #include "engine_util.h"
+#include "noise.h"
 
 #include "engine/engine_internal.h"
 
@@ -26,14 +27,6 @@ typedef struct load {
     ol_request requests[N];
     util_result want[N];
 } load;
-
-static uint64_t noise = 11;
-
-static int pick(int n)
-{
-    noise = noise * 6364136223846793005u + 1442695040888963407u;
-    return (int)((noise >> 33) % (uint64_t)n);
-}
 
 static ol_engine *open_kind(const kind *k, ol_engine_options options, ol_digest *digests)
 {

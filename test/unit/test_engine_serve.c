@@ -3,6 +3,7 @@
  * behind a channel. The test plays worker and backends.
  */
 #include "engine_util.h"
+#include "noise.h"
 
 #include "base/arena.h"
 #include "wire/channel.h"
@@ -480,14 +481,6 @@ static void test_malformed(void **state)
     ol_buf_free(&payload);
     ol_buf_free(&text);
     shut_down(&p);
-}
-
-static uint64_t noise = 3;
-
-static int pick(int n)
-{
-    noise = noise * 6364136223846793005u + 1442695040888963407u;
-    return (int)((noise >> 33) % (uint64_t)n);
 }
 
 /* Takes what has come and forgets it. */

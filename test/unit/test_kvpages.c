@@ -1,5 +1,6 @@
 /* test_kvpages.c: the page pool: random operations against a plain count of references. */
 #include "engine/kvpages.h"
+#include "noise.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,14 +9,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static uint64_t noise = 1;
-
-static int pick(int n)
-{
-    noise = noise * 6364136223846793005u + 1442695040888963407u;
-    return (int)((noise >> 33) % (uint64_t)n);
-}
 
 static ol_kvpages *make(int n_pages, int page_tokens)
 {

@@ -1,6 +1,7 @@
 /* test_pool.c: a pool of pages with a guest: random operations of both against a plain map of who
  * has which page; what goes first; neighbours. */
 #include "engine/kvpages.h"
+#include "noise.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,14 +12,6 @@
 #include <cmocka.h>
 
 enum { MOST_PAGES = 150, BLOCKS = 24, MOST_RUNS = 8 };
-
-static uint64_t noise = 5;
-
-static int pick(int n)
-{
-    noise = noise * 6364136223846793005u + 1442695040888963407u;
-    return (int)((noise >> 33) % (uint64_t)n);
-}
 
 /* -- the model ---------------------------------------------------------------------------- */
 

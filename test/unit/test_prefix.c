@@ -3,6 +3,7 @@
  * tokens, so that a page found for other tokens shows.
  */
 #include "engine/prefix.h"
+#include "noise.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,14 +14,6 @@
 #include <cmocka.h>
 
 #define PAGE 4
-
-static uint64_t noise = 5;
-
-static int pick(int n)
-{
-    noise = noise * 6364136223846793005u + 1442695040888963407u;
-    return (int)((noise >> 33) % (uint64_t)n);
-}
 
 typedef struct fixture {
     ol_kvpages *pool;

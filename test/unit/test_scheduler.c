@@ -3,6 +3,7 @@
  * which position into which slot of which page stands for the KV cache.
  */
 #include "engine/scheduler.h"
+#include "noise.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,14 +14,6 @@
 #include <cmocka.h>
 
 #define PAGE 16
-
-static uint64_t noise = 1;
-
-static int pick(int n)
-{
-    noise = noise * 6364136223846793005u + 1442695040888963407u;
-    return (int)((noise >> 33) % (uint64_t)n);
-}
 
 /* -- a world without tensors ------------------------------------------------------------ */
 
