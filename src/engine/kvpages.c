@@ -312,9 +312,14 @@ int ol_kvpages_most(const ol_kvpages *pool)
     return pool->most;
 }
 
+int ol_kvpages_room(const ol_kvpages *pool)
+{
+    return pool->n_free + pool->n_idle + guest_idle(pool);
+}
+
 int ol_kvpages_available(const ol_kvpages *pool)
 {
-    int room = pool->n_free + pool->n_idle + guest_idle(pool), under = pool->most - pool->n_used;
+    int room = ol_kvpages_room(pool), under = pool->most - pool->n_used;
 
     return room < under ? room : under;
 }

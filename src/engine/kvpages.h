@@ -64,6 +64,8 @@ int ol_kvpages_total(const ol_kvpages *pool);
 int ol_kvpages_most(const ol_kvpages *pool); /* see ol_kvpages_limit */
 /* What ol_kvpages_alloc can give: free and idle, and what the guest has lying idle. */
 int ol_kvpages_available(const ol_kvpages *pool);
+/* The same, without what keys and values may have at most: what a guest can be lent. */
+int ol_kvpages_room(const ol_kvpages *pool);
 int ol_kvpages_used(const ol_kvpages *pool); /* with references */
 int ol_kvpages_lent(const ol_kvpages *pool);
 bool ol_kvpages_is_lent(const ol_kvpages *pool, int32_t page);

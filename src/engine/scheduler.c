@@ -125,6 +125,15 @@ static void find_computed(ol_sched *s, ol_sched_seq *seq)
     seq->computed = seq->table.n * s->limits.page_tokens;
 }
 
+/* Whether there are so many pages, beside those that its elders want for their adapters; these are
+ * not among what keys and values may have at most. */
+static bool has_room(const ol_sched *s, const ol_sched_seq *seq, int pages)
+{
+    int wanted = s->whose && older(s->whose, seq) ? s->wanted_pages : 0;
+
+    return pages <= ol_kvpages_available(s->pages) && wanted <= ol_kvpages_room(s->pages) - pages;
+}
+
 bool sched_admit(ol_sched *s, ol_sched_seq *seq)
 {
     int headroom = s->running.n; /* let those that run grow before they have to yield */
@@ -133,14 +142,11 @@ bool sched_admit(ol_sched *s, ol_sched_seq *seq)
         return false;
     if (sched_running_of(seq) > 0)
         headroom += s->reserved_pages;
-    if (s->whose && older(s->whose, seq))
-        headroom += s->wanted_pages;
     seq->slot = s->free_slots[s->n_free_slots - 1];
     seq->table = (ol_pagetable){.pages = s->tables + (size_t)seq->slot * (size_t)s->slot_pages,
                                 .max = s->slot_pages};
     find_computed(s, seq);
-    if (ol_kvpages_for(s->pages, seq->known) - seq->table.n + headroom >
-        ol_kvpages_available(s->pages)) {
+    if (!has_room(s, seq, ol_kvpages_for(s->pages, seq->known) - seq->table.n + headroom)) {
         ol_pagetable_clear(&seq->table, s->pages);
         seq->computed = 0;
         return false;

@@ -156,6 +156,32 @@ static void test_parts_have_limits(void **state)
     ol_engine_close(e);
 }
 
+/* A request does not wait for the adapters of another where there is room for both, however little
+ * of it keys and values may have. */
+static void test_leaves_room_of_the_whole(void **state)
+{
+    ol_engine_options options = options_of(40 * one_pages);
+    ol_adapter_use uses[1];
+    ol_request q = request_with(0, 8, 1, uses, 0), other = request_with(1, 8, 0, NULL, 0);
+    util_result r[2] = {{0}};
+    ol_engine *e;
+
+    (void)state;
+    options.kv_bytes = 8 * page_bytes;
+    e = util_open(&options);
+    util_submit(e, &q); /* of unknown size: an eighth of the pool is kept for it */
+    util_submit(e, &other);
+    util_run(e, r, 2);
+    assert_int_equal(r[0].needs, 1);
+    assert_true(r[1].done);
+    store_must_put(e, 0);
+    util_run(e, r, 2);
+    assert_true(r[0].done);
+    util_free(r, 2);
+    expect_idle(e);
+    ol_engine_close(e);
+}
+
 /* The loader's thread places them; one that is new goes there twice, first to be read. */
 static void test_offers(void **state)
 {
@@ -280,6 +306,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory_goes_both_ways),
         cmocka_unit_test(test_parts_have_limits),
+        cmocka_unit_test(test_leaves_room_of_the_whole),
         cmocka_unit_test(test_offers),
         cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_crowd),
