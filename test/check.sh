@@ -95,6 +95,12 @@ fi
 
 # -- the engine ------------------------------------------------------------------------
 wanted unit && unit_programs build ""
+# With keys, values and adapters in one pool.
+if wanted unit; then
+	for part in adapters eviction prefix queue requests scores; do
+		step "pool-$part" env OL_TEST_POOL=1 "build/test/test_engine_$part"
+	done
+fi
 # The CUDA device on the processor: the whole engine over it.
 if wanted unit; then
 	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
