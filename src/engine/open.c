@@ -1,5 +1,6 @@
 /* open.c: an engine's beginning and end. */
 #include "engine/engine_internal.h"
+#include "engine/offers.h"
 
 #include <stdlib.h>
 
