@@ -61,29 +61,37 @@ static bool write_records(FILE *file, const Record *records, uint32 count)
            fwrite(records, sizeof(Record), count, file) == count;
 }
 
-static void write_file(const Record *records, uint32 count)
+static bool write_file(const Record *records, uint32 count)
 {
     FILE *file = AllocateFile(FILE_NAME ".tmp", PG_BINARY_W);
+    bool good = file && write_records(file, records, count);
+    int error = errno;
 
-    if (file && write_records(file, records, count) && FreeFile(file) == 0) {
-        (void)durable_rename(FILE_NAME ".tmp", FILE_NAME, LOG);
-        return;
+    if (file && FreeFile(file) != 0 && good) {
+        good = false;
+        error = errno;
     }
+    errno = error;
+    if (good)
+        return durable_rename(FILE_NAME ".tmp", FILE_NAME, LOG) == 0;
     ereport(LOG, (errcode_for_file_access(),
                   errmsg("could not write file \"%s\": %m", FILE_NAME ".tmp")));
+    return false;
 }
 
 static uint64 written; /* `changes` as of the last write of this process */
 
-static void write_now(void)
+static bool write_now(void)
 {
     uint32 count;
     uint64 changes;
     Record *records = collect(&count, &changes);
+    bool good = write_file(records, count);
 
-    write_file(records, count);
     pfree(records);
-    written = changes;
+    if (good)
+        written = changes;
+    return good;
 }
 
 long lora_quota_write_if_due(void)
@@ -100,8 +108,7 @@ long lora_quota_write_if_due(void)
     if (!TimestampDifferenceExceeds(last, now, WRITE_EVERY_MS))
         return WRITE_EVERY_MS - TimestampDifferenceMilliseconds(last, now);
     last = now;
-    write_now();
-    return -1;
+    return write_now() ? -1 : WRITE_EVERY_MS;
 }
 
 /* -- reading ---------------------------------------------------------------------------------- */
@@ -167,7 +174,7 @@ static void read_file(void)
 static void write_at_shutdown(int code, Datum arg)
 {
     if (code == 0 && lora_quota_control)
-        write_now();
+        (void)write_now();
 }
 
 void lora_quota_startup_shared(void)

@@ -61,5 +61,24 @@ $node->poll_query_until('postgres', q{SELECT sum(concurrent) = 0 AND sum(reserve
 pass('one is terminated, and nothing stays reserved');
 cmp_ok($node->safe_psql('postgres', $used), '>', $running, 'what they took is charged');
 $_->{run}->finish for @sessions;
+
+# A disk that is full (of more than one buffer's counters): it is said, the file is closed, and
+# what was counted is written as soon as that can be.
+$node->safe_psql('postgres', q{DO $$ BEGIN FOR i IN 1 .. 120 LOOP
+  EXECUTE format('CREATE ROLE r%s', i);
+  PERFORM lora_grant_usage(to_regrole('r' || i)), lora_set_quota('r' || i, tokens => 1000); END LOOP; END $$});
+my $little = q{SELECT count(lora_generate(NULL, 'a', max_tokens => 1))};
+$node->safe_psql('postgres', join('', map { "SET ROLE r$_; $little; RESET ROLE;" } 1 .. 120));
+my $engine = $node->safe_psql('postgres', q{SELECT engine_pid FROM lora_status()});
+my $worker = (split ' ', slurp_file("/proc/$engine/stat"))[3];
+my $log = -s $node->logfile;
+for (1 .. 3000) { last if symlink('/dev/full', "$file.tmp"); select undef, undef, undef, 0.01 }
+$node->safe_psql('postgres', "SET ROLE r1; $little");
+$node->wait_for_log(qr/could not write file "pg_stat\/openlora_quotas.tmp": No space left on device/, $log);
+is(scalar(grep { (readlink($_) // '') eq '/dev/full' } glob("/proc/$worker/fd/*")), 0, 'a file that could not be written is closed');
+$old = (stat $file)[1];
+unlink("$file.tmp") or die "could not remove the link: $!";
+for (1 .. 3000) { last if ((stat $file)[1] // 0) != $old; select undef, undef, undef, 0.01 }
+isnt((stat $file)[1], $old, 'and it is written when there is room');
 $node->stop;
 done_testing();
