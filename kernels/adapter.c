@@ -14,6 +14,7 @@ typedef struct plan {
     const ol_lora_module *modules;
     int n_modules, n_layers, n_parts, max_rank;
     int h_stride;
+    bool eight;        /* bits a number, or bf16 */
     size_t head;       /* of gpu_lora, parts and rows */
     size_t bad;        /* where the flag is */
     uint8_t *image;    /* [head] */
@@ -64,17 +65,20 @@ static void place_h(plan *p)
         }
 }
 
+/* Scales lie behind B'B: A's, then B's while it is made. */
 typedef struct piece_sizes {
-    size_t gram, a, b;
+    size_t scales, gram, a, b;
 } piece_sizes;
 
-static piece_sizes sizes_of(const ol_lora_module *m)
+static piece_sizes sizes_of(const plan *p, const ol_lora_module *m)
 {
     size_t rank = (size_t)m->rank, in = (size_t)m->a.shape[1], out = (size_t)m->b.shape[0];
+    size_t scales = p->eight ? 2 * round16(rank) : 0, number = p->eight ? 1 : sizeof(uint16_t);
 
-    return (piece_sizes){.gram = align(rank * rank * sizeof(float)),
-                         .a = align(round16(rank) * ((in + 63) / 64 * 64) * sizeof(uint16_t)),
-                         .b = align(round16(out) * round16(rank) * sizeof(uint16_t))};
+    return (piece_sizes){.scales = rank * rank * sizeof(float),
+                         .gram = align((rank * rank + scales) * sizeof(float)),
+                         .a = align(round16(rank) * ((in + 63) / 64 * 64) * number),
+                         .b = align(round16(out) * round16(rank) * number)};
 }
 
 /* In a pool the largest piece says how many pages a run has. */
@@ -86,7 +90,7 @@ static void choose_run(plan *p)
     if (!p->page_bytes)
         return;
     for (int i = 0; i < p->n_modules; i++) {
-        piece_sizes s = sizes_of(&p->modules[i]);
+        piece_sizes s = sizes_of(p, &p->modules[i]);
 
         most = s.gram > most ? s.gram : most;
         most = s.a > most ? s.a : most;
@@ -117,14 +121,15 @@ static void place_pieces(plan *p)
     for (int i = 0; i < p->n_modules; i++) {
         const ol_lora_module *m = &p->modules[i];
         gpu_lora_part *part = &parts_of(p)[m->layer * OL_MODULES + (int)m->module];
-        piece_sizes s = sizes_of(m);
+        piece_sizes s = sizes_of(p, m);
 
         part->rank = m->rank;
         part->scale = m->scale;
         rows_of(p)[m->layer * OL_MODULES + (int)m->module] = (int32_t)m->b.shape[0];
         part->gram = (const float *)place_piece(p, s.gram);
-        part->a = (const uint16_t *)place_piece(p, s.a);
-        part->b = (const uint16_t *)place_piece(p, s.b);
+        part->scales = (const float *)((size_t)part->gram + s.scales);
+        part->a = (const void *)place_piece(p, s.a);
+        part->b = (const void *)place_piece(p, s.b);
         p->max_rank = m->rank > p->max_rank ? m->rank : p->max_rank;
     }
 }
@@ -142,12 +147,15 @@ static void free_plan(plan *p)
 }
 
 /* kv: the pool; NULL: one block. To be freed, whatever comes. */
-static ol_code make_plan(plan *p, const ol_kv *kv, const ol_lora_module *modules, int n_modules,
-                         ol_error *err)
+static ol_code make_plan(plan *p, const ol_device *device, const ol_kv *kv,
+                         const ol_lora_module *modules, int n_modules, ol_error *err)
 {
     size_t most = 1 + 3 * (size_t)n_modules; /* runs */
 
-    *p = (plan){.modules = modules, .n_modules = n_modules, .page_bytes = kv ? kv->page_bytes : 0};
+    *p = (plan){.modules = modules,
+                .n_modules = n_modules,
+                .eight = device->options.adapters == OL_QUANT_INT8,
+                .page_bytes = kv ? kv->page_bytes : 0};
     for (int i = 0; i < n_modules; i++)
         if (modules[i].layer >= p->n_layers)
             p->n_layers = modules[i].layer + 1;
@@ -186,9 +194,40 @@ static void relocate(const plan *p)
         if (part->rank == 0)
             continue;
         part->gram = address(p, part->gram);
+        part->scales = p->eight ? address(p, part->scales) : NULL;
         part->a = address(p, part->a);
         part->b = address(p, part->b);
     }
+}
+
+static ol_code send_bf16(ol_device *device, const ol_lora_module *m, const gpu_lora_part *part,
+                         int32_t *bad, ol_error *err)
+{
+    gpu_matrix a = {
+        .kind = GPU_BF16, .rows = m->rank, .cols = (int32_t)m->a.shape[1], .data = part->a};
+    gpu_packing to_a = {.tensor = &m->a, .to = &a, .bad = bad};
+    gpu_packing to_b = {.tensor = &m->b, .columns = (uint16_t *)(uintptr_t)part->b, .bad = bad};
+
+    OL_TRY(gpu_upload_matrix(device, &to_a, err));
+    return gpu_upload_matrix(device, &to_b, err);
+}
+
+static ol_code send_eight(ol_device *device, const ol_lora_module *m, const gpu_lora_part *part,
+                          int32_t *bad, ol_error *err)
+{
+    uint32_t *most = (uint32_t *)(uintptr_t)part->scales;
+    gpu_lora8 a = {.data = (uint8_t *)(uintptr_t)part->a,
+                   .col_tiles = (int32_t)((m->a.shape[1] + 63) / 64 * 4),
+                   .most = most};
+    gpu_lora8 b = {.data = (uint8_t *)(uintptr_t)part->b,
+                   .col_tiles = (m->rank + 15) / 16,
+                   .by_columns = true,
+                   .most = most + round16((size_t)m->rank)};
+    gpu_packing to_a = {.tensor = &m->a, .eight = &a, .bad = bad};
+    gpu_packing to_b = {.tensor = &m->b, .eight = &b, .bad = bad};
+
+    OL_TRY(gpu_upload_matrix(device, &to_a, err));
+    return gpu_upload_matrix(device, &to_b, err);
 }
 
 static ol_code send_matrices(ol_device *device, const plan *p, ol_error *err)
@@ -198,31 +237,36 @@ static ol_code send_matrices(ol_device *device, const plan *p, ol_error *err)
     for (int i = 0; i < p->n_modules; i++) {
         const ol_lora_module *m = &p->modules[i];
         const gpu_lora_part *part = &parts_of(p)[m->layer * OL_MODULES + (int)m->module];
-        gpu_matrix a = {
-            .kind = GPU_BF16, .rows = m->rank, .cols = (int32_t)m->a.shape[1], .data = part->a};
-        gpu_packing to_a = {.tensor = &m->a, .to = &a, .bad = bad};
-        gpu_packing to_b = {.tensor = &m->b, .columns = (uint16_t *)(uintptr_t)part->b, .bad = bad};
 
-        OL_TRY(gpu_upload_matrix(device, &to_a, err));
-        OL_TRY(gpu_upload_matrix(device, &to_b, err));
+        OL_TRY((p->eight ? send_eight : send_bf16)(device, m, part, bad, err));
     }
+    return OL_OK;
+}
+
+/* What is made of all of an adapter's matrices. */
+static ol_code finish(ol_device *device, const plan *p, ol_error *err)
+{
+    const gpu_lora_part *parts = (const gpu_lora_part *)(p->at[0] + align(sizeof(gpu_lora)));
+    cudaStream_t stream = device->upload.stream;
+
+    if (p->eight)
+        GPU_TRY(gpu_lora8_scales(parts, p->n_parts, stream), "preparing an adapter");
+    GPU_TRY(gpu_gram(parts, (const int32_t *)(parts + p->n_parts), p->n_parts, p->max_rank,
+                     p->eight, stream),
+            "preparing an adapter");
     return OL_OK;
 }
 
 /* The loader's thread waits here, the engine's does not. */
 static ol_code fill(ol_device *device, const plan *p, ol_error *err)
 {
-    size_t parts = align(sizeof(gpu_lora));
     uint8_t *block = p->at[0];
     int32_t *bad = device->upload.bad;
 
     relocate(p);
     OL_TRY(gpu_upload_bytes(device, p->image, block, p->head, err));
     OL_TRY(send_matrices(device, p, err));
-    GPU_TRY(gpu_gram((const gpu_lora_part *)(block + parts),
-                     (const int32_t *)(block + parts + (size_t)p->n_parts * sizeof(gpu_lora_part)),
-                     p->n_parts, p->max_rank, device->upload.stream),
-            "preparing an adapter");
+    OL_TRY(finish(device, p, err));
     GPU_TRY(cudaMemcpyAsync(bad, block + p->bad, sizeof(*bad), cudaMemcpyDeviceToHost,
                             device->upload.stream),
             "preparing an adapter");
@@ -295,7 +339,7 @@ ol_code gpu_lora_create_in(ol_device *device, ol_kv *kv, const int32_t *runs,
     plan p;
 
     GPU_TRY(cudaSetDevice(device->options.device_index), "choosing it");
-    code = make_plan(&p, kv, modules, n_modules, err);
+    code = make_plan(&p, device, kv, modules, n_modules, err);
     if (code == OL_OK)
         code = make(device, kv, runs, &p, out, err);
     free_plan(&p);
@@ -314,8 +358,7 @@ ol_code gpu_lora_need(ol_device *device, const ol_kv *kv, const ol_lora_module *
     ol_code code;
     plan p;
 
-    (void)device;
-    code = make_plan(&p, kv, modules, n_modules, err);
+    code = make_plan(&p, device, kv, modules, n_modules, err);
     if (code == OL_OK)
         *need = (ol_lora_need){.n_runs = p.n_runs, .run = p.run};
     free_plan(&p);

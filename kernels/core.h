@@ -88,6 +88,7 @@ typedef struct gpu_packing {
     const ol_tensor *tensor; /* a matrix */
     const gpu_matrix *to;    /* where it goes; with columns: NULL */
     uint16_t *columns;       /* or as an adapter's B */
+    const gpu_lora8 *eight;  /* or as an adapter's A or B in eight bits */
     int32_t *bad;            /* see gpu_pack */
 } gpu_packing;
 

@@ -107,6 +107,8 @@ static ol_code gpu_open(const ol_device_options *options, ol_device **out, ol_er
     if (options->max_rows < 1 || options->max_seqs < 1 || options->max_logit_rows < 0)
         return ol_fail(err, OL_INVALID, "a device for %d rows, %d sequences, %d logit rows",
                        options->max_rows, options->max_seqs, options->max_logit_rows);
+    if (options->adapters != OL_QUANT_AS_IS && options->adapters != OL_QUANT_INT8)
+        return ol_fail(err, OL_INVALID, "adapters are kept as they are, or as int8");
     device = calloc(1, sizeof(*device));
     if (!device)
         return ol_fail_nomem(err, sizeof(*device), "the GPU device");
@@ -114,6 +116,7 @@ static ol_code gpu_open(const ol_device_options *options, ol_device **out, ol_er
     device->options.isa = NULL; /* the caller's string */
     device->memory.limit = options->memory_limit;
     device->page_tokens = 16;
+    device->rows.lora8 = options->adapters == OL_QUANT_INT8;
     found = prove(options);
     if (start(device, err) == OL_OK) {
         choose_way(device, found);

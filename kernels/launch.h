@@ -62,12 +62,14 @@ typedef struct gpu_tile {
 
 /* One adapted module of an adapter. a: {rank, in}, b: {out, rank}, both packed as
  * GPU_BF16 matrices (README.md, weights), their sides padded with zeros; the columns of b to
- * 16 alone: its tile (i, k) is number i * ceil(rank / 16) + k. */
+ * 16 alone: its tile (i, k) is number i * ceil(rank / 16) + k. Or, where gpu_rows.lora8 says so, in
+ * eight bits (README.md, adapters). */
 typedef struct gpu_lora_part {
-    const uint16_t *a, *b;
-    const float *gram; /* B'B, [rank][rank] */
-    int32_t rank;      /* 0: not adapted */
-    int32_t h;         /* where its part of a member's h starts: a multiple of 16 */
+    const void *a, *b;
+    const float *gram;   /* B'B, [rank][rank], of the numbers that b has */
+    const float *scales; /* eight bits: of each rank, A's times B's */
+    int32_t rank;        /* 0: not adapted */
+    int32_t h;           /* where its part of a member's h starts: a multiple of 16 */
     float scale;
 } gpu_lora_part;
 
@@ -115,6 +117,7 @@ typedef struct gpu_rows {
     float *partial; /* of A x: [splits][h_size] */
     int64_t h_size; /* elements of h at most */
     double *energy;
+    int32_t lora8; /* adapters' matrices have eight bits a number */
 } gpu_rows;
 
 /* -- weights --------------------------------------------------------------------------------- */
@@ -156,9 +159,34 @@ cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *sour
 /* Columns of B matrices of adapters are padded to 16, not 64: col_tiles of them. */
 cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_row, const gpu_source *source,
                              int32_t *bad, cudaStream_t stream);
-/* gram = B'B of every adapted part; rows[i]: of part i's B. */
+
+/* -- pack_lora.cu: adapters ----------------------------------------------------------------------
+ */
+
+#define GPU_LORA8_MOST 127.0f /* the largest magnitude of eight bits */
+
+/* A or B in eight bits. Each rank, a row of A and a column of B, has a scale: the largest magnitude
+ * / 127. */
+typedef struct gpu_lora8 {
+    uint8_t *data;
+    int32_t col_tiles;
+    int32_t by_columns; /* B */
+    uint32_t *most;     /* of each rank, up to 16s: the largest magnitude, a float's bits */
+} gpu_lora8;
+
+/* Notes the largest magnitudes of rows first_row .. in most, which is zero before the first; and
+ * *bad, as gpu_pack does. */
+cudaError_t gpu_lora8_most(const gpu_lora8 *to, int first_row, const gpu_source *source,
+                           int32_t *bad, cudaStream_t stream);
+/* Packs them, when those of all rows are known. first_row as of gpu_pack. */
+cudaError_t gpu_lora8_pack(const gpu_lora8 *to, int first_row, const gpu_source *source,
+                           cudaStream_t stream);
+/* When all are packed: the scales of every part, from [2][ranks up to 16s] largest magnitudes, A's
+ * and B's, that are there. */
+cudaError_t gpu_lora8_scales(const gpu_lora_part *parts, int n_parts, cudaStream_t stream);
+/* gram = B'B of every adapted part; rows[i]: of part i's B. lora8: as gpu_rows has it. */
 cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts, int max_rank,
-                     cudaStream_t stream);
+                     int lora8, cudaStream_t stream);
 /* -- element.cu ------------------------------------------------------------------------------- */
 
 /* x[r] = embedding[tokens[r]]; rows of the table as given: dtype 0 f32, 1 f16, 2 bf16. */
@@ -255,7 +283,7 @@ cudaError_t gpu_attention_prefill(const gpu_rows *rows, const gpu_attention *op,
 
 /* For each member: h = bf16(weight * scale * A x[row]) of the modules first .. last of a layer,
  * zero beyond their ranks up to 16s; and energy += |weight * scale * B A x|^2 where asked for, from
- * f32. */
+ * f32. Of eight bits h has the ranks' scales, too, B's as well: B's numbers need none then. */
 typedef struct gpu_shrink {
     const uint16_t *x;
     int64_t ldx;

@@ -247,16 +247,16 @@ share_alike(const group_tile_job<TOKENS> &job, const group_unit &unit, group_rea
         const uint8_t *stage = reader.begin();
 
         if (part == unit.part) {
-            const uint16_t *from = e.b + ((int64_t)unit.clamped * e.k_tiles + k) * 256 + lane * 8;
+            const gpu_rows &rows = job.args.rows;
+            const uint8_t *from = (const uint8_t *)e.b +
+                                  ((int64_t)unit.clamped * e.k_tiles + k) * b_tile_bytes(rows) +
+                                  lane * b_lane_bytes(rows);
             int n = min(e.k_tiles - k, 4);
             uint32_t a[4][4];
 
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint4 v = *(const uint4 *)(from + min(i, n - 1) * 256);
-
-                a[i][0] = v.x, a[i][1] = v.y, a[i][2] = v.z, a[i][3] = v.w;
-            }
+            for (int i = 0; i < 4; i++)
+                b_tile(a[i], rows, load_b(rows, from + min(i, n - 1) * b_tile_bytes(rows)));
             multiply_part(c, a, stage, n);
         }
         reader.end();

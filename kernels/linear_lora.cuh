@@ -9,10 +9,11 @@
 #define OL_LINEAR_LORA_CUH
 
 #include "kernels/linear.cuh"
+#include "kernels/lora8.cuh"
 
 /* What a token's list has at some place: b is NULL if nothing for this module. */
 struct lora_entry {
-    const uint16_t *b;
+    const void *b;
     int32_t h, k_tiles;
 };
 
@@ -76,19 +77,51 @@ static __device__ __forceinline__ unsigned leaders_of(const lora_entry *table)
     return __ballot_sync(FULL_MASK, leads) & 0xffu;
 }
 
+/* Bytes of a tile of B, and a lane's of them. */
+static __device__ __forceinline__ int b_tile_bytes(const gpu_rows &rows)
+{
+    return rows.lora8 ? 256 : 512;
+}
+
+static __device__ __forceinline__ int b_lane_bytes(const gpu_rows &rows)
+{
+    return rows.lora8 ? 8 : 16;
+}
+
+/* A lane's, as they are stored. */
+static __device__ __forceinline__ uint4 load_b(const gpu_rows &rows, const uint8_t *at)
+{
+    if (rows.lora8) {
+        uint2 v = *(const uint2 *)at;
+
+        return make_uint4(v.x, v.y, 0, 0);
+    }
+    return *(const uint4 *)at;
+}
+
+/* To a fragment. */
+static __device__ __forceinline__ void b_tile(uint32_t (&a)[4], const gpu_rows &rows,
+                                              const uint4 &stored)
+{
+    if (rows.lora8)
+        lora8_tile(a, stored.x, stored.y);
+    else
+        a[0] = stored.x, a[1] = stored.y, a[2] = stored.z, a[3] = stored.w;
+}
+
 #define LORA_BATCH 4 /* products whose operands are loaded together */
 
 struct lora_batch {
-    const uint16_t *a[LORA_BATCH]; /* a tile of B, of the first feature tile */
+    const uint8_t *a[LORA_BATCH]; /* a tile of B, of the first feature tile */
     uint32_t h[LORA_BATCH][2];
-    int stride[LORA_BATCH];   /* to the next feature tile's */
+    int stride[LORA_BATCH];   /* bytes to the next feature tile's */
     unsigned own[LORA_BATCH]; /* bit 4 * i: column i is the adapter's */
 };
 
 /* Takes the next products, of the leaders that are left, from tile k on. Where none is left, one
  * for no column. */
 static __device__ __forceinline__ void fill_batch(lora_batch &batch, const lora_entry *table,
-                                                  const uint16_t *h, int row_tile,
+                                                  const gpu_rows &rows, int row_tile,
                                                   unsigned &leaders, int &k)
 {
     int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -100,12 +133,13 @@ static __device__ __forceinline__ void fill_batch(lora_batch &batch, const lora_
 
         if (any)
             e = table[__ffs((int)leaders) - 1];
-        batch.stride[i] = e.k_tiles * 256;
-        batch.a[i] = e.b + (int64_t)row_tile * batch.stride[i] + k * 256 + lane * 8;
+        batch.stride[i] = e.k_tiles * b_tile_bytes(rows);
+        batch.a[i] = (const uint8_t *)e.b + (int64_t)row_tile * batch.stride[i] +
+                     k * b_tile_bytes(rows) + lane * b_lane_bytes(rows);
         batch.own[i] = __ballot_sync(FULL_MASK, any && mine.b == e.b);
         batch.h[i][0] = batch.h[i][1] = 0;
         if (any && mine.b == e.b) {
-            const uint16_t *from = h + mine.h + k * 16 + 2 * t;
+            const uint16_t *from = rows.h + mine.h + k * 16 + 2 * t;
 
             batch.h[i][0] = *(const uint32_t *)from;
             batch.h[i][1] = *(const uint32_t *)(from + 8);
@@ -119,8 +153,8 @@ static __device__ __forceinline__ void fill_batch(lora_batch &batch, const lora_
 
 /* d[i] += B h of the table's entries, feature tiles row_tile + i below row_tiles. */
 template <int TILES>
-static __device__ void add_entries(float (&d)[TILES][4], const lora_entry *table, const uint16_t *h,
-                                   int row_tile, int row_tiles)
+static __device__ void add_entries(float (&d)[TILES][4], const lora_entry *table,
+                                   const gpu_rows &rows, int row_tile, int row_tiles)
 {
     unsigned leaders = leaders_of(table);
     int k = 0, t = (int)threadIdx.x % 4;
@@ -128,7 +162,7 @@ static __device__ void add_entries(float (&d)[TILES][4], const lora_entry *table
     while (leaders) {
         lora_batch batch;
 
-        fill_batch(batch, table, h, row_tile, leaders, k);
+        fill_batch(batch, table, rows, row_tile, leaders, k);
 #pragma unroll
         for (int j = 0; j < TILES; j++) {
             uint4 a[LORA_BATCH];
@@ -137,13 +171,14 @@ static __device__ void add_entries(float (&d)[TILES][4], const lora_entry *table
                 break;
 #pragma unroll
             for (int i = 0; i < LORA_BATCH; i++)
-                a[i] = *(const uint4 *)(batch.a[i] + j * batch.stride[i]);
+                a[i] = load_b(rows, batch.a[i] + j * batch.stride[i]);
 #pragma unroll
             for (int i = 0; i < LORA_BATCH; i++) {
-                uint32_t tile[4] = {a[i].x, a[i].y, a[i].z, a[i].w};
+                uint32_t tile[4];
                 unsigned own = batch.own[i] >> (t * 8);
                 float c[4] = {d[j][0], d[j][1], d[j][2], d[j][3]};
 
+                b_tile(tile, rows, a[i]);
                 mma_bf16(c, tile, batch.h[i]);
                 d[j][0] = own & 1 ? c[0] : d[j][0];
                 d[j][1] = own & 16 ? c[1] : d[j][1];
@@ -167,10 +202,10 @@ static __device__ void adapters_share(float (&d)[TILES][4], const linear_args &a
     for (int i = 0; i < TILES; i++)
         d[i][0] = d[i][1] = d[i][2] = d[i][3] = 0;
     if (n > 0)
-        add_entries<TILES>(d, table, args.rows.h, row_tile, row_tiles);
+        add_entries<TILES>(d, table, args.rows, row_tile, row_tiles);
     for (int place = 1; place < n; place++) {
         find_entries(args, args.op.parts[part].module, first, end, place, spare, 8);
-        add_entries<TILES>(d, spare, args.rows.h, row_tile, row_tiles);
+        add_entries<TILES>(d, spare, args.rows, row_tile, row_tiles);
     }
 }
 

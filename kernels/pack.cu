@@ -1,91 +1,13 @@
-/* pack.cu: matrices from rows into fragments, quantised if need be; B'B of adapters; pages.
+/* pack.cu: matrices from rows into fragments, quantised if need be; pages.
  * See launch.h and README.md, weights. */
 #include "kernels/fp8.cuh"
 #include "kernels/launch.h"
 #include "kernels/packed.cuh"
+#include "kernels/source.cuh"
 
 #define TILE_BYTES 512
 
-/* -- what is uploaded ---------------------------------------------------------------------------
- */
-
-/* The block of 32 that element `at` is in: an f16 scale, then 32 bytes or 32 halves of them. */
-static __device__ const uint8_t *block_of(const gpu_source &s, int64_t at)
-{
-    return (const uint8_t *)s.data + at / 32 * (s.dtype == 3 ? 34 : 18);
-}
-
-static __device__ float block_value(const gpu_source &s, int64_t at)
-{
-    const uint8_t *block = block_of(s, at);
-    int i = (int)(at % 32), q;
-
-    if (s.dtype == 3)
-        q = ((const int8_t *)block)[2 + i];
-    else
-        q = (i < 16 ? block[2 + i] & 15 : block[2 + i - 16] >> 4) - 8;
-    return (float)q * f16_value(*(const uint16_t *)block);
-}
-
-/* Q4_K: 256 numbers, as eight groups of 32 with a scale and a minimum: two f16, which all of them
- * are multiples of; 12 bytes with the groups' factors of 6 bits; 128 bytes, each with a number of
- * one group, low, and one of the next. */
-struct q4_k_group {
-    const uint8_t *q;
-    int shift; /* of the group's four bits */
-    float scale, min;
-};
-
-static __device__ q4_k_group q4_k_group_of(const gpu_source &s, int64_t at)
-{
-    const uint8_t *super = (const uint8_t *)s.data + at / 256 * 144, *packed = super + 4;
-    const uint16_t *d = (const uint16_t *)super;
-    int i = (int)(at % 256 / 32);
-    int scale = i < 4 ? packed[i] & 63 : (packed[i + 4] & 15) | (packed[i - 4] >> 6) << 4;
-    int min = i < 4 ? packed[i + 4] & 63 : (packed[i + 4] >> 4) | (packed[i] >> 6) << 4;
-
-    return {super + 16 + i / 2 * 32, i % 2 * 4, f16_value(d[0]) * (float)scale,
-            f16_value(d[1]) * (float)min};
-}
-
-static __device__ float q4_k_value(const gpu_source &s, int64_t at)
-{
-    q4_k_group group = q4_k_group_of(s, at);
-
-    return group.scale * (float)(group.q[at % 32] >> group.shift & 15) - group.min;
-}
-
-static __device__ float source_value(const gpu_source &s, int row, int col)
-{
-    int64_t at = (int64_t)row * s.cols + col;
-
-    if (row >= s.rows || col >= s.cols)
-        return 0;
-    if (s.dtype >= 3)
-        return s.dtype == 5 ? q4_k_value(s, at) : block_value(s, at);
-    if (s.dtype == 0)
-        return ((const float *)s.data)[at];
-    return s.dtype == 1 ? f16_value(((const uint16_t *)s.data)[at])
-                        : bf16_value(((const uint16_t *)s.data)[at]);
-}
-
-/* A lane's 8 values of a tile, in the order of a[0] low, a[0] high, .. a[3] high. */
-static __device__ void load_tile(const gpu_source &s, int strip, int tile, float (&v)[8])
-{
-    int lane = (int)threadIdx.x % WARP;
-
-    for (int j = 0; j < 8; j++)
-        v[j] = source_value(s, 16 * strip + lane / 4 + 8 * (j / 2 % 2),
-                            16 * tile + 2 * (lane % 4) + j % 2 + 8 * (j / 4));
-}
-
 /* -- bf16 ---------------------------------------------------------------------------------- */
-
-/* An infinity or NaN has all bits of the exponent. */
-static __device__ bool finite_pair(uint32_t pair)
-{
-    return (pair & 0x7f80u) != 0x7f80u && (pair & 0x7f800000u) != 0x7f800000u;
-}
 
 /* A warp packs a tile. */
 static __global__ void pack_bf16_kernel(uint16_t *to, int col_tiles, int first_strip, gpu_source s,
@@ -330,34 +252,6 @@ extern "C" cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_s
         return pack_rows(to, first_row, source, stream);
     return gpu_launch(pack_groups_kernel, dim3(strips, (chunks + warps - 1) / warps),
                       dim3(warps * WARP), 0, stream, *to, first_row / 16, *source);
-}
-
-/* -- B'B -------------------------------------------------------------------------------------- */
-
-/* A block has 16 x 16 numbers of one part, each a sum of its own in the order of rows. */
-static __global__ void gram_kernel(const gpu_lora_part *parts, const int32_t *rows)
-{
-    gpu_lora_part part = parts[blockIdx.x];
-    int col_tiles = (part.rank + 15) / 16;
-    int i = (int)(blockIdx.y * 16 + threadIdx.x / 16),
-        j = (int)(blockIdx.z * 16 + threadIdx.x % 16);
-    float sum = 0;
-
-    if (i >= part.rank || j >= part.rank)
-        return;
-    for (int row = 0; row < rows[blockIdx.x]; row++)
-        sum = fmaf(packed_bf16(part.b, col_tiles, row, i), packed_bf16(part.b, col_tiles, row, j),
-                   sum);
-    ((float *)part.gram)[i * part.rank + j] = sum;
-}
-
-extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts,
-                                int max_rank, cudaStream_t stream)
-{
-    unsigned side = (unsigned)(max_rank + 15) / 16;
-
-    return gpu_launch(gram_kernel, dim3((unsigned)n_parts, side, side), dim3(256), 0, stream, parts,
-                      rows);
 }
 
 /* -- pages ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
  */
 #include "kernels/gpu.cuh"
 #include "kernels/launch.h"
+#include "kernels/lora8.cuh"
 
 #define SHRINK_WARPS 8
 #define WARP_COLS (GPU_SHRINK_SPLIT / SHRINK_WARPS)
@@ -58,24 +59,40 @@ static __device__ rank_cursor first_ranks(const gpu_lora *lora, const gpu_shrink
     return {parts + op.first_module, parts + op.last_module + 1, 0};
 }
 
-/* The warp's columns of 16 ranks: `tiles` of them from number `first` of `all`. */
+/* The warp's columns of 16 ranks, as they are stored: a piece is a tile, or two of eight bits. */
+template <bool EIGHT> struct stored_ranks {
+    static const int tiles = EIGHT ? 2 : 1; /* of a piece */
+    static const int pieces = WARP_TILES / tiles;
+    uint4 piece[pieces];
+};
+
+/* `tiles` of them from number `first` of `all`: multiples of 4. */
+template <bool EIGHT>
 static __device__ void fetch_ranks(const rank_cursor &at, int all, int first, int tiles,
-                                   uint32_t (&a)[WARP_TILES][4])
+                                   stored_ranks<EIGHT> &to)
 {
+    typedef stored_ranks<EIGHT> S;
     const uint8_t *from = (const uint8_t *)at.part->a +
-                          ((size_t)at.tile * (size_t)all + (size_t)first) * 512 +
+                          ((size_t)at.tile * (size_t)all + (size_t)first) / S::tiles * 512 +
                           threadIdx.x % WARP * 16;
 
 #pragma unroll
-    for (int k = 0; k < WARP_TILES; k++)
-        if (k < tiles) {
-            uint4 v = load_once(from + k * 512);
+    for (int k = 0; k < S::pieces; k++)
+        if (k * S::tiles < tiles)
+            to.piece[k] = load_once(from + k * 512);
+}
 
-            a[k][0] = v.x;
-            a[k][1] = v.y;
-            a[k][2] = v.z;
-            a[k][3] = v.w;
-        }
+/* Tile k of them. */
+template <bool EIGHT>
+static __device__ __forceinline__ void rank_tile(uint32_t (&a)[4],
+                                                 const stored_ranks<EIGHT> &stored, int k)
+{
+    const uint4 &v = stored.piece[k / stored_ranks<EIGHT>::tiles];
+
+    if (EIGHT)
+        lora8_tile(a, k % 2 ? v.z : v.x, k % 2 ? v.w : v.y);
+    else
+        a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
 }
 
 /* -- x --------------------------------------------------------------------------------------- */
@@ -109,15 +126,20 @@ static __device__ void fetch_x(const gpu_rows &rows, const gpu_shrink &op, gpu_i
 /* -- products ---------------------------------------------------------------------------------- */
 
 /* c[i] = of the members 8 i .. 8 i + 7 the 16 ranks' sums over the warp's columns. */
-static __device__ void multiply(const uint32_t (&a)[WARP_TILES][4], uint8_t *slab, int tiles,
+template <bool EIGHT>
+static __device__ void multiply(const stored_ranks<EIGHT> &ranks, uint8_t *slab, int tiles,
                                 int col_tiles, float (&c)[COL_TILES][4])
 {
     int lane = (int)threadIdx.x % WARP;
 
 #pragma unroll
     for (int k = 0; k < WARP_TILES; k += 2) {
+        uint32_t a[2][4];
+
         if (k >= tiles)
             break;
+        rank_tile<EIGHT>(a[0], ranks, k);
+        rank_tile<EIGHT>(a[1], ranks, k + 1);
 #pragma unroll
         for (int i = 0; i < COL_TILES; i++) {
             uint32_t b[4], low[2], high[2];
@@ -129,8 +151,8 @@ static __device__ void multiply(const uint32_t (&a)[WARP_TILES][4], uint8_t *sla
             low[1] = b[1];
             high[0] = b[2];
             high[1] = b[3];
-            mma_bf16(c[i], a[k], low);
-            mma_bf16(c[i], a[k + 1], high);
+            mma_bf16(c[i], a[0], low);
+            mma_bf16(c[i], a[1], high);
         }
     }
 }
@@ -218,9 +240,13 @@ static __device__ void finish_member(const gpu_rows &rows, const gpu_shrink &op,
         const gpu_lora_part *part = at.part;
         int64_t h = (int64_t)member.h + part->h;
 
-        for (int i = lane; i < (part->rank + 15) / 16 * 16; i += WARP)
-            finish_element(rows, (int)gridDim.y, member.weight * part->scale, i < part->rank,
-                           h + i);
+        for (int i = lane; i < (part->rank + 15) / 16 * 16; i += WARP) {
+            float factor = member.weight * part->scale;
+
+            if (rows.lora8 && i < part->rank)
+                factor *= part->scales[i];
+            finish_element(rows, (int)gridDim.y, factor, i < part->rank, h + i);
+        }
         __syncwarp();
         if (member.energy >= 0)
             energy += energy_of(part, rows.partial + h);
@@ -250,6 +276,7 @@ static __device__ void finish_item(const gpu_rows &rows, const gpu_shrink &op, g
 
 /* -- the kernel ------------------------------------------------------------------------------ */
 
+template <bool EIGHT>
 static __global__ void __launch_bounds__(SHRINK_WARPS *WARP, 2)
     shrink_kernel(gpu_rows rows, gpu_shrink op, int first_item, int capacity)
 {
@@ -262,7 +289,7 @@ static __global__ void __launch_bounds__(SHRINK_WARPS *WARP, 2)
     int stride = (int)(sum_bytes(capacity) / sizeof(float));
     uint8_t *slab = shared + (size_t)warp * slab_bytes(capacity);
     float *sums = (float *)(shared + SHRINK_WARPS * slab_bytes(capacity));
-    uint32_t a[WARP_TILES][4], next[WARP_TILES][4];
+    stored_ranks<EIGHT> ranks, next;
     gpu_item item = rows.items[first_item + (int)blockIdx.x]; /* of no sense beyond the real ones */
     rank_cursor at, then;
     bool more;
@@ -272,23 +299,20 @@ static __global__ void __launch_bounds__(SHRINK_WARPS *WARP, 2)
     then = first_ranks(rows.members[item.first].lora, op);
     if (!settle(then))
         return;
-    fetch_ranks(then, all, first, tiles, next);
+    fetch_ranks<EIGHT>(then, all, first, tiles, next);
     fetch_x(rows, op, item, first * 16, tiles * 16, slab);
     copy_async_wait<0>();
     __syncwarp();
     do {
         float c[COL_TILES][4] = {};
 
-#pragma unroll
-        for (int k = 0; k < WARP_TILES; k++)
-            for (int j = 0; j < 4; j++)
-                a[k][j] = next[k][j];
+        ranks = next;
         at = then;
         then.tile++;
         more = settle(then);
         if (more)
-            fetch_ranks(then, all, first, tiles, next);
-        multiply(a, slab, tiles, (item.n + 7) / 8, c);
+            fetch_ranks<EIGHT>(then, all, first, tiles, next);
+        multiply<EIGHT>(ranks, slab, tiles, (item.n + 7) / 8, c);
         put_sums(c, (item.n + 7) / 8, sums + (turn * SHRINK_WARPS + warp) * stride);
         __syncthreads(); /* of two turns: who writes one has seen all read it */
         add_sums(rows, item, at, sums + turn * SHRINK_WARPS * stride, stride, warps);
@@ -303,13 +327,15 @@ extern "C" cudaError_t gpu_shrink_run(const gpu_rows *rows, const gpu_shrink *op
     int most = n_members < GPU_ITEM_MEMBERS ? n_members : GPU_ITEM_MEMBERS;
     int capacity = (most + 7) / 8, runs = (int)((op->cols - 1) / GPU_SHRINK_SPLIT) + 1;
     size_t shared = SHRINK_WARPS * (slab_bytes(capacity) + 2 * sum_bytes(capacity));
+    void (*kernel)(gpu_rows, gpu_shrink, int, int) =
+        rows->lora8 ? shrink_kernel<true> : shrink_kernel<false>;
     cudaError_t code = cudaSuccess;
 
     for (int first = 0; first < n_items && code == cudaSuccess; first += GPU_TICKETS) {
         int n = n_items - first < GPU_TICKETS ? n_items - first : GPU_TICKETS;
 
-        code = gpu_launch(shrink_kernel, dim3((unsigned)n, (unsigned)runs),
-                          dim3(SHRINK_WARPS * WARP), shared, stream, *rows, *op, first, capacity);
+        code = gpu_launch(kernel, dim3((unsigned)n, (unsigned)runs), dim3(SHRINK_WARPS * WARP),
+                          shared, stream, *rows, *op, first, capacity);
     }
     return code;
 }

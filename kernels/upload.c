@@ -100,8 +100,38 @@ static int source_dtype(ol_dtype dtype)
     }
 }
 
+/* What is done with rows that have come. */
+typedef enum pass {
+    PASS_MEASURE = 1, /* of eight bits: the largest magnitudes */
+    PASS_PACK = 2,
+} pass;
+
+static cudaError_t pack_eight(ol_device *device, const gpu_packing *job, int first,
+                              const gpu_source *source, int passes)
+{
+    cudaStream_t stream = device->upload.stream;
+    cudaError_t code = cudaSuccess;
+
+    if (passes & PASS_MEASURE)
+        code = gpu_lora8_most(job->eight, first, source, job->bad, stream);
+    if (code == cudaSuccess && passes & PASS_PACK)
+        code = gpu_lora8_pack(job->eight, first, source, stream);
+    return code;
+}
+
+static cudaError_t pack(ol_device *device, const gpu_packing *job, int first,
+                        const gpu_source *source, int passes)
+{
+    if (job->eight)
+        return pack_eight(device, job, first, source, passes);
+    if (job->columns)
+        return gpu_pack_columns(job->columns, (source->cols + 15) / 16, first, source, job->bad,
+                                device->upload.stream);
+    return gpu_pack(job->to, first, source, job->bad, device->upload.stream);
+}
+
 static ol_code send_rows(ol_device *device, const gpu_packing *job, int64_t first, int64_t n,
-                         ol_error *err)
+                         int passes, ol_error *err)
 {
     const ol_tensor *t = job->tensor;
     int64_t cols = t->shape[1];
@@ -122,16 +152,22 @@ static ol_code send_rows(ol_device *device, const gpu_packing *job, int64_t firs
         ol_dequantize(t->dtype, from, slot->pinned, (size_t)(n * cols));
     OL_TRY(send(device, slot, slot->device, bytes, err));
     source.data = slot->device;
-    if (job->columns)
-        GPU_TRY(gpu_pack_columns(job->columns, (int)((cols + 15) / 16), (int)first, &source,
-                                 job->bad, device->upload.stream),
-                "packing a matrix");
-    else
-        GPU_TRY(gpu_pack(job->to, (int)first, &source, job->bad, device->upload.stream),
-                "packing a matrix");
+    GPU_TRY(pack(device, job, (int)first, &source, passes), "packing a matrix");
     return finish_slot(device, slot, err);
 }
 
+static ol_code send_all(ol_device *device, const gpu_packing *job, int64_t rows, int passes,
+                        ol_error *err)
+{
+    int64_t all = job->tensor->shape[0];
+
+    for (int64_t first = 0; first < all; first += rows)
+        OL_TRY(send_rows(device, job, first, all - first < rows ? all - first : rows, passes, err));
+    return OL_OK;
+}
+
+/* Columns are measured before any row is packed: where they do not fit in a slot they are sent
+ * twice. */
 ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *err)
 {
     const ol_tensor *t = job->tensor;
@@ -140,10 +176,10 @@ ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *e
 
     if (rows < STRIP)
         rows = STRIP;
-    for (int64_t first = 0; first < t->shape[0]; first += rows)
-        OL_TRY(send_rows(device, job, first,
-                         t->shape[0] - first < rows ? t->shape[0] - first : rows, err));
-    return OL_OK;
+    if (!job->eight || !job->eight->by_columns || t->shape[0] <= rows)
+        return send_all(device, job, rows, PASS_MEASURE | PASS_PACK, err);
+    OL_TRY(send_all(device, job, rows, PASS_MEASURE, err));
+    return send_all(device, job, rows, PASS_PACK, err);
 }
 
 ol_code gpu_upload_bytes(ol_device *device, const void *from, void *to, size_t bytes, ol_error *err)

@@ -36,7 +36,8 @@ typedef struct cpu_lora_part {
     int offset; /* of its part of h */
     float scale;
     cpu_matrix b;
-    float *gram; /* B'B, [rank][rank] */
+    float *gram;   /* B'B, [rank][rank], of the numbers in b */
+    float *scales; /* in eight bits: of each rank, for h; NULL: 1 */
 } cpu_lora_part;
 
 typedef struct cpu_lora_group {
@@ -49,7 +50,7 @@ struct ol_lora {
     int n_layers;
     cpu_lora_group *groups; /* [n_layers][CPU_INPUTS], then all matrices: see lora.c */
     size_t bytes;
-    bool pooled; /* in pages of a pool, which are not its own */
+    bool pooled;    /* in pages of a pool, which are not its own */
     uint64_t stamp; /* lora_step.c: the entry of the step that `segment` belongs to */
     int segment;
 };

@@ -49,6 +49,8 @@ static ol_code cpu_open(const ol_device_options *options, ol_device **out, ol_er
     if (options->max_rows < 1 || options->max_seqs < 1 || options->max_logit_rows < 0)
         return ol_fail(err, OL_INVALID, "a device for %d rows, %d sequences, %d logit rows",
                        options->max_rows, options->max_seqs, options->max_logit_rows);
+    if (options->adapters != OL_QUANT_AS_IS && options->adapters != OL_QUANT_INT8)
+        return ol_fail(err, OL_INVALID, "adapters are kept as they are, or as int8");
     device = calloc(1, sizeof(*device));
     if (!device)
         return ol_fail_nomem(err, sizeof(*device), "the CPU device");

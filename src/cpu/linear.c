@@ -49,7 +49,7 @@ static void quantize_share(const cpu_linear *job, int thread)
     }
 }
 
-/* h *= weight of the row * scale of the part, for columns [from, to). */
+/* h *= weight of the row * scale of the part, and of the rank, for columns [from, to). */
 static void scale_shrunk(const cpu_shrunk *s, int row, int n, int from, int to)
 {
     for (int r = row; r < row + n; r++)
@@ -60,7 +60,8 @@ static void scale_shrunk(const cpu_shrunk *s, int row, int n, int from, int to)
             float factor = s->segment->weights[r] * part->scale;
 
             for (int c = first; c < last; c++)
-                s->h[r * s->ldh + c] *= factor;
+                s->h[r * s->ldh + c] *=
+                    part->scales ? factor * part->scales[c - part->offset] : factor;
         }
 }
 

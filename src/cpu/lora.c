@@ -5,9 +5,11 @@
  * mappings each. Or it lies in runs of pages of a pool, each piece (the groups, a matrix, a Gram
  * matrix) in one run. The A matrices of modules that share an input are stacked into one,
  * so that their h = A x comes out of one pass over x; every B is a matrix of its own
- * with `rank` columns. Ranks are true ranks: nothing is padded but the last panel.
+ * with `rank` columns. Ranks are true ranks: nothing is padded but the last panel. Numbers are as
+ * they were given, or in eight bits (lora8.h).
  */
 #include "cpu/core.h"
+#include "cpu/lora8.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +29,7 @@ const cpu_lora_group *cpu_lora_find(const ol_lora *lora, int layer, cpu_input in
 /* One matrix to be packed, and for a B its Gram matrix to be made. */
 typedef struct task {
     cpu_matrix *m;
-    cpu_source source;
+    cpu_lora8 source; /* in eight bits with its scales, else they are NULL */
     cpu_lora_part *part;
 } task;
 
@@ -40,7 +42,8 @@ typedef struct making {
     task *tasks;
     int n_tasks;
     cpu_row *rows; /* of all stacked A */
-    size_t n_rows;
+    float *scales; /* eight bits: of these rows, then of B's columns in the same order */
+    size_t n_rows, all_rows;
     float *values; /* room for each thread */
     size_t n_values;
     size_t bytes, most; /* of all pieces, of the largest */
@@ -50,25 +53,36 @@ typedef struct making {
     int n_runs, run;    /* run: pages of each */
 } making;
 
-static cpu_panel_kind plain_kind(ol_dtype dtype)
+static bool in_eight_bits(const making *mk)
 {
-    return dtype == OL_F16 ? PANEL_F16 : dtype == OL_BF16 ? PANEL_BF16 : PANEL_F32;
+    return mk->device->options.adapters == OL_QUANT_INT8;
+}
+
+static cpu_panel_kind plain_kind(const making *mk, ol_dtype dtype)
+{
+    return in_eight_bits(mk)  ? PANEL_BYTES
+           : dtype == OL_F16  ? PANEL_F16
+           : dtype == OL_BF16 ? PANEL_BF16
+                              : PANEL_F32;
 }
 
 /* Of a stacked A: the type of its parts, or F32 when they differ. */
-static cpu_panel_kind stacked_kind(const ol_lora_module *const *parts)
+static cpu_panel_kind stacked_kind(const making *mk, const ol_lora_module *const *parts)
 {
     const ol_lora_module *first = parts[0] ? parts[0] : parts[1] ? parts[1] : parts[2];
 
     for (int i = 0; i < 3; i++)
-        if (parts[i] && parts[i]->a.dtype != first->a.dtype)
+        if (parts[i] && parts[i]->a.dtype != first->a.dtype && !in_eight_bits(mk))
             return PANEL_F32;
-    return plain_kind(first->a.dtype);
+    return plain_kind(mk, first->a.dtype);
 }
 
-static size_t gram_bytes(int rank)
+/* With the ranks' scales behind it, in eight bits. */
+static size_t gram_bytes(const making *mk, int rank)
 {
-    return cpu_align((size_t)rank * (size_t)rank * sizeof(float));
+    size_t n = (size_t)rank * (size_t)rank + (in_eight_bits(mk) ? (size_t)rank : 0);
+
+    return cpu_align(n * sizeof(float));
 }
 
 static size_t padded(size_t rank)
@@ -97,7 +111,7 @@ static void note_piece(making *mk, size_t bytes)
 /* Shapes of a group's matrices, and what they need. */
 static void shape_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
 {
-    size_t most = 0;
+    size_t most = 0, row;
 
     for (int i = 0; i < 3; i++) {
         const ol_lora_module *m = modules[i];
@@ -107,8 +121,9 @@ static void shape_group(making *mk, cpu_lora_group *group, const ol_lora_module 
         if (!rank)
             continue;
         *part = (cpu_lora_part){.rank = m->rank, .offset = group->rank, .scale = m->scale};
-        note_piece(mk, cpu_matrix_shape(&part->b, plain_kind(m->b.dtype), m->b.shape[0], m->rank));
-        note_piece(mk, gram_bytes(m->rank));
+        note_piece(mk,
+                   cpu_matrix_shape(&part->b, plain_kind(mk, m->b.dtype), m->b.shape[0], m->rank));
+        note_piece(mk, gram_bytes(mk, m->rank));
         group->rank += m->rank;
         group->a.cols = m->a.shape[1];
         most = gram_values(rank) > most ? gram_values(rank) : most;
@@ -116,9 +131,11 @@ static void shape_group(making *mk, cpu_lora_group *group, const ol_lora_module 
     if (!group->rank)
         return;
     mk->n_rows += (size_t)group->rank;
-    most = (size_t)group->a.cols > most ? (size_t)group->a.cols : most;
+    row = cpu_lora8_values((size_t)group->a.cols);
+    most = row > most ? row : most;
     mk->n_values = most > mk->n_values ? most : mk->n_values;
-    note_piece(mk, cpu_matrix_shape(&group->a, stacked_kind(modules), group->rank, group->a.cols));
+    note_piece(mk,
+               cpu_matrix_shape(&group->a, stacked_kind(mk, modules), group->rank, group->a.cols));
 }
 
 /* In the first run that has room. */
@@ -146,14 +163,34 @@ static cpu_source whole(const ol_tensor *t)
     return source;
 }
 
+/* Scales of a part whose ranks start at number `rank` of all; their products are for h. */
+static ol_code make_scales(making *mk, cpu_lora_part *part, const ol_lora_module *m, size_t rank,
+                           ol_error *err)
+{
+    const cpu_kernels *kernels = mk->device->kernels;
+    float *a = mk->scales + rank, *b = a + mk->all_rows;
+
+    if (!cpu_lora8_scales(kernels, &m->a, false, a, mk->values) ||
+        !cpu_lora8_scales(kernels, &m->b, true, b, mk->values)) {
+        ol_fail(err, OL_INVALID, "the adapter has numbers that are not finite");
+        return ol_hint(err, "NaN or infinity.");
+    }
+    part->scales = part->gram + (size_t)part->rank * (size_t)part->rank;
+    for (int r = 0; r < part->rank; r++)
+        part->scales[r] = a[r] * b[r];
+    return OL_OK;
+}
+
 /* Gives a group's matrices their places and lists them for packing. */
-static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules)
+static ol_code place_group(making *mk, cpu_lora_group *group, const ol_lora_module *const *modules,
+                           ol_error *err)
 {
     cpu_row *rows = mk->rows + mk->n_rows;
+    float *scales = mk->scales ? mk->scales + mk->n_rows : NULL;
 
     if (!group->rank)
-        return;
-    mk->tasks[mk->n_tasks++] = (task){&group->a, {.rows = rows}, NULL};
+        return OL_OK;
+    mk->tasks[mk->n_tasks++] = (task){&group->a, {{.rows = rows}, false, scales}, NULL};
     group->a.data = take_piece(mk, matrix_bytes(&group->a));
     for (int i = 0; i < 3; i++) {
         cpu_lora_part *part = &group->parts[i];
@@ -165,10 +202,16 @@ static void place_group(making *mk, cpu_lora_group *group, const ol_lora_module 
         for (int r = 0; r < part->rank; r++)
             rows[part->offset + r] = (cpu_row){a.data + (size_t)r * a.row_bytes, a.dtype};
         part->b.data = take_piece(mk, matrix_bytes(&part->b));
-        part->gram = take_piece(mk, gram_bytes(part->rank));
-        mk->tasks[mk->n_tasks++] = (task){&part->b, whole(&modules[i]->b), part};
+        part->gram = take_piece(mk, gram_bytes(mk, part->rank));
+        if (scales)
+            OL_TRY(make_scales(mk, part, modules[i], mk->n_rows + (size_t)part->offset, err));
+        mk->tasks[mk->n_tasks++] = (task){
+            &part->b,
+            {whole(&modules[i]->b), true, scales ? scales + mk->all_rows + part->offset : NULL},
+            part};
     }
     mk->n_rows += (size_t)group->rank;
+    return OL_OK;
 }
 
 /* -- packing, by all threads -------------------------------------------------------------- */
@@ -184,14 +227,17 @@ static void make_gram(const cpu_kernels *kernels, const task *t, float *values)
     memset(values, 0, gram_values(rank) * sizeof(float));
     for (size_t row = 0; row < rows; row += most) {
         size_t n = rows - row < most ? rows - row : most;
-        const uint8_t *src = t->source.data + row * t->source.row_bytes;
+        const cpu_source *from = &t->source.from;
+        const uint8_t *src = from->data + row * from->row_bytes;
 
         if (ld == rank)
-            cpu_to_floats(kernels, t->source.dtype, src, values, (int64_t)(n * rank));
+            cpu_to_floats(kernels, from->dtype, src, values, (int64_t)(n * rank));
         else
             for (size_t r = 0; r < n; r++)
-                cpu_to_floats(kernels, t->source.dtype, src + r * t->source.row_bytes,
-                              values + r * ld, (int64_t)rank);
+                cpu_to_floats(kernels, from->dtype, src + r * from->row_bytes, values + r * ld,
+                              (int64_t)rank);
+        for (size_t r = 0; t->source.scales && r < n; r++)
+            cpu_lora8_round(values + r * ld, t->source.scales, true, (int64_t)rank);
         kernels->gram(values, (int64_t)n, (int64_t)ld, sums);
     }
     for (size_t i = 0; i < rank; i++)
@@ -206,7 +252,10 @@ static void pack_all(making *mk)
         const task *t = &mk->tasks[number];
 
         for (int64_t panel = 0; panel < cpu_panels(t->m); panel++)
-            cpu_matrix_pack(mk->device->kernels, t->m, &t->source, panel, mk->values);
+            if (t->source.scales)
+                cpu_lora8_pack(mk->device->kernels, t->m, &t->source, panel, mk->values);
+            else
+                cpu_matrix_pack(mk->device->kernels, t->m, &t->source.from, panel, mk->values);
         if (t->part)
             make_gram(mk->device->kernels, t, mk->values);
     }
@@ -259,6 +308,7 @@ static void free_making(making *mk)
     free(mk->at);
     free(mk->groups);
     free(mk->rows);
+    free(mk->scales);
     free(mk->values);
 }
 
@@ -279,7 +329,7 @@ static void count_runs(making *mk)
         for (int i = 0; i < 3; i++)
             if (group->parts[i].rank) {
                 (void)take_piece(mk, matrix_bytes(&group->parts[i].b));
-                (void)take_piece(mk, gram_bytes(group->parts[i].rank));
+                (void)take_piece(mk, gram_bytes(mk, group->parts[i].rank));
             }
     }
 }
@@ -328,12 +378,14 @@ static ol_code allocate(making *mk, ol_kv *kv, const int32_t *runs, ol_error *er
 static ol_code fill(making *mk, ol_error *err)
 {
     mk->rows = calloc(mk->n_rows + 1, sizeof(*mk->rows));
+    mk->scales = in_eight_bits(mk) ? calloc(2 * mk->n_rows + 1, sizeof(float)) : NULL;
     mk->values = malloc((mk->n_values + 1) * sizeof(float));
-    if (!mk->rows || !mk->values)
+    if (!mk->rows || !mk->values || (in_eight_bits(mk) && !mk->scales))
         return ol_fail_nomem(err, mk->n_values * sizeof(float), "an adapter");
+    mk->all_rows = mk->n_rows;
     mk->n_rows = 0;
     for (int g = 0; g < mk->n_groups; g++)
-        place_group(mk, &mk->lora->groups[g], mk->modules + 3 * g);
+        OL_TRY(place_group(mk, &mk->lora->groups[g], mk->modules + 3 * g, err));
     pack_all(mk);
     return OL_OK;
 }

@@ -33,6 +33,7 @@ size_t cpu_matrix_shape(cpu_matrix *m, cpu_panel_kind kind, int64_t rows, int64_
 {
     size_t step = cpu_kind_is_block(kind) ? cpu_pair_bytes(kind)
                   : kind == PANEL_F32     ? 4 * PANEL
+                  : kind == PANEL_BYTES   ? PANEL
                                           : 2 * PANEL;
     size_t steps = (size_t)(cpu_kind_is_block(kind) ? (cols / OL_BLOCK + 1) / 2 : cols), bytes;
 
@@ -53,6 +54,11 @@ static const uint8_t *row_data(const cpu_source *source, int64_t row)
 static ol_dtype row_dtype(const cpu_source *source, int64_t row)
 {
     return source->rows ? source->rows[row].dtype : source->dtype;
+}
+
+cpu_row cpu_source_row(const cpu_source *source, int64_t row)
+{
+    return (cpu_row){row_data(source, row), row_dtype(source, row)};
 }
 
 void cpu_to_floats(const cpu_kernels *kernels, ol_dtype dtype, const void *data, float *out,
@@ -326,6 +332,10 @@ void cpu_matrix_row(const cpu_matrix *m, int64_t row, float *out)
 
         if (m->kind == PANEL_F32) {
             memcpy(&out[k], panel + at * 4, 4);
+            continue;
+        }
+        if (m->kind == PANEL_BYTES) {
+            out[k] = (float)((const int8_t *)panel)[at];
             continue;
         }
         memcpy(&half, panel + at * 2, 2);

@@ -25,11 +25,12 @@ typedef struct cpu_source {
     size_t row_bytes;
 } cpu_source;
 
+cpu_row cpu_source_row(const cpu_source *source, int64_t row);
 /* n values as floats. */
 void cpu_to_floats(const cpu_kernels *kernels, ol_dtype dtype, const void *data, float *out,
                    int64_t n);
-/* Fills one panel: of anything when it is plain, else of zeroed memory. `values` is room for a row
- * of floats. */
+/* Fills one panel: of anything when it is plain (but bytes: lora8.h), else of zeroed memory.
+ * `values` is room for a row of floats. */
 void cpu_matrix_pack(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_source *source,
                      int64_t panel, float *values);
 /* Row `row` as floats. */

@@ -7,6 +7,8 @@
  *
  *   PANEL_F32   float [cols][16]
  *   PANEL_F16   half  [cols][16]    (PANEL_BF16 likewise)
+ *   PANEL_BYTES int8  [cols][16]    of adapters: a weight is the number itself, scales are
+ *                                   whoever multiplies' to apply (lora8.c)
  *   PANEL_I8    per 64 k: u8 [16][16][4] (k = 4 g + i; value + 128), then half
  *               scale[2][16], one per 32 k: 1088 bytes. The bytes are an AMX B tile.
  *   PANEL_I4    per 64 k: two times u8 [4][16][4], low nibbles k = 4 g + i, high
@@ -37,12 +39,13 @@ typedef enum cpu_panel_kind {
     PANEL_F32,
     PANEL_F16,
     PANEL_BF16,
+    PANEL_BYTES,
     PANEL_I8,
     PANEL_I4,
     PANEL_I4M,
 } cpu_panel_kind;
 
-#define PANEL_KINDS 6
+#define PANEL_KINDS 7
 
 typedef struct cpu_matrix {
     cpu_panel_kind kind;
@@ -193,7 +196,7 @@ typedef struct cpu_kernels {
     void (*to_half)(ol_dtype dtype, const float *x, uint16_t *out, int64_t n); /* F16, BF16 */
     void (*from_half)(ol_dtype dtype, const uint16_t *x, float *out, int64_t n);
     void (*attention)(const cpu_attention_tile *tile);
-    /* A plain panel: out[k][lane] = rows[lane][k], n of `size` (2 or 4) bytes each. A NULL row
+    /* A plain panel: out[k][lane] = rows[lane][k], n of `size` (1, 2 or 4) bytes each. A NULL row
      * is zeros. */
     void (*interleave)(const uint8_t *const *rows, size_t size, int64_t n, uint8_t *out);
     /* sums[i][j] += the sum over n rows of x[i] x[j], rows ascending, at least for j >= i. Rows

@@ -48,6 +48,9 @@ static void expand(const cpu_matrix *m, const uint8_t *panel, int64_t k, int n, 
 
     if (cpu_kind_is_block(m->kind))
         expand_block(m, panel, k / OL_BLOCK, w);
+    else if (m->kind == PANEL_BYTES)
+        for (int64_t i = 0; i < n * PANEL; i++)
+            w[i / PANEL][i % PANEL] = (float)((const int8_t *)panel)[k * PANEL + i];
     else
         ol_dequantize(dtypes[m->kind], panel + (size_t)k * PANEL * size, w[0], (size_t)n * PANEL);
 }
@@ -212,7 +215,7 @@ static void gram(const float *x, int64_t n, int64_t ld, float *sums)
 
 const cpu_kernels cpu_kernels_portable = {
     .name = "portable",
-    .multiply = {multiply, multiply, multiply, multiply, multiply, multiply},
+    .multiply = {multiply, multiply, multiply, multiply, multiply, multiply, multiply},
     .quantize = NULL,
     .square_sum = square_sum,
     .scale_by = scale_by,

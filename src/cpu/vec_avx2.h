@@ -90,6 +90,13 @@ VEC vf vf_bf16(const uint16_t *p)
 
     return (vf){vec_bf16_half(_mm_loadu_si128(h)), vec_bf16_half(_mm_loadu_si128(h + 1))};
 }
+VEC vf vf_bytes(const int8_t *p)
+{
+    __m128i q = _mm_loadu_si128((const __m128i *)(const void *)p);
+
+    return (vf){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(q, q)))};
+}
 VEC vf vf_add(vf x, vf y)
 {
     return (vf){_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};

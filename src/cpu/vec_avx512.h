@@ -69,6 +69,11 @@ VEC vf vf_bf16(const uint16_t *p)
 
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+VEC vf vf_bytes(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 VEC vf vf_add(vf a, vf b)
 {
     return _mm512_add_ps(a, b);

@@ -65,14 +65,16 @@ typedef enum ol_quantization {
 } ol_quantization;
 
 typedef struct ol_device_options {
-    int threads;         /* CPU threads; 0: one per core available */
-    int device_index;    /* which GPU */
-    size_t memory_limit; /* bytes the device may take; 0: no limit */
-    const char *isa;     /* CPU: NULL or "auto", "portable", "avx2", "avx512", ...:
-                          * the best path to use at most, for tests */
-    int max_rows;        /* token rows of a step at most */
-    int max_seqs;        /* sequences of a step at most */
-    int max_logit_rows;  /* rows of logits of a step at most */
+    int threads;              /* CPU threads; 0: one per core available */
+    int device_index;         /* which GPU */
+    size_t memory_limit;      /* bytes the device may take; 0: no limit */
+    const char *isa;          /* CPU: NULL or "auto", "portable", "avx2", "avx512", ...:
+                               * the best path to use at most, for tests */
+    int max_rows;             /* token rows of a step at most */
+    int max_seqs;             /* sequences of a step at most */
+    int max_logit_rows;       /* rows of logits of a step at most */
+    ol_quantization adapters; /* AS_IS; or INT8: A's rows and B's columns, the ranks, each with a
+                               * scale of its own: its largest magnitude / 127 */
 } ol_device_options;
 
 typedef struct ol_device_info {

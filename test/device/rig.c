@@ -243,6 +243,34 @@ void rig_lora_make(rig_lora *lora, const rig_model *m, ol_dtype dtype, int max_r
         }
 }
 
+static void round_rank(double *x, int64_t n, int64_t step)
+{
+    float most = 0, scale;
+
+    for (int64_t i = 0; i < n; i++)
+        most = fmaxf(most, fabsf((float)x[i * step]));
+    scale = most / 127;
+    for (int64_t i = 0; i < n; i++) {
+        float q = scale > 0 ? rintf((float)x[i * step] / scale) : 0;
+
+        assert_true(fabsf(q) <= 127);
+        assert_true(fabs((double)q * (double)scale - x[i * step]) <= 0.5001 * (double)scale);
+        x[i * step] = (double)q * (double)scale;
+    }
+}
+
+void rig_lora_round(rig_lora *lora)
+{
+    for (int l = 0; l < RIG_LAYERS; l++)
+        for (int i = 0; i < OL_MODULES; i++)
+            for (int r = 0; r < lora->rank[l][i]; r++) {
+                const rig_tensor *a = &lora->a[l][i], *b = &lora->b[l][i];
+
+                round_rank(a->dense + r * a->t.shape[1], a->t.shape[1], 1);
+                round_rank(b->dense + r, b->t.shape[0], b->t.shape[1]);
+            }
+}
+
 void rig_lora_free(rig_lora *lora)
 {
     for (int l = 0; l < RIG_LAYERS; l++)
@@ -316,7 +344,8 @@ void rig_place(rig_device *d, const rig_model *m, const rig_options *options)
                               .isa = options->isa,
                               .max_rows = options->max_rows,
                               .max_seqs = options->max_rows,
-                              .max_logit_rows = options->max_rows};
+                              .max_logit_rows = options->max_rows,
+                              .adapters = options->int8 ? OL_QUANT_INT8 : OL_QUANT_AS_IS};
     int more = options->pool ? 4096 : 0;
     ol_kv_desc kv = {.n_layers = RIG_LAYERS,
                      .n_kv_heads = s->kv_heads,

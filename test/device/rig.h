@@ -73,6 +73,8 @@ void rig_model_free(rig_model *m);
 /* Ranks of at most max_rank; some modules are left out when `sparse`. */
 void rig_lora_make(rig_lora *lora, const rig_model *m, ol_dtype dtype, int max_rank, bool sparse,
                    uint64_t seed);
+/* What the tensors mean becomes what eight bits with a scale for each rank make of them. */
+void rig_lora_round(rig_lora *lora);
 void rig_lora_free(rig_lora *lora);
 
 int64_t rig_in(const rig_shape *s, int module);
@@ -104,6 +106,7 @@ typedef struct rig_options {
     ol_dtype kv;
     bool tied;
     bool pool; /* adapters lie in pages, and all pages have NaNs in them before */
+    bool int8; /* adapters in eight bits */
 } rig_options;
 
 void rig_place(rig_device *d, const rig_model *m, const rig_options *options);

@@ -65,6 +65,7 @@ static void test_kernels(void **state)
 
         assert_int_equal(cpu_kernels_choose(isas[i], &kernels, &err), OL_OK);
         for (int64_t n = 1; n <= MAX_COLS; n++) {
+            check_interleave(kernels, &rng, 1, n);
             check_interleave(kernels, &rng, 2, n);
             check_interleave(kernels, &rng, 4, n);
         }

@@ -441,18 +441,22 @@ static void check_all(rig_device *d, int n_seqs, int steps, int most, bool loras
 typedef struct kind {
     ol_dtype dtype;
     ol_quantization quantization;
+    bool int8_adapters;
 } kind;
 
-static const kind kinds[] = {{OL_F32, OL_QUANT_AS_IS},  {OL_F16, OL_QUANT_AS_IS},
-                             {OL_BF16, OL_QUANT_AS_IS}, {OL_Q8_0, OL_QUANT_AS_IS},
-                             {OL_Q4_0, OL_QUANT_AS_IS}, {OL_Q4_K, OL_QUANT_AS_IS},
-                             {OL_Q6_K, OL_QUANT_AS_IS}, {OL_F16, OL_QUANT_INT8},
-                             {OL_BF16, OL_QUANT_INT4},  {OL_Q8_0, OL_QUANT_INT4}};
+static const kind kinds[] = {{OL_F32, OL_QUANT_AS_IS, false},  {OL_F16, OL_QUANT_AS_IS, false},
+                             {OL_BF16, OL_QUANT_AS_IS, false}, {OL_Q8_0, OL_QUANT_AS_IS, false},
+                             {OL_Q4_0, OL_QUANT_AS_IS, false}, {OL_Q4_K, OL_QUANT_AS_IS, false},
+                             {OL_Q6_K, OL_QUANT_AS_IS, false}, {OL_F16, OL_QUANT_INT8, false},
+                             {OL_BF16, OL_QUANT_INT4, false},  {OL_Q8_0, OL_QUANT_INT4, false},
+                             {OL_F32, OL_QUANT_AS_IS, true},   {OL_BF16, OL_QUANT_AS_IS, true},
+                             {OL_Q8_0, OL_QUANT_AS_IS, true}};
 
 static void run(const rig_shape *shape, kind k, const char *isa, int threads, ol_dtype kv,
                 uint64_t seed)
 {
-    rig_options options = {isa, threads, 128, 64, kv, seed % 2 == 0, seed % 3 == 0};
+    rig_options options = {isa, threads,       128,           64,
+                           kv,  seed % 2 == 0, seed % 3 == 0, k.int8_adapters};
     rig_model model;
     rig_lora loras[3];
     rig_device d;
@@ -462,8 +466,11 @@ static void run(const rig_shape *shape, kind k, const char *isa, int threads, ol
     rig_lora_make(&loras[1], &model, OL_F32, 9, true, seed + 2);
     rig_lora_make(&loras[2], &model, OL_BF16, 40, true, seed + 3);
     rig_place(&d, &model, &options);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         rig_place_lora(&d, &loras[i]);
+        if (k.int8_adapters)
+            rig_lora_round(&loras[i]);
+    }
     check_all(&d, 5, 3, 17, true, seed);
     rig_remove(&d);
     for (int i = 0; i < 3; i++)

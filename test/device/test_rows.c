@@ -30,6 +30,12 @@ typedef struct schedule {
     bool pool; /* adapters in pages */
 } schedule;
 
+/* How a device stores what it gets. */
+typedef struct storage {
+    ol_dtype kv;
+    bool int8_adapters;
+} storage;
+
 typedef struct run {
     rig_device d;
     const request *requests;
@@ -154,9 +160,9 @@ static bool choose(const run *r, const schedule *s, rig_rng *rng, int *chosen, i
 }
 
 static void run_schedule(run *r, const rig_model *m, const rig_lora *loras, const request *requests,
-                         const schedule *s, const char *isa, ol_dtype kv, rig_rng *rng)
+                         const schedule *s, const char *isa, storage how, rig_rng *rng)
 {
-    rig_options options = {isa, s->threads, MAX_ROWS, 67, kv, true, s->pool};
+    rig_options options = {isa, s->threads, MAX_ROWS, 67, how.kv, true, s->pool, how.int8_adapters};
     size_t n = (size_t)N_SEQS * MAX_LENGTH * (size_t)m->shape.vocab;
     int chosen[N_SEQS], rows[N_SEQS], count;
 
@@ -209,7 +215,7 @@ static const schedule schedules[] = {
 };
 
 static void check(const rig_shape *shape, ol_dtype dtype, ol_quantization quantization,
-                  const char *isa, ol_dtype kv, uint64_t seed)
+                  const char *isa, storage how, uint64_t seed)
 {
     rig_rng rng = {seed};
     request requests[N_SEQS];
@@ -222,9 +228,9 @@ static void check(const rig_shape *shape, ol_dtype dtype, ol_quantization quanti
     rig_lora_make(&loras[1], &m, OL_BF16, 7, true, seed + 2);
     rig_lora_make(&loras[2], &m, OL_F32, 33, true, seed + 3);
     make_requests(requests, shape, &rng);
-    run_schedule(want, &m, loras, requests, &schedules[0], isa, kv, &rng);
+    run_schedule(want, &m, loras, requests, &schedules[0], isa, how, &rng);
     for (size_t i = 1; i < sizeof(schedules) / sizeof(schedules[0]); i++) {
-        run_schedule(got, &m, loras, requests, &schedules[i], isa, kv, &rng);
+        run_schedule(got, &m, loras, requests, &schedules[i], isa, how, &rng);
         compare(want, got, requests, shape->vocab, &schedules[i], isa);
         free(got->logits);
     }
@@ -255,34 +261,38 @@ static const rig_shape windowed = {.hidden = 256,
                                    .interleaved = true,
                                    .page_tokens = 32};
 
-static void on_all(const rig_shape *shape, ol_dtype dtype, ol_quantization q, ol_dtype kv)
+static void on_all(const rig_shape *shape, ol_dtype dtype, ol_quantization q, storage how)
 {
     for (int i = 0; rig_isas()[i]; i++)
-        check(shape, dtype, q, rig_isas()[i], kv, 1000 + (uint64_t)dtype);
+        check(shape, dtype, q, rig_isas()[i], how, 1000 + (uint64_t)dtype);
 }
 
-#define TEST(name, ...)                                                                            \
+#define TEST(name, shape, dtype, quantization, kv, int8_adapters)                                  \
     static void name(void **state)                                                                 \
     {                                                                                              \
         (void)state;                                                                               \
-        on_all(__VA_ARGS__);                                                                       \
+        on_all(shape, dtype, quantization, (storage){kv, int8_adapters});                          \
     }
 
-TEST(test_f32, &plain, OL_F32, OL_QUANT_AS_IS, OL_F32)
-TEST(test_f16, &plain, OL_F16, OL_QUANT_AS_IS, OL_F16)
-TEST(test_bf16, &windowed, OL_BF16, OL_QUANT_AS_IS, OL_BF16)
-TEST(test_q8_0, &windowed, OL_Q8_0, OL_QUANT_AS_IS, OL_F16)
-TEST(test_q4_0, &windowed, OL_Q4_0, OL_QUANT_AS_IS, OL_F16)
-TEST(test_q4_k, &windowed, OL_Q4_K, OL_QUANT_AS_IS, OL_F32)
-TEST(test_q6_k, &windowed, OL_Q6_K, OL_QUANT_AS_IS, OL_F16)
-TEST(test_int8, &windowed, OL_F16, OL_QUANT_INT8, OL_F16)
+TEST(test_f32, &plain, OL_F32, OL_QUANT_AS_IS, OL_F32, false)
+TEST(test_f16, &plain, OL_F16, OL_QUANT_AS_IS, OL_F16, false)
+TEST(test_bf16, &windowed, OL_BF16, OL_QUANT_AS_IS, OL_BF16, false)
+TEST(test_q8_0, &windowed, OL_Q8_0, OL_QUANT_AS_IS, OL_F16, false)
+TEST(test_q4_0, &windowed, OL_Q4_0, OL_QUANT_AS_IS, OL_F16, false)
+TEST(test_q4_k, &windowed, OL_Q4_K, OL_QUANT_AS_IS, OL_F32, false)
+TEST(test_q6_k, &windowed, OL_Q6_K, OL_QUANT_AS_IS, OL_F16, false)
+TEST(test_int8, &windowed, OL_F16, OL_QUANT_INT8, OL_F16, false)
+TEST(test_int8_adapters, &plain, OL_F16, OL_QUANT_AS_IS, OL_F16, true)
+TEST(test_all_int8, &windowed, OL_BF16, OL_QUANT_INT8, OL_F16, true)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32),  cmocka_unit_test(test_f16),
-                                       cmocka_unit_test(test_bf16), cmocka_unit_test(test_q8_0),
-                                       cmocka_unit_test(test_q4_0), cmocka_unit_test(test_q4_k),
-                                       cmocka_unit_test(test_q6_k), cmocka_unit_test(test_int8)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_f32),           cmocka_unit_test(test_f16),
+        cmocka_unit_test(test_bf16),          cmocka_unit_test(test_q8_0),
+        cmocka_unit_test(test_q4_0),          cmocka_unit_test(test_q4_k),
+        cmocka_unit_test(test_q6_k),          cmocka_unit_test(test_int8),
+        cmocka_unit_test(test_int8_adapters), cmocka_unit_test(test_all_int8)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

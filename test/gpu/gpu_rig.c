@@ -253,6 +253,25 @@ uint16_t *rig_pack_bf16(const uint16_t *matrix, int rows, int cols, size_t *byte
     return out;
 }
 
+int8_t *rig_pack_lora8(const int8_t *matrix, int rows, int cols, bool by_columns, size_t *bytes)
+{
+    static const int places[] = {0, 2, 1, 3, 4, 6, 5, 7};
+    size_t col_tiles = (size_t)(by_columns ? (cols + 15) / 16 : (cols + 63) / 64 * 4);
+    int8_t *out = rig_host(*bytes = (size_t)((rows + 15) / 16) * col_tiles * 256);
+
+    for (int row = 0; row < rows; row++)
+        for (int col = 0; col < cols; col++) {
+            size_t tile = (size_t)(row / 16) * col_tiles + (size_t)(col / 16);
+            size_t lane = (size_t)(row % 8 * 4 + col % 8 / 2);
+            int j = col % 2 + 2 * (row % 16 / 8) + 4 * (col % 16 / 8);
+            size_t at =
+                by_columns ? tile * 256 + lane * 8 : tile / 2 * 512 + lane * 16 + tile % 2 * 8;
+
+            out[at + (size_t)places[j]] = matrix[(size_t)row * (size_t)cols + (size_t)col];
+        }
+    return out;
+}
+
 /* -- comparing -------------------------------------------------------------------------------- */
 
 void rig_compare(rig_gap *gap, double got, double want)

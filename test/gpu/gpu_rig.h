@@ -63,6 +63,8 @@ float *rig_random_f32(size_t n, double mean, double scale);
 
 /* A rows x cols bf16 matrix in the order of fragments (kernels/README.md), for the host. */
 uint16_t *rig_pack_bf16(const uint16_t *matrix, int rows, int cols, size_t *bytes);
+/* An adapter's matrix of eight bits, A or B (by_columns), likewise. */
+int8_t *rig_pack_lora8(const int8_t *matrix, int rows, int cols, bool by_columns, size_t *bytes);
 
 /* -- comparing: by norm, and the worst element against the root mean square -------------------- */
 typedef struct rig_gap {

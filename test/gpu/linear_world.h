@@ -28,8 +28,8 @@ typedef struct shape {
 
 typedef struct adapter {
     gpu_lora_part parts[LAYERS * GPU_MODULES];
-    double *b[3]; /* of the op's parts, {rows, rank} */
-    const gpu_lora *device;
+    double *b[3];              /* of the op's parts, {rows, rank} */
+    const gpu_lora *device[2]; /* as bf16; the same numbers in eight bits */
 } adapter;
 
 typedef struct entry {
@@ -48,8 +48,9 @@ typedef struct world {
     adapter adapters[ADAPTERS];
     entry lists[POOL][ENTRIES];
     int n_entries[POOL];
-    bool poisoned[POOL]; /* has that adapter: it gets what it asked for */
-    uint8_t *seen[POOL]; /* the row's bits */
+    bool poisoned[POOL];    /* has that adapter: it gets what it asked for */
+    int eight;              /* how the next launch has adapters */
+    uint8_t *seen[POOL][2]; /* the row's bits; of poisoned ones in either way */
 } world;
 
 /* -- weights -------------------------------------------------------------------------------- */
@@ -166,6 +167,21 @@ static double *make_matrix(gpu_matrix *m)
 
 /* -- adapters ------------------------------------------------------------------------------- */
 
+/* B of numbers that eight bits have. */
+static uint16_t *random_b(size_t n, double **values, int8_t **bytes)
+{
+    uint16_t *out = rig_host(n * 2 + 2);
+
+    *values = rig_host(n * sizeof(double) + 1);
+    *bytes = rig_host(n + 1);
+    for (size_t i = 0; i < n; i++) {
+        (*bytes)[i] = (int8_t)(rig_below(255) - 127);
+        (*values)[i] = (double)(*bytes)[i];
+        out[i] = rig_bf16((*values)[i]);
+    }
+    return out;
+}
+
 /* {rows, rank}, its columns padded to 16. */
 static const uint16_t *pack_b(const uint16_t *dense, int rows, int rank)
 {
@@ -187,24 +203,34 @@ static void make_adapter(world *w, int number)
     static const int ranks[] = {0, 1, 8, 16, 17, 40, 64, 100};
     adapter *a = &w->adapters[number];
     gpu_lora lora = {.n_layers = number == ADAPTERS - 1 ? LAYER : LAYERS};
+    gpu_lora_part eight[LAYERS * GPU_MODULES];
     int h = 0;
 
     memset(a->parts, 0xff, sizeof(a->parts));
+    memset(eight, 0xff, sizeof(eight));
     for (int i = 0; i < w->s.n_parts; i++) {
         gpu_lora_part *p = &a->parts[LAYER * GPU_MODULES + w->op.parts[i].module];
         int rank = number ? ranks[rig_below(8)] : 16, rows = w->s.rows[i];
-        uint16_t *dense = rig_random_bf16((size_t)rows * (size_t)rank, 1, &a->b[i]);
+        size_t bytes;
+        int8_t *numbers;
+        uint16_t *dense = random_b((size_t)rows * (size_t)rank, &a->b[i], &numbers);
 
         for (int k = 0; number == POISON && k < rows * rank; k++)
             dense[k] = 0x7f80;
         *p = (gpu_lora_part){.rank = rank, .h = h, .b = NULL};
         if (rank)
             p->b = pack_b(dense, rows, rank);
+        eight[LAYER * GPU_MODULES + w->op.parts[i].module] = *p;
+        numbers = rig_pack_lora8(numbers, rows, rank, true, &bytes);
+        if (rank)
+            eight[LAYER * GPU_MODULES + w->op.parts[i].module].b = rig_device_copy(numbers, bytes);
         h += (rank + 15) / 16 * 16;
     }
     lora.h_stride = h;
     lora.parts = rig_device_copy(a->parts, sizeof(a->parts));
-    a->device = rig_device_copy(&lora, sizeof(lora));
+    a->device[0] = rig_device_copy(&lora, sizeof(lora));
+    lora.parts = rig_device_copy(eight, sizeof(eight));
+    a->device[1] = rig_device_copy(&lora, sizeof(lora));
 }
 
 /* Numbers of all parts of an adapter's h, zero beyond the ranks. */
@@ -216,7 +242,7 @@ static void make_h(world *w, const adapter *a, int at)
         for (int k = 0; k < (p->rank + 15) / 16 * 16; k++) {
             int j = at + p->h + k;
 
-            w->h_bits[j] = rig_bf16(k < p->rank ? 4 * rig_uniform() : 0);
+            w->h_bits[j] = rig_bf16(k < p->rank ? rig_uniform() / 16 : 0);
             w->h[j] = rig_from_bf16(w->h_bits[j]);
         }
     }

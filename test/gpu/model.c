@@ -59,8 +59,11 @@ void model_open_pages(model *m, int n_pages, ol_dtype kv)
 void model_open(model *m, const ol_device_table *t, const weights *w, storage how)
 {
     int use = w->s.tied ? OL_WEIGHT_EMBEDDING_AND_HEAD : OL_WEIGHT_EMBEDDING;
-    ol_device_options options = {
-        .threads = 1, .max_rows = MAX_ROWS, .max_seqs = MAX_SEQS, .max_logit_rows = MAX_ROWS};
+    ol_device_options options = {.threads = 1,
+                                 .max_rows = MAX_ROWS,
+                                 .max_seqs = MAX_SEQS,
+                                 .max_logit_rows = MAX_ROWS,
+                                 .adapters = how.adapters};
     stack *on = &m->on;
 
     *m = (model){.on = {.t = t, .s = w->s, .layers = m->layers}, .w = w};
@@ -77,7 +80,7 @@ void model_open(model *m, const ol_device_table *t, const weights *w, storage ho
 
 void model_open_plain(model *m, const weights *w)
 {
-    model_open(m, ol_device_entry_point(), w, (storage){OL_BF16, OL_QUANT_AS_IS});
+    model_open(m, ol_device_entry_point(), w, (storage){.kv = OL_BF16});
 }
 
 void model_close(model *m)

@@ -57,7 +57,7 @@ typedef struct model {
 /* How a device stores what it gets. */
 typedef struct storage {
     ol_dtype kv;
-    ol_quantization quantization;
+    ol_quantization quantization, adapters;
 } storage;
 
 /* On the CUDA device as it comes: pages and weights of bf16. */

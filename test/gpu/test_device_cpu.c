@@ -103,7 +103,7 @@ static void compare_step(model *models, sequence seqs[MODELS][MAX_SEQS], const i
 static void open_models(model models[MODELS], const weights *w, storage how)
 {
     const weights *plain = weights_plain(w);
-    storage exact = {OL_F32, how.quantization};
+    storage exact = {OL_F32, how.quantization, how.adapters};
 
     model_open(&models[DEVICE], ol_device_entry_point(), w, how);
     if (how.quantization == OL_QUANT_FP8) {
@@ -155,39 +155,54 @@ static void check_against_cpu(const stack_shape *s, ol_dtype dtype, storage how,
 static void agrees_with_cpu(void **state)
 {
     (void)state;
-    check_against_cpu(&shape_small, OL_BF16, (storage){OL_BF16, OL_QUANT_AS_IS}, 2e-2);
-    check_against_cpu(&shape_odd, OL_F32, (storage){OL_BF16, OL_QUANT_AS_IS}, 2e-2);
-    check_against_cpu(&shape_wide, OL_F16, (storage){OL_BF16, OL_QUANT_AS_IS}, 2e-2);
+    check_against_cpu(&shape_small, OL_BF16, (storage){.kv = OL_BF16}, 2e-2);
+    check_against_cpu(&shape_odd, OL_F32, (storage){.kv = OL_BF16}, 2e-2);
+    check_against_cpu(&shape_wide, OL_F16, (storage){.kv = OL_BF16}, 2e-2);
 }
 
 /* Types of blocks keep their numbers; INT8 is each device's own. */
 static void agrees_in_blocks(void **state)
 {
     (void)state;
-    check_against_cpu(&shape_small, OL_Q8_0, (storage){OL_BF16, OL_QUANT_AS_IS}, 2e-2);
-    check_against_cpu(&shape_wide, OL_Q4_0, (storage){OL_BF16, OL_QUANT_AS_IS}, 2e-2);
-    check_against_cpu(&shape_wide, OL_BF16, (storage){OL_BF16, OL_QUANT_INT8}, 3e-2);
-    check_against_cpu(&shape_broad, OL_Q4_K, (storage){OL_BF16, OL_QUANT_AS_IS}, 2e-2);
-    check_against_cpu(&shape_broad, OL_Q6_K, (storage){OL_BF16, OL_QUANT_AS_IS},
-                      3e-2); /* becomes INT8 */
+    check_against_cpu(&shape_small, OL_Q8_0, (storage){.kv = OL_BF16}, 2e-2);
+    check_against_cpu(&shape_wide, OL_Q4_0, (storage){.kv = OL_BF16}, 2e-2);
+    check_against_cpu(&shape_wide, OL_BF16, (storage){.kv = OL_BF16, .quantization = OL_QUANT_INT8},
+                      3e-2);
+    check_against_cpu(&shape_broad, OL_Q4_K, (storage){.kv = OL_BF16}, 2e-2);
+    check_against_cpu(&shape_broad, OL_Q6_K, (storage){.kv = OL_BF16}, 3e-2); /* becomes INT8 */
 }
 
 /* Of any type as good as that type: what is lost is lost in packing. */
 static void agrees_in_fp8(void **state)
 {
     (void)state;
-    check_against_cpu(&shape_small, OL_BF16, (storage){OL_BF16, OL_QUANT_FP8}, 2e-2);
-    check_against_cpu(&shape_odd, OL_F32, (storage){OL_BF16, OL_QUANT_FP8}, 2e-2);
-    check_against_cpu(&shape_wide, OL_Q8_0, (storage){OL_BF16, OL_QUANT_FP8}, 2e-2);
+    check_against_cpu(&shape_small, OL_BF16, (storage){.kv = OL_BF16, .quantization = OL_QUANT_FP8},
+                      2e-2);
+    check_against_cpu(&shape_odd, OL_F32, (storage){.kv = OL_BF16, .quantization = OL_QUANT_FP8},
+                      2e-2);
+    check_against_cpu(&shape_wide, OL_Q8_0, (storage){.kv = OL_BF16, .quantization = OL_QUANT_FP8},
+                      2e-2);
 }
 
 /* Keys and values of 3 bits' fraction are what the CPU has not. */
 static void agrees_with_fp8_pages(void **state)
 {
     (void)state;
-    check_against_cpu(&shape_small, OL_BF16, (storage){OL_F8E4M3, OL_QUANT_AS_IS}, 0.25);
-    check_against_cpu(&shape_odd, OL_F32, (storage){OL_F8E4M3, OL_QUANT_AS_IS}, 0.25);
-    check_against_cpu(&shape_wide, OL_F16, (storage){OL_F8E4M3, OL_QUANT_FP8}, 0.25);
+    check_against_cpu(&shape_small, OL_BF16, (storage){.kv = OL_F8E4M3}, 0.25);
+    check_against_cpu(&shape_odd, OL_F32, (storage){.kv = OL_F8E4M3}, 0.25);
+    check_against_cpu(&shape_wide, OL_F16, (storage){.kv = OL_F8E4M3, .quantization = OL_QUANT_FP8},
+                      0.25);
+}
+
+/* Both make the same numbers of eight bits, whatever types adapters come in. */
+static void agrees_with_adapters_in_eight_bits(void **state)
+{
+    storage how = {OL_BF16, OL_QUANT_AS_IS, OL_QUANT_INT8};
+
+    (void)state;
+    check_against_cpu(&shape_small, OL_BF16, how, 2e-2);
+    check_against_cpu(&shape_odd, OL_F32, how, 2e-2);
+    check_against_cpu(&shape_wide, OL_Q8_0, how, 2e-2);
 }
 
 int main(void)
@@ -197,6 +212,7 @@ int main(void)
         cmocka_unit_test(agrees_in_blocks),
         cmocka_unit_test(agrees_in_fp8),
         cmocka_unit_test(agrees_with_fp8_pages),
+        cmocka_unit_test(agrees_with_adapters_in_eight_bits),
     };
 
     rig_seed();

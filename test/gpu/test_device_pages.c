@@ -13,7 +13,7 @@ static void check_copies(ol_dtype kv)
     sequence one, two;
     model m;
 
-    model_open(&m, ol_device_entry_point(), w, (storage){kv, OL_QUANT_AS_IS});
+    model_open(&m, ol_device_entry_point(), w, (storage){.kv = kv});
     sequence_random(&one, &shape_small, 0, 0);
     sequence_again(&two, &one, &shape_small);
     model_run_one(&m, &one, 20);
@@ -63,15 +63,15 @@ static void place_loras(model *alone, model *pooled)
 /* Adapters in pages of a pool: the bits that they have in memory of their own. A page between them
  * serves for keys and values. A fresh pool is not waited for: its zeros must not come after the
  * adapters. */
-static void same_bits_in_a_pool(const stack_shape *s, ol_dtype kv, bool fresh)
+static void same_bits_in_a_pool(const stack_shape *s, storage how, bool fresh)
 {
     const weights *w = weights_random(s, OL_BF16);
     sequence seqs[2][MAX_SEQS], *order[2][MAX_SEQS];
     model m[2];
 
     for (int k = 0; k < 2; k++)
-        model_open(&m[k], ol_device_entry_point(), w, (storage){kv, OL_QUANT_AS_IS});
-    open_pool(&m[1], kv, fresh);
+        model_open(&m[k], ol_device_entry_point(), w, how);
+    open_pool(&m[1], how.kv, fresh);
     place_loras(&m[0], &m[1]);
     for (int i = 0; i < MAX_SEQS; i++) {
         sequence_random(&seqs[0][i], s, i, i % 4);
@@ -98,11 +98,13 @@ static void same_bits_in_a_pool(const stack_shape *s, ol_dtype kv, bool fresh)
 static void adapters_in_pages(void **state)
 {
     (void)state;
-    same_bits_in_a_pool(&shape_small, OL_BF16, false); /* a part is larger than a page */
-    same_bits_in_a_pool(&shape_odd, OL_BF16, false);
-    same_bits_in_a_pool(&shape_wide, OL_BF16, false);
-    same_bits_in_a_pool(&shape_odd, OL_F8E4M3, false);
-    same_bits_in_a_pool(&shape_small, OL_BF16, true);
+    same_bits_in_a_pool(&shape_small, (storage){.kv = OL_BF16},
+                        false); /* a part is larger than a page */
+    same_bits_in_a_pool(&shape_odd, (storage){.kv = OL_BF16}, false);
+    same_bits_in_a_pool(&shape_wide, (storage){.kv = OL_BF16}, false);
+    same_bits_in_a_pool(&shape_odd, (storage){.kv = OL_F8E4M3}, false);
+    same_bits_in_a_pool(&shape_small, (storage){.kv = OL_BF16}, true);
+    same_bits_in_a_pool(&shape_odd, (storage){.kv = OL_BF16, .adapters = OL_QUANT_INT8}, false);
 }
 
 int main(void)

@@ -7,13 +7,13 @@
 #include "kernels/core.h"
 
 /* The same requests: once in large steps together, once cut up, alone and in another order. */
-static void check_same_bits(ol_dtype kv, ol_quantization quantization)
+static void check_same_bits(storage how)
 {
     const weights *w = weights_random(&shape_wide, OL_BF16);
     sequence seqs[2][3], *all[3];
     model m;
 
-    model_open(&m, ol_device_entry_point(), w, (storage){kv, quantization});
+    model_open(&m, ol_device_entry_point(), w, how);
     for (int i = 0; i < LORAS; i++)
         model_place_lora(&m, NULL, i, OL_BF16);
     for (int i = 0; i < 3; i++) {
@@ -38,8 +38,9 @@ static void check_same_bits(ol_dtype kv, ol_quantization quantization)
 static void same_bits_in_any_step(void **state)
 {
     (void)state;
-    check_same_bits(OL_BF16, OL_QUANT_AS_IS);
-    check_same_bits(OL_F8E4M3, OL_QUANT_FP8);
+    check_same_bits((storage){.kv = OL_BF16});
+    check_same_bits((storage){.kv = OL_F8E4M3, .quantization = OL_QUANT_FP8});
+    check_same_bits((storage){OL_BF16, OL_QUANT_INT8, OL_QUANT_INT8});
 }
 
 /* A few rows of a sequence are as many rows that go on: a graph, and the bits of a row each. As

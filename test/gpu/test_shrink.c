@@ -13,6 +13,7 @@
 /* The launch's shape. */
 typedef struct shape {
     int cols, layer, first, last;
+    bool eight; /* bits a number */
 } shape;
 
 /* An adapter, for the host (parts' pointers are the device's). */
@@ -41,6 +42,26 @@ typedef struct world {
 
 /* -- making ---------------------------------------------------------------------------------- */
 
+/* A in eight bits, its ranks with scales of their own, in place of what there is. */
+static void make_eight(world *w, adapter *a, int i)
+{
+    gpu_lora_part *part = &a->parts[i];
+    int8_t *numbers = rig_host((size_t)(part->rank * w->s.cols));
+    float *scales = rig_host((size_t)part->rank * sizeof(float));
+    size_t bytes;
+
+    for (int r = 0; r < part->rank; r++) {
+        scales[r] = (float)(0.01 + 0.008 * rig_uniform());
+        for (int k = r * w->s.cols; k < (r + 1) * w->s.cols; k++) {
+            numbers[k] = (int8_t)(rig_below(255) - 127);
+            a->a[i][k] = (double)numbers[k] * (double)scales[r];
+        }
+    }
+    numbers = rig_pack_lora8(numbers, part->rank, w->s.cols, false, &bytes);
+    part->a = rig_device_copy(numbers, bytes);
+    part->scales = rig_device_copy(scales, (size_t)part->rank * sizeof(float));
+}
+
 static void make_part(world *w, adapter *a, int i, int rank)
 {
     gpu_lora_part *part = &a->parts[i];
@@ -59,6 +80,8 @@ static void make_part(world *w, adapter *a, int i, int rank)
         uint16_t *packed = rig_pack_bf16(dense, rank, w->s.cols, &bytes);
 
         part->a = rig_device_copy(packed, bytes);
+        if (w->s.eight)
+            make_eight(w, a, i);
         part->gram = rig_device_copy(gram, (size_t)(rank * rank) * sizeof(float));
     }
     a->gram[i] = gram;
@@ -174,7 +197,8 @@ static result run(const world *w, const wish *wishes, const int *order, int n, i
                       .h = rig_device(size * 2),
                       .partial = rig_device(runs * size * sizeof(float)),
                       .h_size = out.h_size,
-                      .energy = rig_device_copy(energy, MEMBERS * sizeof(double))};
+                      .energy = rig_device_copy(energy, MEMBERS * sizeof(double)),
+                      .lora8 = w->s.eight};
     op.tickets = rig_device_copy(tickets, ITEMS * sizeof(*tickets));
     GPU_OK(
         gpu_shrink_run(&rows, &op, counts.n_items + spare, counts.n_members + spare, rig_stream()));
@@ -279,8 +303,9 @@ static void shuffle(int *order, int n)
 static void shrinks(void **state)
 {
     static const shape shapes[] = {
-        {100, 0, 0, 2},  {64, 1, 4, 5},   {1100, 1, 3, 3},
-        {2048, 0, 4, 5}, {3000, 1, 0, 2}, {896, 0, 6, 6},
+        {100, 0, 0, 2, false}, {64, 1, 4, 5, true},    {1100, 1, 3, 3, false},
+        {2048, 0, 4, 5, true}, {3000, 1, 0, 2, false}, {896, 0, 6, 6, true},
+        {100, 0, 0, 2, true},  {64, 1, 4, 5, false},   {3000, 1, 0, 2, true},
     };
 
     (void)state;
@@ -301,7 +326,7 @@ static void shrinks(void **state)
 /* One adapter for many rows: full items. */
 static void fills_items(void **state)
 {
-    world w = make_world((shape){256, 0, 0, 2});
+    world w = make_world((shape){256, 0, 0, 2, rig_below(2)});
     wish wishes[MEMBERS];
     int order[MEMBERS], n = 2 * GPU_ITEM_MEMBERS + 9;
     result got;
@@ -315,15 +340,14 @@ static void fills_items(void **state)
 }
 
 /* A member comes to the same bits in every list (P6). */
-static void members_stand_alone(void **state)
+static void check_alone(bool eight)
 {
     static const int grains[] = {32, 1, 7, 13};
-    world w = make_world((shape){1500, 0, 0, 2});
+    world w = make_world((shape){1500, 0, 0, 2, eight});
     wish wishes[MEMBERS];
     int order[MEMBERS], n = 41;
     result first;
 
-    (void)state;
     wish_for(wishes, n, 0, 2);
     for (int i = 0; i < n; i++)
         wishes[i].energy = i;
@@ -344,6 +368,13 @@ static void members_stand_alone(void **state)
         }
     }
     rig_free_all();
+}
+
+static void members_stand_alone(void **state)
+{
+    (void)state;
+    check_alone(false);
+    check_alone(true);
 }
 
 static void launches_nothing_for_nobody(void **state)

@@ -91,6 +91,15 @@ static inline unsigned atomicAdd(unsigned *p, unsigned v)
 {
     return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
 }
+static inline unsigned atomicMax(unsigned *p, unsigned v)
+{
+    unsigned was = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+
+    while (was < v &&
+           !__atomic_compare_exchange_n(p, &was, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        ;
+    return was;
+}
 static inline void __threadfence()
 {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);

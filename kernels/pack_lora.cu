@@ -1,0 +1,179 @@
+/* pack_lora.cu: adapters' matrices in eight bits, and B'B. See launch.h and README.md, adapters. */
+#include "kernels/lora8.cuh"
+#include "kernels/packed.cuh"
+#include "kernels/source.cuh"
+
+/* -- the largest magnitude of each rank ------------------------------------------------------- */
+
+#define MOST_COLS 1024 /* of A's row, a block */
+#define MOST_ROWS 128  /* of B, a block */
+#define MOST_WARPS 4
+
+/* The larger of both; *bad if the number is not finite as bf16. */
+static __device__ float larger(float most, float v, int32_t *bad)
+{
+    if (bad && !finite_pair(bf16_pack(v, 0)))
+        *bad = 1; /* whoever writes it writes the same */
+    return fmaxf(most, fabsf(v));
+}
+
+/* Magnitudes have the order of their bits, so any order of blocks comes to the same. */
+static __device__ void note_most(uint32_t *to, float most)
+{
+    atomicMax(to, __float_as_uint(most));
+}
+
+/* A block has some columns of one of A's rows, a rank. */
+static __global__ void most_of_rows_kernel(uint32_t *most, gpu_source s, int32_t *bad)
+{
+    int row = (int)blockIdx.x, first = (int)blockIdx.y * MOST_COLS;
+    int end = min(first + MOST_COLS, s.cols);
+    float mine = 0;
+
+    for (int col = first + (int)threadIdx.x; col < end; col += MOST_WARPS * WARP)
+        mine = larger(mine, source_value(s, row, col), bad);
+    mine = warp_max(mine);
+    if (threadIdx.x % WARP == 0)
+        note_most(most + row, mine);
+}
+
+/* A block has some rows of 32 of B's columns, ranks. */
+static __global__ void most_of_columns_kernel(uint32_t *most, gpu_source s, int32_t *bad)
+{
+    int col = (int)blockIdx.x * WARP + (int)threadIdx.x % WARP;
+    int first = (int)blockIdx.y * MOST_ROWS, end = min(first + MOST_ROWS, s.rows);
+    float mine = 0;
+
+    if (col >= s.cols)
+        return;
+    for (int row = first + (int)threadIdx.x / WARP; row < end; row += MOST_WARPS)
+        mine = larger(mine, source_value(s, row, col), bad);
+    note_most(most + col, mine);
+}
+
+extern "C" cudaError_t gpu_lora8_most(const gpu_lora8 *to, int first_row, const gpu_source *source,
+                                      int32_t *bad, cudaStream_t stream)
+{
+    unsigned rows = (unsigned)source->rows, cols = (unsigned)source->cols;
+    dim3 block(MOST_WARPS * WARP);
+
+    if (to->by_columns)
+        return gpu_launch(most_of_columns_kernel,
+                          dim3((cols + WARP - 1) / WARP, (rows + MOST_ROWS - 1) / MOST_ROWS), block,
+                          0, stream, to->most, *source, bad);
+    return gpu_launch(most_of_rows_kernel, dim3(rows, (cols + MOST_COLS - 1) / MOST_COLS), block, 0,
+                      stream, to->most + first_row, *source, bad);
+}
+
+/* -- packing ----------------------------------------------------------------------------------- */
+
+/* Of -127 .. 127. A rank whose numbers are all zero, or below what 127 parts of a float can tell,
+ * is zero. */
+static __device__ uint32_t nearest8(float v, float most)
+{
+    float scale = most / GPU_LORA8_MOST;
+    float q = scale > 0 ? rintf(v / scale) : 0;
+
+    return (uint32_t)(int)fminf(fmaxf(q, -GPU_LORA8_MOST), GPU_LORA8_MOST) & 255;
+}
+
+/* A warp packs a tile. */
+static __global__ void pack_lora8_kernel(gpu_lora8 to, int first_strip, gpu_source s)
+{
+    int warp = (int)(threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    int tile = (int)(blockIdx.y * (blockDim.x / WARP)) + warp,
+        strip = first_strip + (int)blockIdx.x;
+    int64_t number = (int64_t)strip * to.col_tiles + tile;
+    uint32_t words[2] = {0, 0};
+    float v[8];
+
+    if (tile >= to.col_tiles)
+        return;
+    load_tile(s, (int)blockIdx.x, tile, v);
+    for (int j = 0; j < 8; j++) {
+        int rank = to.by_columns ? 16 * tile + 2 * (lane % 4) + j % 2 + 8 * (j / 4)
+                                 : 16 * strip + lane / 4 + 8 * (j / 2 % 2);
+        uint32_t q = nearest8(v[j], __uint_as_float(to.most[rank]));
+
+        words[j / 4] |= q << (8 * (lora8_place(j) % 4));
+    }
+    *(uint2 *)(to.data + (to.by_columns ? (number * WARP + lane) * 8
+                                        : (number / 2 * WARP + lane) * 16 + number % 2 * 8)) =
+        make_uint2(words[0], words[1]);
+}
+
+extern "C" cudaError_t gpu_lora8_pack(const gpu_lora8 *to, int first_row, const gpu_source *source,
+                                      cudaStream_t stream)
+{
+    unsigned strips = (unsigned)(source->rows + 15) / 16, warps = 4;
+
+    return gpu_launch(pack_lora8_kernel,
+                      dim3(strips, ((unsigned)to->col_tiles + warps - 1) / warps),
+                      dim3(warps * WARP), 0, stream, *to, first_row / 16, *source);
+}
+
+/* -- of a whole adapter -------------------------------------------------------------------------
+ */
+
+/* A block has a part. */
+static __global__ void lora8_scales_kernel(const gpu_lora_part *parts)
+{
+    gpu_lora_part part = parts[blockIdx.x];
+    uint32_t *most = (uint32_t *)part.scales;
+    int padded = (part.rank + 15) / 16 * 16;
+
+    for (int i = (int)threadIdx.x; i < part.rank; i += (int)blockDim.x) {
+        float a = __uint_as_float(most[i]) / GPU_LORA8_MOST;
+        float b = __uint_as_float(most[padded + i]) / GPU_LORA8_MOST;
+
+        most[i] = __float_as_uint(a * b);
+    }
+}
+
+extern "C" cudaError_t gpu_lora8_scales(const gpu_lora_part *parts, int n_parts,
+                                        cudaStream_t stream)
+{
+    return gpu_launch(lora8_scales_kernel, dim3((unsigned)n_parts), dim3(WARP), 0, stream, parts);
+}
+
+/* Element (row, col) of B. */
+static __device__ int packed_lora8(const void *b, int col_tiles, int row, int col)
+{
+    int64_t tile = row / 16 * col_tiles + col / 16;
+
+    return ((const int8_t *)
+                b)[(tile * WARP + packed_lane(row, col)) * 8 + lora8_place(packed_place(row, col))];
+}
+
+/* A block has 16 x 16 numbers of one part, each a sum of its own in the order of rows; of eight
+ * bits it is exact. */
+template <bool EIGHT>
+static __global__ void gram_kernel(const gpu_lora_part *parts, const int32_t *rows)
+{
+    gpu_lora_part part = parts[blockIdx.x];
+    int col_tiles = (part.rank + 15) / 16;
+    int i = (int)(blockIdx.y * 16 + threadIdx.x / 16),
+        j = (int)(blockIdx.z * 16 + threadIdx.x % 16);
+    int64_t exact = 0;
+    float sum = 0;
+
+    if (i >= part.rank || j >= part.rank)
+        return;
+    for (int row = 0; row < rows[blockIdx.x]; row++)
+        if (EIGHT)
+            exact +=
+                packed_lora8(part.b, col_tiles, row, i) * packed_lora8(part.b, col_tiles, row, j);
+        else
+            sum = fmaf(packed_bf16(part.b, col_tiles, row, i),
+                       packed_bf16(part.b, col_tiles, row, j), sum);
+    ((float *)part.gram)[i * part.rank + j] = EIGHT ? (float)exact : sum;
+}
+
+extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts,
+                                int max_rank, int lora8, cudaStream_t stream)
+{
+    unsigned side = (unsigned)(max_rank + 15) / 16;
+
+    return gpu_launch(lora8 ? gram_kernel<true> : gram_kernel<false>,
+                      dim3((unsigned)n_parts, side, side), dim3(256), 0, stream, parts, rows);
+}
