@@ -57,6 +57,7 @@ DECLARE
     q      record;
     answer record;
     model  bytea;
+    device text;
 BEGIN
     SELECT * INTO q FROM openlora.replay_of($1);
     SELECT t.output INTO kept FROM openlora.inference_texts t WHERE t.inference = $1;
@@ -65,10 +66,14 @@ BEGIN
         repetition_penalty => (q.request).repetition_penalty, presence_penalty => (q.request).presence_penalty,
         frequency_penalty => (q.request).frequency_penalty, logit_bias => (q.request).logit_bias, seed => (q.request).seed,
         stop => (q.request).stop, ignore_eos => (q.request).ignore_eos, logprobs => 0);
-    SELECT i.base_model INTO model FROM openlora.inferences i WHERE i.id = answer.inference_id;
+    SELECT i.base_model, i.device INTO model, device FROM openlora.inferences i WHERE i.id = answer.inference_id;
     IF model <> (q.request).base_model THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('inference %s was answered by another base model', $1), DETAIL = encode((q.request).base_model, 'hex');
+    END IF;
+    IF device <> (q.request).device THEN
+        RAISE NOTICE USING MESSAGE = format('inference %s was computed otherwise than its replay', $1),
+            DETAIL = format('%s; now %s', (q.request).device, device);
     END IF;
     same := openlora.has_digest(q.request, answer.token_logprobs);
     compared := CASE WHEN same IS NULL THEN 'text' ELSE 'tokens' END;

@@ -108,6 +108,7 @@ if wanted unit; then
 	step simt-requests env OL_TEST_DEVICE=simt build/test/test_engine_requests
 	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
 	step simt-fp8 env OL_TEST_DEVICE=simt build/test/test_engine_fp8
+	step simt-int8 env OL_TEST_DEVICE=simt build/test/test_engine_int8
 	step simt-bench env OL_GPU=simt bash test/gpu/run.sh bench
 	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity
 fi

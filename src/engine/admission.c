@@ -24,7 +24,6 @@
  * scheduler and pending ones make room for each other there: admission_pool.c.
  */
 #include "engine/engine_internal.h"
-#include "engine/offers.h"
 
 /* An adapter that was never seen: as large as the mean of those that were, else an
  * eighth of the budget, so that not everybody sends at once. */

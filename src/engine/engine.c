@@ -1,6 +1,7 @@
 /* engine.c: facts about an engine, and its tokenizer. */
 #include "engine/engine_internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* -- facts ----------------------------------------------------------------------------- */
@@ -69,10 +70,15 @@ static void tell_state(const ol_engine *engine, ol_engine_info *info)
 
 void ol_engine_info_get(ol_engine *engine, ol_engine_info *info)
 {
+    size_t at;
+
     memset(info, 0, sizeof(*info));
     tell_model(engine, info);
     tell_state(engine, info);
     engine->table->info(engine->device, &info->device);
+    at = strlen(info->device.description);
+    snprintf(info->device.description + at, sizeof(info->device.description) - at, "%s",
+             engine->storage);
 }
 
 bool ol_engine_poll(ol_engine *engine, ol_event *event)

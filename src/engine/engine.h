@@ -47,6 +47,8 @@ typedef struct ol_engine_options {
     const char *isa;        /* CPU: see ol_device_options; NULL: auto */
     int threads;            /* 0: one per core */
     ol_quantization quantization;
+    /* How the device keeps adapters: AS_IS or INT8. */
+    ol_quantization adapters;
     size_t memory_limit;     /* of the device, bytes; 0: none */
     size_t kv_bytes;         /* KV cache budget; 0: 512 MiB, less if the model needs less */
     size_t adapter_bytes;    /* adapter cache budget; 0: 1 GiB */

@@ -83,6 +83,7 @@ struct ol_engine {
     ol_tokenizer *tok; /* NULL: token requests only */
     const ol_device_table *table;
     ol_device *device;
+    char storage[64]; /* what it keeps otherwise than by itself: ", int8 weights, .." */
     ol_model *model;
     const ol_model_config *config;
     ol_kv *kv;
@@ -185,6 +186,13 @@ bool admission_unblock(ol_engine *engine, int *stage);
 /* -- step.c --------------------------------------------------------------------- */
 /* An ol_sched_find over the engine's prefix cache. */
 int step_find_computed(void *engine, ol_sched_seq *seq, int n_tokens, int32_t *pages);
+
+/* -- offers.c ------------------------------------------------------------------- */
+/* Has the loader place what there is a copy of in the host's memory; false when there is none, or
+ * no room. */
+bool offer_copy(ol_engine *engine, const ol_adapter *adapter);
+/* A job of the loader that nobody takes back any more. */
+void offer_drop(ol_job *job, void *engine);
 
 /* -- output.c ------------------------------------------------------------------- */
 /* How the token of row k of those of a part that give logits is chosen; or, of a given one, what

@@ -1,6 +1,5 @@
 /* open.c: an engine's beginning and end. */
 #include "engine/engine_internal.h"
-#include "engine/offers.h"
 
 #include <stdlib.h>
 
@@ -34,6 +33,8 @@ static ol_code take_limits(const ol_engine_options *o, limits *l, ol_error *err)
     OL_TRY(check_number("page_tokens", o->page_tokens, 0, 256, err));
     OL_TRY(check_number("max_queued", o->max_queued, 0, 1 << 20, err));
     OL_TRY(check_number("step_ms", o->step_ms, 0, 3600 * 1000, err));
+    OL_TRY(check_number("quantization", (int)o->quantization, OL_QUANT_AS_IS, OL_QUANT_FP8, err));
+    OL_TRY(check_number("adapters", (int)o->adapters, OL_QUANT_AS_IS, OL_QUANT_INT8, err));
     OL_TRY(check_number("kv_dtype", o->kv_dtype, -1, OL_F8E4M3, err));
     l->max_seqs = or_default(o->max_seqs, 64);
     l->step_tokens = or_default(o->step_tokens, 512);

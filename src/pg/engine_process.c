@@ -75,6 +75,8 @@ static void build_command(Command *command)
                                                 [OL_QUANT_FP8] = "fp8"};
     static const char *const kv_dtypes[] = {
         [OL_F32] = "f32", [OL_F16] = "f16", [OL_BF16] = "bf16", [OL_F8E4M3] = "fp8"};
+    static const char *const adapter_dtypes[] = {
+        [OL_QUANT_AS_IS] = "auto", [OL_QUANT_INT8] = "int8"};
     const int64 mb = 1024 * 1024;
 
     command->n = 0;
@@ -87,6 +89,7 @@ static void build_command(Command *command)
     add_number(command, "threads", lora_threads);
     if (lora_kv_cache_dtype >= 0)
         add_option(command, "kv-dtype", kv_dtypes[lora_kv_cache_dtype]);
+    add_option(command, "adapter-dtype", adapter_dtypes[lora_adapter_dtype]);
     add_number(command, "kv-bytes", lora_kv_cache_size * mb);
     add_number(command, "adapter-bytes", lora_adapter_cache_size * mb);
     if (lora_adapter_host_cache_size >= 0)

@@ -16,6 +16,7 @@ char *lora_ledger_key_directory;
 int lora_quantization = OL_QUANT_AS_IS;
 int lora_threads = 0;
 int lora_kv_cache_dtype = -1;
+int lora_adapter_dtype = OL_QUANT_AS_IS;
 int lora_kv_cache_size = 0;
 int lora_adapter_cache_size = 0;
 int lora_adapter_host_cache_size = -1;
@@ -54,6 +55,9 @@ static const struct config_enum_entry kv_dtypes[] = {
     {"auto", -1, false},      {"f32", OL_F32, false},    {"f16", OL_F16, false},
     {"bf16", OL_BF16, false}, {"fp8", OL_F8E4M3, false}, {NULL, 0, false}};
 
+static const struct config_enum_entry adapter_dtypes[] = {
+    {"auto", OL_QUANT_AS_IS, false}, {"int8", OL_QUANT_INT8, false}, {NULL, 0, false}};
+
 static const struct config_enum_entry keep_texts[] = {{"none", LORA_KEEP_NOTHING, false},
                                                       {"hash", LORA_KEEP_HASH, false},
                                                       {"full", LORA_KEEP_FULL, false},
@@ -87,6 +91,11 @@ static void define_engine(void)
                              "auto: f32 or f16 on CPUs, bf16 on GPUs. fp8, for GPUs, takes half as "
                              "much memory as bf16.",
                              &lora_kv_cache_dtype, -1, kv_dtypes, PGC_SIGHUP, 0, NULL, NULL, NULL);
+    DefineCustomEnumVariable("openlora.adapter_dtype", "How loaded adapters are stored.",
+                             "auto keeps an adapter's own type on CPUs, bf16 on GPUs. int8, with a "
+                             "scale for each rank, takes half as much memory as 16 bits.",
+                             &lora_adapter_dtype, OL_QUANT_AS_IS, adapter_dtypes, PGC_SIGHUP, 0,
+                             NULL, NULL, NULL);
 }
 
 typedef struct IntSetting {

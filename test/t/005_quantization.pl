@@ -34,7 +34,17 @@ sub perplexity
 		  LATERAL lora_score_detail('{grimm}', '', left(passage, 600)) s});
 }
 
+sub of_adapter
+{
+	return $node->safe_psql('postgres', q{
+		SELECT bytes FROM openlora.stat_adapters WHERE name = 'grimm' AND tier = 'device'});
+}
+
 my $base = perplexity();
+my $bytes = of_adapter();
+my $asked = $node->safe_psql('postgres', q{
+	SET openlora.keep_text = full;
+	SELECT inference_id FROM lora_complete('{grimm}', 'Once', max_tokens => 12)});
 my %bound = (int8 => 0.01, int4 => 0.20);
 for my $kind ('int8', 'int4')
 {
@@ -43,6 +53,24 @@ for my $kind ('int8', 'int4')
 }
 my $portable = perplexity("openlora.quantization = 'auto'\nopenlora.isa = 'portable'");
 cmp_ok(abs($portable / $base - 1), '<', 1e-4, 'the portable path agrees');
+
+# Adapters in eight bits: nearly the same numbers in little more than half the memory; and what was
+# computed with them is told from what was not.
+{
+	my $change = perplexity("openlora.isa = 'auto'\nopenlora.adapter_dtype = 'int8'") / $base - 1;
+	isnt($change, 0, 'adapters of eight bits are not the adapters as they are');
+	cmp_ok(abs($change), '<', 0.002, sprintf('int8 adapters: perplexity changes by %.5f', $change));
+	cmp_ok(of_adapter() / $bytes, '<', 0.6, sprintf('they take %d bytes of %d', of_adapter(), $bytes));
+	is($node->safe_psql('postgres', q{SELECT device_description LIKE '%, int8 adapters' FROM lora_status()}), 't', 'lora_status() tells');
+	my ($status, $out, $err) = $node->psql('postgres', "SELECT output IS NOT NULL FROM lora_replay($asked)");
+	is($out, 't', 'an answer is computed again');
+	like($err, qr/NOTICE:  inference $asked was computed otherwise than its replay\nDETAIL:  .*; now .*, int8 adapters/, 'and it is said that not alike');
+	($status, $out, $err) = $node->psql('postgres', q{ALTER SYSTEM SET openlora.adapter_dtype = 'int4'});
+	like($err, qr/invalid value for parameter "openlora.adapter_dtype": "int4".*HINT:  Available values: auto, int8\./s, 'other types are refused');
+	perplexity("openlora.adapter_dtype = 'auto'");
+	is($node->safe_psql('postgres', "SELECT same FROM lora_replay($asked)"), 't', 'as they are, it is the same');
+}
+
 my $memory = $node->safe_psql('postgres', 'SELECT device_memory FROM lora_status()');
 cmp_ok($memory, '>', 1000000, 'memory is reported');
 

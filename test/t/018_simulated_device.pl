@@ -129,6 +129,21 @@ $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}
 my $int8 = $node->safe_psql('postgres', $score) - $base;
 ok($int8 != $change && abs($int8) < 0.05, sprintf('and what was quantised is served: %.4f', $int8));
 
+# -- adapters in eight bits ------------------------------------------------------------------------
+{
+	my $bytes = q{SELECT sum(bytes) FROM openlora.stat_adapters WHERE tier = 'device'};
+	reload("openlora.quantization = 'auto'", 'ready');
+	$node->safe_psql('postgres', $answers);
+	my $before = $node->safe_psql('postgres', $bytes);
+	reload("openlora.adapter_dtype = 'int8'", 'ready');
+	is($node->safe_psql('postgres', $answers), $on_cpu, 'adapters in eight bits: the same greedy answers');
+	my @shares = split ' ', $node->safe_psql('postgres', $shares);
+	cmp_ok(abs($shares[0] - $shares_on_cpu[0]), '<', 10000, "and nearly the same shares: @shares");
+	cmp_ok($node->safe_psql('postgres', $bytes), '<', $before, 'in less memory');
+	is($node->safe_psql('postgres', q{SELECT device_description LIKE '%, int8 adapters' FROM lora_status()}), 't', 'lora_status() tells');
+	reload("openlora.adapter_dtype = 'auto'", 'ready');
+}
+
 # -- no memory: which budget it is --------------------------------------------------------------
 my ($status, $out, $err);
 reload("openlora.quantization = 'auto'\nopenlora.memory_limit = '2MB'", 'broken');

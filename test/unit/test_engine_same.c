@@ -18,7 +18,7 @@ typedef struct kind {
     const char *adapters; /* the model whose adapters fit */
     ol_quantization quantization;
     const char *isa;
-    bool fp8_pages;
+    bool fp8_pages, int8_adapters;
 } kind;
 
 typedef struct load {
@@ -36,6 +36,7 @@ static ol_engine *open_kind(const kind *k, ol_engine_options options, ol_digest 
     options.model_path = golden_path(k->model);
     options.quantization = k->quantization;
     options.isa = k->isa;
+    options.adapters = k->int8_adapters ? OL_QUANT_INT8 : OL_QUANT_AS_IS;
     if (k->fp8_pages)
         options.kv_dtype = OL_F8E4M3;
     engine = util_open(&options);
@@ -193,9 +194,9 @@ static void check_kind(const kind *k)
 
 static void test_f32(void **state)
 {
-    static const kind portable = {"llama", "llama", OL_QUANT_AS_IS, "portable", false};
-    static const kind fast = {"llama", "llama", OL_QUANT_AS_IS, "auto", false};
-    static const kind middle = {"llama", "llama", OL_QUANT_AS_IS, "avx2", false};
+    static const kind portable = {"llama", "llama", OL_QUANT_AS_IS, "portable", false, false};
+    static const kind fast = {"llama", "llama", OL_QUANT_AS_IS, "auto", false, false};
+    static const kind middle = {"llama", "llama", OL_QUANT_AS_IS, "avx2", false, false};
 
     (void)state;
     check_kind(&portable);
@@ -205,10 +206,11 @@ static void test_f32(void **state)
 
 static void test_families(void **state)
 {
-    static const kind kinds[] = {{"qwen3", "qwen3", OL_QUANT_AS_IS, "auto", false},
-                                 {"mistral", "mistral", OL_QUANT_AS_IS, "auto", false},
-                                 {"qwen2_window", "qwen2_window", OL_QUANT_AS_IS, "auto", false},
-                                 {"llama_gqa", "llama_gqa", OL_QUANT_AS_IS, "auto", false}};
+    static const kind kinds[] = {
+        {"qwen3", "qwen3", OL_QUANT_AS_IS, "auto", false, false},
+        {"mistral", "mistral", OL_QUANT_AS_IS, "auto", false, false},
+        {"qwen2_window", "qwen2_window", OL_QUANT_AS_IS, "auto", false, false},
+        {"llama_gqa", "llama_gqa", OL_QUANT_AS_IS, "auto", false, false}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
@@ -217,9 +219,10 @@ static void test_families(void **state)
 
 static void test_half_precision(void **state)
 {
-    static const kind kinds[] = {{"llama_wide", "llama_wide", OL_QUANT_AS_IS, "auto", false},
-                                 {"llama_wide", "llama_wide", OL_QUANT_AS_IS, "portable", false},
-                                 {"gguf/llama-f16.gguf", "llama", OL_QUANT_AS_IS, "auto", false}};
+    static const kind kinds[] = {
+        {"llama_wide", "llama_wide", OL_QUANT_AS_IS, "auto", false, false},
+        {"llama_wide", "llama_wide", OL_QUANT_AS_IS, "portable", false, false},
+        {"gguf/llama-f16.gguf", "llama", OL_QUANT_AS_IS, "auto", false, false}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
@@ -229,12 +232,12 @@ static void test_half_precision(void **state)
 static void test_quantised(void **state)
 {
     static const kind kinds[] = {
-        {"llama_wide", "llama_wide", OL_QUANT_INT8, "auto", false},
-        {"llama_wide", "llama_wide", OL_QUANT_INT4, "auto", false},
-        {"llama_wide", "llama_wide", OL_QUANT_INT8, "portable", false},
-        {"gguf/llama-q8_0.gguf", "llama", OL_QUANT_AS_IS, "auto", false},
-        {"gguf/llama-q4_0.gguf", "llama", OL_QUANT_AS_IS, "avx2", false},
-        {"gguf/llama_wide-q4_k.gguf", "llama_wide", OL_QUANT_AS_IS, "auto", false}};
+        {"llama_wide", "llama_wide", OL_QUANT_INT8, "auto", false, false},
+        {"llama_wide", "llama_wide", OL_QUANT_INT4, "auto", false, false},
+        {"llama_wide", "llama_wide", OL_QUANT_INT8, "portable", false, false},
+        {"gguf/llama-q8_0.gguf", "llama", OL_QUANT_AS_IS, "auto", false, false},
+        {"gguf/llama-q4_0.gguf", "llama", OL_QUANT_AS_IS, "avx2", false, false},
+        {"gguf/llama_wide-q4_k.gguf", "llama_wide", OL_QUANT_AS_IS, "auto", false, false}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
@@ -261,16 +264,32 @@ static void check_opened_again(const kind *k)
 /* A model that stays: twice opened, twice the same. */
 static void test_opened_again(void **state)
 {
-    static const kind k = {"llama", "llama", OL_QUANT_AS_IS, "auto", false};
+    static const kind k = {.model = "llama", .adapters = "llama", .isa = "auto"};
 
     (void)state;
     check_opened_again(&k);
 }
 
+static void test_int8_adapters(void **state)
+{
+    static const kind kinds[] = {
+        {.model = "llama", .adapters = "llama", .isa = "auto", .int8_adapters = true},
+        {.model = "llama", .adapters = "llama", .isa = "avx2", .int8_adapters = true},
+        {.model = "llama_wide",
+         .adapters = "llama_wide",
+         .isa = "portable",
+         .int8_adapters = true}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+        check_kind(&kinds[i]);
+    check_opened_again(&kinds[0]);
+}
+
 /* The CUDA device's own. */
 static void test_fp8(void **state)
 {
-    static const kind k = {"llama", "llama", OL_QUANT_FP8, "auto", true};
+    static const kind k = {"llama", "llama", OL_QUANT_FP8, "auto", true, false};
 
     (void)state;
     if (!util_on_cuda())
@@ -287,6 +306,7 @@ int main(void)
         cmocka_unit_test(test_half_precision),
         cmocka_unit_test(test_quantised),
         cmocka_unit_test(test_opened_again),
+        cmocka_unit_test(test_int8_adapters),
         cmocka_unit_test(test_fp8),
     };
 

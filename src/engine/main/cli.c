@@ -139,6 +139,7 @@ enum {
     OPT_KV_DTYPE,
     OPT_ADAPTER_BYTES,
     OPT_ADAPTER_COPY_BYTES,
+    OPT_ADAPTER_DTYPE,
     OPT_CACHE_BYTES,
     OPT_CONTEXT,
     OPT_MAX_SEQS,
@@ -161,6 +162,7 @@ const struct option cli_engine_options[] = {
     {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
     {"adapter-bytes", required_argument, NULL, OPT_ADAPTER_BYTES},
     {"adapter-copy-bytes", required_argument, NULL, OPT_ADAPTER_COPY_BYTES},
+    {"adapter-dtype", required_argument, NULL, OPT_ADAPTER_DTYPE},
     {"cache-bytes", required_argument, NULL, OPT_CACHE_BYTES},
     {"context", required_argument, NULL, OPT_CONTEXT},
     {"max-seqs", required_argument, NULL, OPT_MAX_SEQS},
@@ -220,6 +222,15 @@ static bool kv_dtype_arg(const char *arg, int *dtype)
     return at >= 0;
 }
 
+static bool adapter_dtype_arg(const char *arg, ol_quantization *q)
+{
+    static const char *const names[] = {"auto", "int8", NULL};
+    int at = choice_of("adapter-dtype", arg, names);
+
+    *q = at == 1 ? OL_QUANT_INT8 : OL_QUANT_AS_IS;
+    return at >= 0;
+}
+
 bool cli_engine_option(int c, const char *arg, ol_engine_options *o)
 {
     const char *name = cli_engine_options[c - CLI_ENGINE_FIRST].name;
@@ -249,6 +260,8 @@ bool cli_engine_option(int c, const char *arg, ol_engine_options *o)
             return false;
         o->copy_bytes = o->copy_bytes ? o->copy_bytes : OL_NO_COPIES;
         return true;
+    case OPT_ADAPTER_DTYPE:
+        return adapter_dtype_arg(arg, &o->adapters);
     case OPT_CACHE_BYTES:
         return cli_size(name, arg, &o->cache_bytes);
     case OPT_CONTEXT:

@@ -49,6 +49,7 @@ ol_code cli_read_stdin(char **text, size_t *len, ol_error *err);
     "      --adapter-copy-bytes BYTES  adapters in the host's memory besides (default: 4 GiB "     \
     "with\n"                                                                                       \
     "                             a GPU, else none; 0: none)\n"                                    \
+    "      --adapter-dtype TYPE   auto (as they are given), int8\n"                                \
     "      --cache-bytes BYTES    one pool for both, which limit their parts (default: none)\n"    \
     "      --context N            tokens per request at most\n"                                    \
     "      --max-seqs N           running sequences (default: 64)\n"                               \
@@ -61,7 +62,7 @@ ol_code cli_read_stdin(char **text, size_t *len, ol_error *err);
 /* First value of the engine's options; a command's own stay below. */
 #define CLI_ENGINE_FIRST 1000
 extern const struct option cli_engine_options[];
-#define CLI_ENGINE_COUNT 19
+#define CLI_ENGINE_COUNT 20
 
 /* A command's options followed by the engine's, into `out`, terminated. */
 void cli_join_options(const struct option *own, struct option *out, size_t size);
