@@ -62,14 +62,14 @@ def rate(model, device, generate, **more):
 
 
 def main():
-    shape = sys.argv[1]
-    out = open(sys.argv[2] if len(sys.argv) > 2 else "/dev/stdout", "a")
+    shape, path = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "/dev/stdout"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generate = 34 if shape != "mini" else 6
     name = SHAPES[shape][0]
 
     def tell(what, value):
-        print(f"engine, {name}, {BATCH} requests, {what}\t{value:.1f}", file=out, flush=True)
+        with open(path, "a") as out:
+            print(f"engine, {name}, {BATCH} requests, {what}\t{value:.1f}", file=out)
 
     with torch.no_grad():
         model = make(shape, device)
