@@ -3,6 +3,7 @@
 
 #include "engine/formats/adapter_file.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -128,7 +129,8 @@ ol_code cli_read_stdin(char **text, size_t *len, ol_error *err)
 /* -- options of an engine -------------------------------------------------------------- */
 
 enum {
-    OPT_MODEL = CLI_ENGINE_FIRST,
+    OPT_HELP = 1000, /* above the commands' own, and what getopt returns besides */
+    OPT_MODEL,       /* the first of the engine's */
     OPT_DEVICE,
     OPT_DEVICE_DIR,
     OPT_ISA,
@@ -150,7 +152,7 @@ enum {
     OPT_NO_PREFIX_CACHE,
 };
 
-const struct option cli_engine_options[] = {
+static const struct option engine_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},
     {"device", required_argument, NULL, OPT_DEVICE},
     {"device-dir", required_argument, NULL, OPT_DEVICE_DIR},
@@ -173,18 +175,7 @@ const struct option cli_engine_options[] = {
     {"no-prefix-cache", no_argument, NULL, OPT_NO_PREFIX_CACHE},
 };
 
-_Static_assert(sizeof(cli_engine_options) / sizeof(struct option) == CLI_ENGINE_COUNT,
-               "the count in the header");
-
-void cli_join_options(const struct option *own, struct option *out, size_t size)
-{
-    size_t n = 0;
-
-    for (; own->name && n + CLI_ENGINE_COUNT + 1 < size; own++)
-        out[n++] = *own;
-    memcpy(out + n, cli_engine_options, sizeof(cli_engine_options));
-    out[n + CLI_ENGINE_COUNT] = (struct option){0};
-}
+#define ENGINE_OPTIONS (sizeof(engine_options) / sizeof(engine_options[0]))
 
 ol_engine_options cli_engine_defaults(void)
 {
@@ -231,9 +222,9 @@ static bool adapter_dtype_arg(const char *arg, ol_quantization *q)
     return at >= 0;
 }
 
-bool cli_engine_option(int c, const char *arg, ol_engine_options *o)
+static bool engine_option(int c, const char *arg, ol_engine_options *o)
 {
-    const char *name = cli_engine_options[c - CLI_ENGINE_FIRST].name;
+    const char *name = engine_options[c - OPT_MODEL].name;
     const char **texts[] = {&o->model_path, &o->device, &o->device_dir, &o->isa};
 
     switch (c) {
@@ -282,6 +273,40 @@ bool cli_engine_option(int c, const char *arg, ol_engine_options *o)
     default:
         return false;
     }
+}
+
+/* -- a command's options ------------------------------------------------------------------ */
+
+static void join_options(const cli_options *command, struct option *out)
+{
+    const struct option *own = command->own;
+
+    *out++ = (struct option){"help", no_argument, NULL, OPT_HELP};
+    for (; own->name; own++) {
+        assert(own->val >= 1 && own->val <= CLI_MAX_OWN && own - command->own < CLI_MAX_OWN);
+        *out++ = *own;
+    }
+    for (size_t i = 0; command->engine && i < ENGINE_OPTIONS; i++)
+        *out++ = engine_options[i];
+    *out = (struct option){0};
+}
+
+int cli_take_options(int argc, char **argv, const cli_options *command)
+{
+    struct option options[1 + CLI_MAX_OWN + ENGINE_OPTIONS + 1];
+    int c;
+
+    join_options(command, options);
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (c == OPT_HELP) {
+            fputs(command->help, stdout);
+            return EXIT_OK;
+        }
+        if (c == '?' || !(c >= OPT_MODEL ? engine_option(c, optarg, command->engine)
+                                         : command->take(c, optarg, command->job)))
+            return EXIT_USAGE;
+    }
+    return -1;
 }
 
 /* -- adapters of a request ---------------------------------------------------------------- */

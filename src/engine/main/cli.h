@@ -59,16 +59,22 @@ ol_code cli_read_stdin(char **text, size_t *len, ol_error *err);
     "      --step-ms N            of a step with prompts, while others generate (200)\n"           \
     "      --no-prefix-cache      compute every prompt anew\n"
 
-/* First value of the engine's options; a command's own stay below. */
-#define CLI_ENGINE_FIRST 1000
-extern const struct option cli_engine_options[];
-#define CLI_ENGINE_COUNT 20
-
-/* A command's options followed by the engine's, into `out`, terminated. */
-void cli_join_options(const struct option *own, struct option *out, size_t size);
 ol_engine_options cli_engine_defaults(void);
-/* Takes option c (>= CLI_ENGINE_FIRST) with optarg. */
-bool cli_engine_option(int c, const char *arg, ol_engine_options *options);
+
+/* -- a command's options ------------------------------------------------------------- */
+#define CLI_MAX_OWN 32
+
+typedef struct cli_options {
+    const char *help;         /* what --help prints */
+    const struct option *own; /* with values from 1 to CLI_MAX_OWN; ends with an empty one */
+    bool (*take)(int option, char *arg, void *job); /* one of them; prints what is wrong with it */
+    void *job;
+    ol_engine_options *engine; /* takes the engine's besides; NULL: the command has none of these */
+} cli_options;
+
+/* Goes through them all; what is no option begins at argv[optind] then. -1: go on, else the exit
+ * status. */
+int cli_take_options(int argc, char **argv, const cli_options *options);
 
 /* -- adapters of a request ------------------------------------------------------------ */
 typedef struct cli_adapters {

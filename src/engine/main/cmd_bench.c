@@ -31,8 +31,7 @@ static const char help[] =
     "      --json\n" CLI_ENGINE_HELP;
 
 enum {
-    OPT_HELP = 1,
-    OPT_PROMPT,
+    OPT_PROMPT = 1,
     OPT_GENERATE,
     OPT_PARALLEL,
     OPT_ADAPTERS,
@@ -45,7 +44,6 @@ enum {
 };
 
 static const struct option own_options[] = {
-    {"help", no_argument, NULL, OPT_HELP},
     {"prompt", required_argument, NULL, OPT_PROMPT},
     {"generate", required_argument, NULL, OPT_GENERATE},
     {"parallel", required_argument, NULL, OPT_PARALLEL},
@@ -89,8 +87,10 @@ static double now(void)
 
 /* -- options ----------------------------------------------------------------------------- */
 
-static bool take_option(int c, const char *arg, job *j)
+static bool take_option(int c, char *arg, void *context)
 {
+    job *j = context;
+
     switch (c) {
     case OPT_PROMPT:
         return cli_int("prompt", arg, 1, 1 << 24, &j->prompt);
@@ -115,25 +115,18 @@ static bool take_option(int c, const char *arg, job *j)
         j->json = true;
         return true;
     default:
-        return c >= CLI_ENGINE_FIRST && cli_engine_option(c, arg, &j->how);
+        return false;
     }
 }
 
 /* -1: go on, else the exit status. */
 static int take_options(int argc, char **argv, job *j)
 {
-    struct option options[32];
-    int c;
+    cli_options options = {help, own_options, take_option, j, &j->how};
+    int status = cli_take_options(argc, argv, &options);
 
-    cli_join_options(own_options, options, 32);
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (c == OPT_HELP) {
-            fputs(help, stdout);
-            return EXIT_OK;
-        }
-        if (c == '?' || !take_option(c, optarg, j))
-            return EXIT_USAGE;
-    }
+    if (status >= 0)
+        return status;
     if (!j->how.model_path || optind < argc)
         return cli_usage(argv[0], "--model PATH is needed");
     if (j->adapters && j->combine > j->adapters)

@@ -22,8 +22,7 @@ static const char help[] =
     "      --json                 one JSON object instead of a stream\n" CLI_ENGINE_HELP;
 
 enum {
-    OPT_HELP = 1,
-    OPT_PROMPT,
+    OPT_PROMPT = 1,
     OPT_TOKENS,
     OPT_PARSE_SPECIAL,
     OPT_ADAPTER,
@@ -43,7 +42,6 @@ enum {
 };
 
 static const struct option own_options[] = {
-    {"help", no_argument, NULL, OPT_HELP},
     {"prompt", required_argument, NULL, OPT_PROMPT},
     {"tokens", required_argument, NULL, OPT_TOKENS},
     {"parse-special", no_argument, NULL, OPT_PARSE_SPECIAL},
@@ -119,10 +117,10 @@ static bool sampling_option(int c, const char *arg, ol_sampling *s)
     }
 }
 
-static bool take_option(int c, char *arg, job *j)
+static bool take_option(int c, char *arg, void *context)
 {
-    if (c >= CLI_ENGINE_FIRST)
-        return cli_engine_option(c, arg, &j->engine);
+    job *j = context;
+
     switch (c) {
     case OPT_PROMPT:
         j->request.prompt = (ol_text){arg, strlen(arg)};
@@ -150,18 +148,11 @@ static bool take_option(int c, char *arg, job *j)
 /* -1: go on, else the exit status. */
 static int take_options(int argc, char **argv, job *j)
 {
-    struct option options[64];
-    int c;
+    cli_options options = {help, own_options, take_option, j, &j->engine};
+    int status = cli_take_options(argc, argv, &options);
 
-    cli_join_options(own_options, options, 64);
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (c == OPT_HELP) {
-            fputs(help, stdout);
-            return EXIT_OK;
-        }
-        if (c == '?' || !take_option(c, optarg, j))
-            return EXIT_USAGE;
-    }
+    if (status >= 0)
+        return status;
     if (optind < argc)
         return cli_usage(argv[0], "\"%s\" is not an option", argv[optind]);
     if (!j->engine.model_path)

@@ -18,10 +18,9 @@ static const char help[] =
     "      --base MODEL    check the adapter against this model, too\n"
     "      --no-digest     do not read all of a model for its digest\n";
 
-enum { OPT_HELP = 1, OPT_BASE, OPT_NO_DIGEST };
+enum { OPT_BASE = 1, OPT_NO_DIGEST };
 
 static const struct option options[] = {
-    {"help", no_argument, NULL, OPT_HELP},
     {"base", required_argument, NULL, OPT_BASE},
     {"no-digest", no_argument, NULL, OPT_NO_DIGEST},
     {0},
@@ -268,24 +267,30 @@ static ol_code kind_of(const char *path, kind *k, ol_error *err)
     return gguf ? kind_of_gguf(path, k, err) : OL_OK;
 }
 
+static bool take_option(int c, char *arg, void *context)
+{
+    job *j = context;
+
+    switch (c) {
+    case OPT_BASE:
+        j->base = arg;
+        return true;
+    case OPT_NO_DIGEST:
+        j->no_digest = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* -1: go on, else the exit status. */
 static int take_options(int argc, char **argv, job *j)
 {
-    int c;
+    cli_options all = {help, options, take_option, j, NULL};
+    int status = cli_take_options(argc, argv, &all);
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case OPT_HELP:
-            fputs(help, stdout);
-            return EXIT_OK;
-        case OPT_BASE:
-            j->base = optarg;
-            break;
-        case OPT_NO_DIGEST:
-            j->no_digest = true;
-            break;
-        default:
-            return EXIT_USAGE;
-        }
+    if (status >= 0)
+        return status;
     if (optind + 1 != argc)
         return cli_usage(argv[0], "name one file or folder");
     j->path = argv[optind];

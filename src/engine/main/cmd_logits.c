@@ -11,10 +11,9 @@ static const char help[] =
     "      --out FILE             - is stdout\n"
     "      --adapter PATH[=W]     with weight W (default: 1); may be repeated\n" CLI_ENGINE_HELP;
 
-enum { OPT_HELP = 1, OPT_TOKENS, OPT_OUT, OPT_ADAPTER };
+enum { OPT_TOKENS = 1, OPT_OUT, OPT_ADAPTER };
 
 static const struct option own_options[] = {
-    {"help", no_argument, NULL, OPT_HELP},
     {"tokens", required_argument, NULL, OPT_TOKENS},
     {"out", required_argument, NULL, OPT_OUT},
     {"adapter", required_argument, NULL, OPT_ADAPTER},
@@ -29,8 +28,10 @@ typedef struct job {
     int n;
 } job;
 
-static bool take_option(int c, char *arg, job *j)
+static bool take_option(int c, char *arg, void *context)
 {
+    job *j = context;
+
     switch (c) {
     case OPT_TOKENS:
         free(j->ids);
@@ -42,25 +43,18 @@ static bool take_option(int c, char *arg, job *j)
     case OPT_ADAPTER:
         return cli_adapter_arg(arg, &j->adapters);
     default:
-        return c >= CLI_ENGINE_FIRST && cli_engine_option(c, arg, &j->engine);
+        return false;
     }
 }
 
 /* -1: go on, else the exit status. */
 static int take_options(int argc, char **argv, job *j)
 {
-    struct option options[32];
-    int c;
+    cli_options options = {help, own_options, take_option, j, &j->engine};
+    int status = cli_take_options(argc, argv, &options);
 
-    cli_join_options(own_options, options, 32);
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (c == OPT_HELP) {
-            fputs(help, stdout);
-            return EXIT_OK;
-        }
-        if (c == '?' || !take_option(c, optarg, j))
-            return EXIT_USAGE;
-    }
+    if (status >= 0)
+        return status;
     if (optind < argc)
         return cli_usage(argv[0], "\"%s\" is not an option", argv[optind]);
     if (!j->engine.model_path || !j->ids || !j->out)

@@ -23,10 +23,9 @@ static const char help[] =
     "      --ring-fd N  --wake-fd N\n"
     "      --max-adapter-bytes BYTES   one adapter's upload at most\n" CLI_ENGINE_HELP;
 
-enum { OPT_HELP = 1, OPT_RING_FD, OPT_WAKE_FD, OPT_MAX_ADAPTER_BYTES };
+enum { OPT_RING_FD = 1, OPT_WAKE_FD, OPT_MAX_ADAPTER_BYTES };
 
 static const struct option own_options[] = {
-    {"help", no_argument, NULL, OPT_HELP},
     {"ring-fd", required_argument, NULL, OPT_RING_FD},
     {"wake-fd", required_argument, NULL, OPT_WAKE_FD},
     {"max-adapter-bytes", required_argument, NULL, OPT_MAX_ADAPTER_BYTES},
@@ -47,8 +46,10 @@ typedef struct job {
 
 /* -- options ------------------------------------------------------------------------------ */
 
-static bool take_option(int c, const char *arg, job *j)
+static bool take_option(int c, char *arg, void *context)
 {
+    job *j = context;
+
     switch (c) {
     case OPT_RING_FD:
         return cli_int("ring-fd", arg, 0, INT32_MAX, &j->ring_fd);
@@ -57,25 +58,18 @@ static bool take_option(int c, const char *arg, job *j)
     case OPT_MAX_ADAPTER_BYTES:
         return cli_size("max-adapter-bytes", arg, &j->server.max_adapter_bytes);
     default:
-        return c >= CLI_ENGINE_FIRST && cli_engine_option(c, arg, &j->engine);
+        return false;
     }
 }
 
 /* -1: go on, else the exit status. */
 static int take_options(int argc, char **argv, job *j)
 {
-    struct option options[32];
-    int c;
+    cli_options options = {help, own_options, take_option, j, &j->engine};
+    int status = cli_take_options(argc, argv, &options);
 
-    cli_join_options(own_options, options, 32);
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (c == OPT_HELP) {
-            fputs(help, stdout);
-            return EXIT_OK;
-        }
-        if (c == '?' || !take_option(c, optarg, j))
-            return EXIT_USAGE;
-    }
+    if (status >= 0)
+        return status;
     if (j->ring_fd < 0 || j->wake_fd < 0 || !j->engine.model_path || optind < argc)
         return cli_usage(argv[0], "--ring-fd, --wake-fd and --model are needed");
     return -1;

@@ -16,10 +16,9 @@ static const char help[] =
     "      --whole           all of the input is one text\n"
     "      --decode          the other way: lines of ids to text\n";
 
-enum { OPT_HELP = 1, OPT_MODEL, OPT_NO_BOS, OPT_PARSE_SPECIAL, OPT_WHOLE, OPT_DECODE };
+enum { OPT_MODEL = 1, OPT_NO_BOS, OPT_PARSE_SPECIAL, OPT_WHOLE, OPT_DECODE };
 
 static const struct option options[] = {
-    {"help", no_argument, NULL, OPT_HELP},
     {"model", required_argument, NULL, OPT_MODEL},
     {"no-bos", no_argument, NULL, OPT_NO_BOS},
     {"parse-special", no_argument, NULL, OPT_PARSE_SPECIAL},
@@ -36,34 +35,39 @@ typedef struct job {
     ol_buf text;
 } job;
 
+static bool take_option(int c, char *arg, void *context)
+{
+    job *j = context;
+
+    switch (c) {
+    case OPT_MODEL:
+        j->path = arg;
+        return true;
+    case OPT_NO_BOS:
+        j->no_bos = true;
+        return true;
+    case OPT_PARSE_SPECIAL:
+        j->parse_special = true;
+        return true;
+    case OPT_WHOLE:
+        j->whole = true;
+        return true;
+    case OPT_DECODE:
+        j->decode = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* -1: go on, else the exit status. */
 static int take_options(int argc, char **argv, job *j)
 {
-    int c;
+    cli_options all = {help, options, take_option, j, NULL};
+    int status = cli_take_options(argc, argv, &all);
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case OPT_HELP:
-            fputs(help, stdout);
-            return EXIT_OK;
-        case OPT_MODEL:
-            j->path = optarg;
-            break;
-        case OPT_NO_BOS:
-            j->no_bos = true;
-            break;
-        case OPT_PARSE_SPECIAL:
-            j->parse_special = true;
-            break;
-        case OPT_WHOLE:
-            j->whole = true;
-            break;
-        case OPT_DECODE:
-            j->decode = true;
-            break;
-        default:
-            return EXIT_USAGE;
-        }
+    if (status >= 0)
+        return status;
     if (!j->path || optind < argc)
         return cli_usage(argv[0], "--model PATH is needed, and the text comes from stdin");
     return -1;
