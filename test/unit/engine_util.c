@@ -1,6 +1,7 @@
 /* engine_util.c: see engine_util.h. */
 #include "engine_util.h"
 
+#include "engine/engine_internal.h"
 #include "engine/formats/adapter_file.h"
 
 #include <stdio.h>
@@ -115,6 +116,22 @@ ol_engine *util_open(const ol_engine_options *options)
         how.cache_bytes = (size_t)64 << 20;
     must(ol_engine_open(&how, &engine, &err), &err);
     return engine;
+}
+
+/* An engine keeps it where pages and adapters share a pool. */
+size_t util_page_bytes(const ol_engine_options *options)
+{
+    ol_engine_options how = *options;
+    ol_engine *engine;
+    size_t bytes;
+
+    how.cache_bytes = (size_t)64 << 20;
+    how.kv_bytes = 0;
+    engine = util_open(&how);
+    bytes = engine->page_bytes;
+    ol_engine_close(engine);
+    assert_true(bytes > 0);
+    return bytes;
 }
 
 /* -- adapters ------------------------------------------------------------------------ */

@@ -30,6 +30,8 @@ bool util_on_simt(void);
 ol_engine_options util_options(const char *model_path);
 ol_engine_options util_cpu_options(const char *model_path); /* whatever is tested */
 ol_engine *util_open(const ol_engine_options *options);
+/* Of a page of such an engine, as its device says. */
+size_t util_page_bytes(const ol_engine_options *options);
 
 /* Reads an adapter from disk; both buffers are the caller's to free. */
 void util_read_adapter(const char *path, ol_buf *weights, ol_buf *config, ol_digest *digest);

@@ -19,7 +19,7 @@ static void test_crowd(void **state)
     crowd_run(roomy, &c, want, false);
     ol_engine_close(roomy);
     options.adapter_bytes = 3 * store_bytes + store_bytes / 2;
-    options.kv_bytes = 2 * 2 * 16 * 64 * 4 * 12;
+    options.kv_bytes = 12 * util_page_bytes(&options);
     options.context = 64;
     tight = util_open(&options);
     crowd_run(tight, &c, have, false);

@@ -133,20 +133,17 @@ static void check_with(const kind *k, const load *l, ol_engine_options options, 
     ol_engine_close(engine);
 }
 
-/* A pool that holds little more than the longest request: others are computed again. */
+/* Pages that hold little more than the longest request: others are computed again. */
 static void check_preempted(const kind *k, const load *l, ol_engine_options options)
 {
-    const ol_model_config *c;
     ol_digest digests[3];
-    ol_engine *engine = open_kind(k, options, digests);
+    ol_engine *engine;
 
-    c = engine->config;
+    options.model_path = golden_path(k->model);
+    if (k->fp8_pages)
+        options.kv_dtype = OL_F8E4M3;
+    options.kv_bytes = 8 * util_page_bytes(&options);
     options.context = 128;
-    options.kv_bytes =
-        (size_t)8 * 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * 16 *
-        (k->fp8_pages ? (size_t)c->head_dim + 1
-                      : (size_t)c->head_dim * (util_on_cuda() ? sizeof(uint16_t) : sizeof(float)));
-    ol_engine_close(engine);
     engine = open_kind(k, options, digests);
     assert_int_equal(engine->limits.n_pages, 8);
     run_together(engine, l, "few pages");
