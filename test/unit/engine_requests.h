@@ -71,12 +71,4 @@ static inline ol_text text_of(const char *s)
     return (ol_text){s, strlen(s)};
 }
 
-static inline ol_request text_request(const char *text, int max_tokens)
-{
-    ol_request q = util_request(0, NULL, 0, max_tokens);
-
-    q.prompt = text_of(text);
-    return q;
-}
-
 #endif

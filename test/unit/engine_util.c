@@ -290,6 +290,14 @@ ol_request util_request(uint64_t tag, const int32_t *prompt, int n_prompt, int m
     return q;
 }
 
+ol_request util_text_request(const char *text, int max_tokens)
+{
+    ol_request q = util_request(0, NULL, 0, max_tokens);
+
+    q.prompt = (ol_text){text, strlen(text)};
+    return q;
+}
+
 void util_submit(ol_engine *engine, const ol_request *q)
 {
     ol_error err;

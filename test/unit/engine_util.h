@@ -75,6 +75,8 @@ void util_free(util_result *results, int n);
 
 /* A greedy request over token ids, ignoring eos. */
 ol_request util_request(uint64_t tag, const int32_t *prompt, int n_prompt, int max_tokens);
+/* The same of a text, with tag 0. */
+ol_request util_text_request(const char *text, int max_tokens);
 void util_submit(ol_engine *engine, const ol_request *q);
 /* Every counter of something in use is back to none. */
 void util_expect_idle(ol_engine *engine);

@@ -9,7 +9,7 @@
 
 static void test_text_is_the_tokens(void **state)
 {
-    ol_request q = text_request("Hello there", 40);
+    ol_request q = util_text_request("Hello there", 40);
     util_result r;
     int32_t *ids;
     size_t n, len;
@@ -33,7 +33,7 @@ static void test_text_is_the_tokens(void **state)
 
 static void test_stop_string(void **state)
 {
-    ol_request q = text_request("Hello there", 60);
+    ol_request q = util_text_request("Hello there", 60);
     util_result whole, cut;
     char stop[8] = {0};
     ol_text stops[2];
@@ -65,7 +65,7 @@ static void test_stop_string(void **state)
 /* What might have begun a stop string comes with DONE. */
 static void test_held_back_text(void **state)
 {
-    ol_request q = text_request("Hello there", 30);
+    ol_request q = util_text_request("Hello there", 30);
     util_result plain, held;
     char stop[64];
     ol_text stops[1];
@@ -91,7 +91,7 @@ static void test_held_back_text(void **state)
 static void test_quiet(void **state)
 {
     static const ol_text stop = {" ", 1};
-    ol_request q = text_request("Hello there", 30);
+    ol_request q = util_text_request("Hello there", 30);
 
     (void)state;
     need_engine();
@@ -271,7 +271,7 @@ static void test_no_tokenizer(void **state)
     q.sampling.stops = &stop;
     q.sampling.n_stops = 1;
     refuse(bare, &q, OL_UNSUPPORTED, "tokenizer");
-    q = text_request("hello", 5);
+    q = util_text_request("hello", 5);
     refuse(bare, &q, OL_UNSUPPORTED, "tokenizer");
     must_fail(ol_engine_tokenize(bare, "a", 1, true, false, &ids, &n, &err), OL_UNSUPPORTED,
               "tokenizer", &err);

@@ -59,7 +59,7 @@ static void test_score(void **state)
 
 static void test_score_of_text(void **state)
 {
-    ol_request q = text_request("Hello", 0);
+    ol_request q = util_text_request("Hello", 0);
     util_result r;
 
     (void)state;
