@@ -23,7 +23,7 @@
  * In a pool (kvpages.h) what can be pinned is what no sequence has of it; how requests with the
  * scheduler and pending ones make room for each other there: admission_pool.c.
  */
-#include "engine/engine_internal.h"
+#include "engine/load.h"
 
 /* An adapter that was never seen: as large as the mean of those that were, else an
  * eighth of the budget, so that not everybody sends at once. */
@@ -89,7 +89,7 @@ static void ask(pass *p, request *r, int i)
     ol_adapter *a = r->adapters[i];
     ol_event e = {.tag = r->tag, .kind = OL_EVENT_NEED_ADAPTER, .digest = a->digest};
 
-    if (offer_copy(p->engine, a))
+    if (load_copy(p->engine, a))
         return;
     a->asked = true;
     a->asked_tag = r->tag;

@@ -187,13 +187,6 @@ bool admission_unblock(ol_engine *engine, int *stage);
 /* An ol_sched_find over the engine's prefix cache. */
 int step_find_computed(void *engine, ol_sched_seq *seq, int n_tokens, int32_t *pages);
 
-/* -- offers.c ------------------------------------------------------------------- */
-/* Has the loader place what there is a copy of in the host's memory; false when there is none, or
- * no room. */
-bool offer_copy(ol_engine *engine, const ol_adapter *adapter);
-/* A job of the loader that nobody takes back any more. */
-void offer_drop(ol_job *job, void *engine);
-
 /* -- output.c ------------------------------------------------------------------- */
 /* How the token of row k of those of a part that give logits is chosen; or, of a given one, what
  * is to be known. */

@@ -1,5 +1,5 @@
 /* open.c: an engine's beginning and end. */
-#include "engine/engine_internal.h"
+#include "engine/load.h"
 
 #include <stdlib.h>
 
@@ -148,7 +148,7 @@ void ol_engine_close(ol_engine *engine)
     if (!engine)
         return;
     end_requests(engine);
-    ol_loader_free(engine->loader, offer_drop, engine);
+    ol_loader_free(engine->loader, load_drop, engine);
     ol_adapters_free(engine->adapters);
     ol_prefix_free(engine->prefix);
     ol_sched_free(engine->sched);
