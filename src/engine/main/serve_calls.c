@@ -5,6 +5,11 @@
 
 #include <stdlib.h>
 
+ol_code serve_malformed(const ol_frame *frame, ol_error *err)
+{
+    return ol_fail(err, OL_INVALID, "malformed frame of type %u", (unsigned)frame->type);
+}
+
 /* -- texts ------------------------------------------------------------------------------- */
 
 static ol_code tokenize(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,

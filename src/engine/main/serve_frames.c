@@ -12,11 +12,6 @@ static ol_frame address_of(const tag_entry *e)
     return (ol_frame){.session = e->session, .epoch = e->epoch, .tag = e->tag};
 }
 
-ol_code serve_malformed(const ol_frame *frame, ol_error *err)
-{
-    return ol_fail(err, OL_INVALID, "malformed frame of type %u", (unsigned)frame->type);
-}
-
 /* -- failures ------------------------------------------------------------------------------ */
 
 /* A request's failure is an event; anything else's a frame of its own. */
