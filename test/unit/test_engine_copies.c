@@ -1,14 +1,12 @@
 /* test_engine_copies.c: adapters in the host's memory: which are kept, and that what the device
  * dropped comes back from there without the host of its request. */
-#include "engine_util.h"
+#include "engine_store.h"
 
 #include "engine/copies.h"
 #include "engine/stats.h"
 
 #include <poll.h>
 #include <string.h>
-
-#define MODEL "llama"
 
 static ol_error err;
 
@@ -126,35 +124,8 @@ static void test_no_budget_no_copies(void **state)
 
 enum { N_ADAPTERS = 5, N_PROMPT = 4, N_OUTPUT = 4 };
 
-static const int32_t prompt[N_PROMPT] = {1, 195, 123, 41};
-
-typedef struct stored {
-    ol_buf weights, config;
-    ol_digest digest;
-} stored;
-
-static stored store[N_ADAPTERS];
 static size_t one_bytes; /* on the device, of each of them */
 static size_t one_copy;  /* in the host's memory: what was parsed counts, too */
-
-static void make_store(void)
-{
-    if (store[0].weights.len)
-        return;
-    need_path(golden_path(MODEL));
-    for (int i = 0; i < N_ADAPTERS; i++)
-        util_make_adapter(MODEL, "a", 3 + i, &store[i].weights, &store[i].config, &store[i].digest);
-}
-
-static int free_store(void **state)
-{
-    (void)state;
-    for (int i = 0; i < N_ADAPTERS; i++) {
-        ol_buf_free(&store[i].weights);
-        ol_buf_free(&store[i].config);
-    }
-    return 0;
-}
 
 static size_t offered_bytes(void)
 {
@@ -164,17 +135,10 @@ static size_t offered_bytes(void)
 static void offer(ol_engine *e, const ol_digest *digest)
 {
     int i = 0;
-    ol_adapter_offer what;
 
     while (!ol_digest_equal(&store[i].digest, digest))
         i++;
-    what = (ol_adapter_offer){.expected = *digest,
-                              .bytes = malloc(offered_bytes() + 16),
-                              .weights_len = store[i].weights.len,
-                              .config_len = store[i].config.len};
-    memcpy(what.bytes, store[i].weights.data, what.weights_len);
-    memcpy(what.bytes + what.weights_len, store[i].config.data, what.config_len);
-    must(ol_engine_adapter_offer(e, &what, &err), &err);
+    store_offer(e, &store[i]);
 }
 
 static void take_results(ol_engine *e)
@@ -193,7 +157,7 @@ static void take_results(ol_engine *e)
 static void run_one(ol_engine *e, int i, int32_t *tokens, int *asked)
 {
     ol_adapter_use use = {store[i].digest, 1.0f};
-    ol_request q = util_request(7, prompt, N_PROMPT, N_OUTPUT);
+    ol_request q = util_request(7, store_prompt, N_PROMPT, N_OUTPUT);
     struct pollfd loaded = {.fd = ol_engine_adapter_fd(e), .events = POLLIN};
     bool done = false;
     ol_event event;
@@ -223,7 +187,7 @@ static void run_one(ol_engine *e, int i, int32_t *tokens, int *asked)
 
 static ol_engine *open_with(size_t adapter_bytes, size_t copy_bytes, size_t cache_bytes)
 {
-    ol_engine_options options = util_options(golden_path(MODEL));
+    ol_engine_options options = store_options();
 
     options.adapter_bytes = adapter_bytes;
     options.copy_bytes = copy_bytes;
@@ -241,7 +205,6 @@ static void learn_answers(void)
     ol_engine *e;
     int asked = 0;
 
-    make_store();
     e = open_with(0, OL_NO_COPIES, 0);
     for (int i = 0; i < N_ADAPTERS; i++)
         run_one(e, i, want[i], &asked);
@@ -377,7 +340,7 @@ static void test_seen_and_reset(void **state)
 static void test_ends_in_the_middle(void **state)
 {
     ol_adapter_use use;
-    ol_request q = util_request(9, prompt, N_PROMPT, N_OUTPUT);
+    ol_request q = util_request(9, store_prompt, N_PROMPT, N_OUTPUT);
 
     (void)state;
     learn_answers();
@@ -403,6 +366,48 @@ static void test_ends_in_the_middle(void **state)
     }
 }
 
+/* A crowd, in room for three adapters on the device and a few more in the host's memory: the same
+ * tokens as with room for all of them. */
+static void check_crowd(const crowd *c, const util_result *expected, bool pool)
+{
+    util_result have[CROWD_MOST] = {0};
+    ol_engine_options options = store_options();
+    ol_engine_info info;
+    ol_engine *e;
+
+    options.adapter_bytes = 3 * store_bytes + store_bytes / 2;
+    options.cache_bytes = pool ? 5 * store_bytes : 0;
+    options.copy_bytes = 6 * one_copy;
+    options.context = 64;
+    e = util_open(&options);
+    crowd_run(e, c, have, true);
+    ol_engine_info_get(e, &info);
+    crowd_check_same(c, have, expected);
+    assert_true(info.adapter_copy_loads > 10);
+    assert_true(info.adapter_loads > info.adapter_copy_loads);
+    assert_true(info.adapter_copy_bytes <= options.copy_bytes);
+    util_expect_idle(e);
+    ol_engine_close(e);
+    util_free(have, c->n);
+}
+
+static void test_crowd(void **state)
+{
+    static crowd c;
+    util_result expected[CROWD_MOST] = {0};
+    ol_engine *roomy;
+
+    (void)state;
+    learn_answers();
+    crowd_make(&c, CROWD_MOST, 2, 8, 20);
+    roomy = store_open(0);
+    crowd_run(roomy, &c, expected, false);
+    ol_engine_close(roomy);
+    check_crowd(&c, expected, false);
+    check_crowd(&c, expected, true);
+    util_free(expected, c.n);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -410,8 +415,8 @@ int main(void)
         cmocka_unit_test(test_no_budget_no_copies),     cmocka_unit_test(test_asked_once),
         cmocka_unit_test(test_asked_once_in_a_pool),    cmocka_unit_test(test_copies_go),
         cmocka_unit_test(test_no_copies_unless_wanted), cmocka_unit_test(test_seen_and_reset),
-        cmocka_unit_test(test_ends_in_the_middle),
+        cmocka_unit_test(test_ends_in_the_middle),      cmocka_unit_test(test_crowd),
     };
 
-    return cmocka_run_group_tests(tests, NULL, free_store);
+    return cmocka_run_group_tests(tests, store_make, store_free);
 }
