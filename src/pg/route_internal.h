@@ -3,10 +3,10 @@
  *
  *   route.c           frames both ways: whose turn it is, and which engine they are meant for
  *   route_sessions.c  sessions: attached, held, closed
- *   route_deliver.c   frames to backends, kept while their queues have no room
+ *   route_deliver.c   frames to backends, kept while their rings have no room
  *
- * Each open session has a frame in hand at most (read from its queue, waiting for room
- * in the ring) and a list of replies that its queue had no room for. The list is
+ * Each open session has a frame in hand at most (read from its ring, waiting for room
+ * in the engine's) and a list of replies that its ring had no room for. The list is
  * bounded: a backend that stops reading while its request produces more than
  * MAX_PENDING is detached, and finds its session closed.
  */

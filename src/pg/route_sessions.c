@@ -86,7 +86,7 @@ static void close_session(EngineProcess *engine, int slot)
 
     route_refuse_unread(s);
     route_drop_pending(s);
-    dsm_detach(s->segment); /* the backend sees its queues detached */
+    dsm_detach(s->segment); /* the backend sees that we have left */
     s->open = false;
     tell_session_end(engine, slot);
 }

@@ -269,11 +269,9 @@ bool lora_session_ready(ol_error *error)
     return true;
 }
 
-/* -- frames
- * ------------------------------------------------------------------------------------------------
- */
+/* -- frames ------------------------------------------------------------------------------ */
 
-static void wait_for_queue(void)
+static void wait_for_link(void)
 {
     (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, 0, lora_wait_event());
     ResetLatch(MyLatch);
@@ -303,7 +301,7 @@ static LoraIo send_frame(uint16 type, uint64 tag, const void *payload, uint32 le
         if (lora_link_put(&session.link, &frame, payload))
             break;
         lora_link_wake(&session.link);
-        wait_for_queue();
+        wait_for_link();
     }
     if (!more)
         lora_link_wake(&session.link);
@@ -339,7 +337,7 @@ LoraIo lora_session_receive(ol_frame *frame, const uint8 **payload, bool wait)
             break;
         if (!wait)
             return LORA_IO_NONE;
-        wait_for_queue();
+        wait_for_link();
     }
     if (got < 0)
         return lost();

@@ -8,13 +8,8 @@
  *
  *   openlora-engine serve --ring-fd N --wake-fd N --model PATH [options]
  *
- * Options of `serve` are ol_engine_options' fields with dashes: --device, --isa,
- * --threads, --quantization auto|int8|int4|fp8, --memory-limit, --kv-bytes,
- * --kv-dtype auto|f32|f16|bf16|fp8, --adapter-bytes,
- * --cache-bytes, --context, --max-seqs, --step-tokens, --page-tokens, --max-queued,
- * --step-ms, --no-prefix-cache
- * (bytes and counts as plain integers), and --max-adapter-bytes, the largest upload of
- * an adapter.
+ * Options of `serve` are ol_engine_options' fields with dashes, and --max-adapter-bytes, the
+ * largest upload of an adapter: `openlora-engine serve --help`.
  */
 #ifndef OL_WIRE_CHANNEL_H
 #define OL_WIRE_CHANNEL_H

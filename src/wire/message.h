@@ -2,7 +2,7 @@
  * message.h: what travels between backend, worker and engine.
  *
  * Every frame has a header (ring.h) and a payload in little-endian, length-prefixed
- * fields. Between backend and worker the same frames are messages of a shm_mq; the
+ * fields. Between backend and worker the same frames lie in rings of a DSM segment; the
  * worker routes by the header alone and parses no payload but of frames addressed to
  * itself (session 0, and RECEIPT), a REQUEST's meter, and the kind of an EVENT.
  *
