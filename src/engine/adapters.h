@@ -108,14 +108,6 @@ void ol_adapters_reset(ol_adapters *store);
 void ol_adapters_each(const ol_adapters *store, void (*each)(const ol_adapter *, void *),
                       void *context);
 
-/* An adapter as it arrives. */
-typedef struct ol_adapter_bytes {
-    const void *weights;
-    size_t weights_len;
-    const char *config;
-    size_t config_len;
-} ol_adapter_bytes;
-
 /* What becomes of the bytes, without the store's state: so it can be made on another thread
  * (ol_adapters_make), and is taken (or dropped) by the store's own. */
 typedef struct ol_adapter_made {

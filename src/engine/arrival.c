@@ -17,8 +17,7 @@ static ol_code parse(const ol_adapters *store, ol_adapter_made *made)
     made->arena = ol_arena_create();
     if (!made->arena)
         return ol_fail_nomem(&made->error, b->weights_len, "an adapter");
-    return ol_adapter_file_parse(b->weights, b->weights_len, b->config, b->config_len,
-                                 store->how.base, made->arena, &made->file, &made->error);
+    return ol_adapter_file_parse(b, store->how.base, made->arena, &made->file, &made->error);
 }
 
 /* What it takes of the pool. */

@@ -23,6 +23,7 @@ static const ol_model_config base = {.family = OL_FAMILY_LLAMA,
 static void parse(const void *weights, size_t len, const char *config, size_t config_len)
 {
     const ol_model_config *bases[] = {&base, NULL};
+    ol_adapter_bytes bytes = {weights, len, config, config_len};
 
     for (int i = 0; i < 2; i++) {
         ol_arena *arena = ol_arena_create();
@@ -30,8 +31,7 @@ static void parse(const void *weights, size_t len, const char *config, size_t co
         ol_error err;
 
         if (arena)
-            (void)ol_adapter_file_parse(weights, len, config, config_len, bases[i], arena, &file,
-                                        &err);
+            (void)ol_adapter_file_parse(&bytes, bases[i], arena, &file, &err);
         ol_arena_destroy(arena);
     }
 }

@@ -64,10 +64,10 @@ typedef struct parsed {
 
 static inline parsed parse(const ol_buf *weights, const char *config, const ol_model_config *base)
 {
+    ol_adapter_bytes bytes = {weights->data, weights->len, config, strlen(config)};
     parsed p = {.arena = ol_arena_create()};
 
-    p.code = ol_adapter_file_parse(weights->data, weights->len, config, strlen(config), base,
-                                   p.arena, &p.file, &p.err);
+    p.code = ol_adapter_file_parse(&bytes, base, p.arena, &p.file, &p.err);
     return p;
 }
 

@@ -166,13 +166,13 @@ static ol_buf adapter_weights(void)
 
 static void try_adapter(const void *weights, size_t len, const char *config, size_t config_len)
 {
+    ol_adapter_bytes bytes = {weights, len, config, config_len};
     ol_arena *arena = ol_arena_create();
     ol_adapter_file file;
     ol_error err;
 
-    accepted +=
-        ol_adapter_file_parse(weights, len, config, config_len, &base, arena, &file, &err) == OL_OK;
-    (void)ol_adapter_file_parse(weights, len, config, config_len, NULL, arena, &file, &err);
+    accepted += ol_adapter_file_parse(&bytes, &base, arena, &file, &err) == OL_OK;
+    (void)ol_adapter_file_parse(&bytes, NULL, arena, &file, &err);
     ol_arena_destroy(arena);
 }
 

@@ -57,11 +57,14 @@ typedef struct result {
 
 static void merge(const ol_merge_options *o, const ol_merge_parent *parents, int n, result *r)
 {
+    ol_adapter_bytes bytes;
+
     memset(r, 0, sizeof(*r));
     if (ol_merge(o, parents, n, &r->weights, &r->config, &err) != OL_OK)
         fail_msg("%s: %s", o->method->name, err.message);
-    if (ol_adapter_file_parse(r->weights.data, r->weights.len, (char *)r->config.data,
-                              r->config.len, NULL, arena, &r->file, &err) != OL_OK)
+    bytes =
+        (ol_adapter_bytes){r->weights.data, r->weights.len, (char *)r->config.data, r->config.len};
+    if (ol_adapter_file_parse(&bytes, NULL, arena, &r->file, &err) != OL_OK)
         fail_msg("%s: %s", o->method->name, err.message);
 }
 

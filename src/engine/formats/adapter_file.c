@@ -37,21 +37,20 @@ static bool is_pickle(const uint8_t *bytes, size_t len)
            (len >= 2 && bytes[0] == 0x80 && bytes[1] <= 5);
 }
 
-ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config, size_t config_len,
-                              const ol_model_config *base, ol_arena *arena, ol_adapter_file *out,
-                              ol_error *err)
+ol_code ol_adapter_file_parse(const ol_adapter_bytes *b, const ol_model_config *base,
+                              ol_arena *arena, ol_adapter_file *out, ol_error *err)
 {
     ol_adapter_build *build;
 
     *out = (ol_adapter_file){0};
-    if (len == 0)
+    if (b->weights_len == 0)
         return ol_fail(err, OL_CORRUPT, "the adapter is empty");
-    if (is_pickle(bytes, len)) {
+    if (is_pickle(b->weights, b->weights_len)) {
         ol_fail(err, OL_UNSUPPORTED, "the adapter is a pickle file (.bin or .pt)");
         return ol_hint(err, "Pickle files can run code when read. Save the adapter as safetensors: "
                             "save_pretrained(..., safe_serialization=True).");
     }
-    if (config_len > OL_MAX_ADAPTER_CONFIG)
+    if (b->config_len > OL_MAX_ADAPTER_CONFIG)
         return ol_fail(err, OL_LIMIT, "adapter_config.json is larger than %zu bytes",
                        OL_MAX_ADAPTER_CONFIG);
     build = ol_arena_alloc(arena, sizeof(*build));
@@ -60,11 +59,11 @@ ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config,
     build->base = base;
     build->arena = arena;
     build->err = err;
-    if (!ol_gguf_magic(bytes, len))
-        return ol_peft_parse(bytes, len, config, config_len, build, out);
-    if (config_len)
+    if (!ol_gguf_magic(b->weights, b->weights_len))
+        return ol_peft_parse(b->weights, b->weights_len, b->config, b->config_len, build, out);
+    if (b->config_len)
         return ol_fail(err, OL_INVALID, "a GGUF adapter takes no adapter_config.json");
-    return ol_gguf_lora_parse(bytes, len, build, out);
+    return ol_gguf_lora_parse(b->weights, b->weights_len, build, out);
 }
 
 /* -- on disk ------------------------------------------------------------------------- */
@@ -121,10 +120,12 @@ void ol_adapter_disk_close(ol_adapter_disk *disk)
 ol_code ol_adapter_read_path(const char *path, const ol_model_config *base, ol_arena *arena,
                              ol_adapter_disk *disk, ol_adapter_file *out, ol_error *err)
 {
+    ol_adapter_bytes bytes;
+
     OL_TRY(ol_adapter_disk_open(path, disk, err));
-    if (ol_adapter_file_parse(disk->weights.data, disk->weights.len,
-                              (const char *)disk->config.data, disk->config.len, base, arena, out,
-                              err) != OL_OK) {
+    bytes = (ol_adapter_bytes){disk->weights.data, disk->weights.len,
+                               (const char *)disk->config.data, disk->config.len};
+    if (ol_adapter_file_parse(&bytes, base, arena, out, err) != OL_OK) {
         ol_adapter_disk_close(disk);
         return ol_prefix(err, "%s", path);
     }

@@ -17,6 +17,14 @@
 #define OL_MAX_RANK 512
 #define OL_MAX_ADAPTER_CONFIG ((size_t)1024 * 1024)
 
+/* An adapter as it arrives; a GGUF file has no config. */
+typedef struct ol_adapter_bytes {
+    const void *weights;
+    size_t weights_len;
+    const char *config;
+    size_t config_len;
+} ol_adapter_bytes;
+
 typedef enum ol_adapter_format { OL_ADAPTER_PEFT, OL_ADAPTER_GGUF } ol_adapter_format;
 
 typedef struct ol_adapter_file {
@@ -32,15 +40,13 @@ typedef struct ol_adapter_file {
                              * information only; NULL when not given */
 } ol_adapter_file;
 
-/* Parses and validates. The modules point into `bytes` (which must outlive them) or
+/* Parses and validates. The modules point into the weights (which must outlive them) or
  * into the arena (tensors that had to be converted: unaligned ones, and q/k rows that
  * change order between the rotate-half and the interleaved RoPE layout to fit the
  * base). With base NULL (inspect) nothing is checked against a base and no order is
- * changed; the layers are then those up to the highest in the file. GGUF bytes take no
- * config. */
-ol_code ol_adapter_file_parse(const void *bytes, size_t len, const char *config, size_t config_len,
-                              const ol_model_config *base, ol_arena *arena, ol_adapter_file *out,
-                              ol_error *err);
+ * changed; the layers are then those up to the highest in the file. */
+ol_code ol_adapter_file_parse(const ol_adapter_bytes *bytes, const ol_model_config *base,
+                              ol_arena *arena, ol_adapter_file *out, ol_error *err);
 
 /* SHA-256 over: "openlora.adapter.1", a zero byte, the weights' length as 8 bytes
  * little-endian, the weights, the config text. The same function as engine.h's. */
