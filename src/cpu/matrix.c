@@ -200,10 +200,8 @@ static void quantize_i4(const float *x, uint8_t *v, uint16_t *scale)
     }
 }
 
-static void pack_floats(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_source *source,
-                        int64_t row, int lane, uint8_t *out, float *values)
+static void pack_floats(const cpu_matrix *m, const float *values, int lane, uint8_t *out)
 {
-    cpu_to_floats(kernels, row_dtype(source, row), row_data(source, row), values, m->cols);
     for (int64_t b = 0; b < m->cols / OL_BLOCK; b++) {
         const float *x = values + b * OL_BLOCK;
         uint16_t scale;
@@ -284,8 +282,10 @@ void cpu_matrix_pack(const cpu_kernels *kernels, const cpu_matrix *m, const cpu_
             pack_q4_0(m, row_data(source, row), lane, out);
         else if (dtype == OL_Q4_K)
             pack_q4_k(m, row_data(source, row), lane, out);
-        else
-            pack_floats(kernels, m, source, row, lane, out, values);
+        else {
+            cpu_to_floats(kernels, dtype, row_data(source, row), values, m->cols);
+            pack_floats(m, values, lane, out);
+        }
     }
 }
 

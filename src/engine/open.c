@@ -1,6 +1,7 @@
 /* open.c: an engine's beginning and end. */
 #include "engine/load.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
@@ -47,6 +48,23 @@ static ol_code take_limits(const ol_engine_options *o, limits *l, ol_error *err)
     if (l->max_logit_rows > l->step_tokens)
         l->max_logit_rows = l->step_tokens;
     return OL_OK;
+}
+
+/* With what an answer was computed, as it is recorded, includes how things were stored. */
+static void note_storage(ol_engine *engine, const ol_engine_options *o)
+{
+    static const char *const weights[] = {[OL_QUANT_AS_IS] = "",
+                                          [OL_QUANT_INT8] = ", int8 weights",
+                                          [OL_QUANT_INT4] = ", int4 weights",
+                                          [OL_QUANT_FP8] = ", fp8 weights"};
+    static const char *const pages[] = {[OL_F32] = ", f32 keys and values",
+                                        [OL_F16] = ", f16 keys and values",
+                                        [OL_BF16] = ", bf16 keys and values",
+                                        [OL_F8E4M3] = ", fp8 keys and values"};
+
+    snprintf(engine->storage, sizeof(engine->storage), "%s%s%s", weights[o->quantization],
+             o->kv_dtype >= 0 && pages[o->kv_dtype] ? pages[o->kv_dtype] : "",
+             o->adapters == OL_QUANT_INT8 ? ", int8 adapters" : "");
 }
 
 /* -- what requests and steps work with ------------------------------------------------------ */
@@ -114,6 +132,7 @@ static ol_code open_all(ol_engine *engine, const ol_engine_options *o, ol_error 
     engine->patience_us = PATIENCE_US;
     engine->step_us = (uint64_t)or_default(o->step_ms, DEFAULT_STEP_MS) * 1000;
     OL_TRY(take_limits(o, &engine->limits, err));
+    note_storage(engine, o);
     OL_TRY(ol_model_source_open(o->model_path, &engine->source, err));
     engine->config = ol_model_source_config(engine->source);
     OL_TRY(open_device(engine, o, err));

@@ -35,23 +35,6 @@ static ol_code load_device(ol_engine *engine, const ol_engine_options *o, const 
     return ol_device_load(folder, name, &engine->table, err);
 }
 
-/* With what an answer was computed, as it is recorded, includes how things were stored. */
-static void note_storage(ol_engine *engine, const ol_engine_options *o)
-{
-    static const char *const weights[] = {[OL_QUANT_AS_IS] = "",
-                                          [OL_QUANT_INT8] = ", int8 weights",
-                                          [OL_QUANT_INT4] = ", int4 weights",
-                                          [OL_QUANT_FP8] = ", fp8 weights"};
-    static const char *const pages[] = {[OL_F32] = ", f32 keys and values",
-                                        [OL_F16] = ", f16 keys and values",
-                                        [OL_BF16] = ", bf16 keys and values",
-                                        [OL_F8E4M3] = ", fp8 keys and values"};
-
-    snprintf(engine->storage, sizeof(engine->storage), "%s%s%s", weights[o->quantization],
-             o->kv_dtype >= 0 && pages[o->kv_dtype] ? pages[o->kv_dtype] : "",
-             o->adapters == OL_QUANT_INT8 ? ", int8 adapters" : "");
-}
-
 static ol_code open_loaded(ol_engine *engine, const ol_engine_options *o, int index, ol_error *err)
 {
     ol_device_options how = {.threads = o->threads,
@@ -95,7 +78,6 @@ ol_code open_device(ol_engine *engine, const ol_engine_options *o, ol_error *err
     char *end;
     long index;
 
-    note_storage(engine, o);
     if (strcmp(name, "auto") == 0)
         return open_best(engine, o, err);
     if (strcmp(name, "cpu") == 0)
