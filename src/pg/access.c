@@ -6,9 +6,9 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "find.h"
-#include "mb/pg_wchar.h"
 #include "rows.h"
 #include "spi.h"
+#include "utf8.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -20,17 +20,11 @@ PG_FUNCTION_INFO_V1(lora_forget_quota);
 PG_FUNCTION_INFO_V1(lora_quota_counters);
 PG_FUNCTION_INFO_V1(lora_adapter_export);
 
-/* Error values speak UTF-8. */
-static const char *utf8(const char *text)
-{
-    return pg_server_to_any(text, (int)strlen(text), PG_UTF8);
-}
-
 static const char *grantee_name(Oid role)
 {
     char *name = role ? GetUserNameFromId(role, true) : "PUBLIC";
 
-    return name ? utf8(name) : "a dropped role";
+    return name ? lora_to_utf8(name) : "a dropped role";
 }
 
 /* -- using an adapter ------------------------------------------------------------------------ */
@@ -38,7 +32,7 @@ static const char *grantee_name(Oid role)
 static void refuse_weight(const LoraAdapterRef *ref, float8 cap, ol_error *error)
 {
     ol_fail(error, OL_DENIED, "permission denied to use adapter \"%s\" with the weight %g",
-            utf8(ref->name), ref->weight);
+            lora_to_utf8(ref->name), ref->weight);
     ol_detail(error, "The grant's cap is %g.", cap);
 }
 
@@ -60,7 +54,7 @@ bool lora_may_use(LoraAdapterRef *ref, Oid caller, ol_error *error)
     Datum values[2] = {Int64GetDatum(ref->id), ObjectIdGetDatum(caller)};
     uint64 n = lora_execute(&find, values, NULL, true);
 
-    ol_fail(error, OL_DENIED, "permission denied to use adapter \"%s\"", utf8(ref->name));
+    ol_fail(error, OL_DENIED, "permission denied to use adapter \"%s\"", lora_to_utf8(ref->name));
     ol_hint(error, "Its owner can give the right with lora_grant.");
     for (uint64 row = 0; row < n; row++) {
         bool any_weight, no_quota;
@@ -112,7 +106,7 @@ static int gather_quotas(const LoraAdapterRef *refs, int n, Oid caller, LoraQuot
                 .tokens = refs[i].token_quota,
                 .concurrent = -1,
                 .what = psprintf("%s for adapter \"%s\"", grantee_name(refs[i].quota_of),
-                                 utf8(refs[i].name))};
+                                 lora_to_utf8(refs[i].name))};
     return n_quotas;
 }
 

@@ -10,7 +10,7 @@
 #include "access/detoast.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
-#include "mb/pg_wchar.h"
+#include "utf8.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 #if PG_VERSION_NUM >= 160000
@@ -36,7 +36,7 @@ static const char *config_text(struct varlena *config)
     Jsonb *jsonb = DatumGetJsonbP(PointerGetDatum(config));
     char *local = JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb));
 
-    return pg_server_to_any(local, (int)strlen(local), PG_UTF8);
+    return lora_to_utf8(local);
 }
 
 LoraAdapterReader *lora_adapter_over(struct varlena *weights, struct varlena *config)
@@ -54,9 +54,8 @@ LoraAdapterReader *lora_adapter_open(const LoraAdapterRef *ref, ol_error *error)
     Size length = toast_raw_datum_size(PointerGetDatum(ref->weights)) - VARHDRSZ;
 
     if (length > lora_adapter_size_limit()) { /* the limit was lowered since */
-        const char *name = pg_server_to_any(ref->name, (int)strlen(ref->name), PG_UTF8);
-
-        ol_fail(error, OL_LIMIT, "adapter \"%s\" is too large: %zu bytes", name, length);
+        ol_fail(error, OL_LIMIT, "adapter \"%s\" is too large: %zu bytes", lora_to_utf8(ref->name),
+                length);
         ol_hint(error, "Raise openlora.max_adapter_size.");
         return NULL;
     }

@@ -5,7 +5,7 @@
  */
 #include "lora_pg.h"
 
-#include "mb/pg_wchar.h"
+#include "utf8.h"
 
 int lora_sqlstate(ol_code code)
 {
@@ -45,17 +45,12 @@ int lora_sqlstate(ol_code code)
     return ERRCODE_INTERNAL_ERROR;
 }
 
-static const char *local_text(const char *utf8)
-{
-    return pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
-}
-
 void lora_raise(const ol_error *error)
 {
-    ereport(ERROR,
-            (errcode(lora_sqlstate(error->code)), errmsg_internal("%s", local_text(error->message)),
-             error->detail[0] ? errdetail_internal("%s", local_text(error->detail)) : 0,
-             error->hint[0] ? errhint("%s", local_text(error->hint)) : 0));
+    ereport(ERROR, (errcode(lora_sqlstate(error->code)),
+                    errmsg_internal("%s", lora_from_utf8(error->message)),
+                    error->detail[0] ? errdetail_internal("%s", lora_from_utf8(error->detail)) : 0,
+                    error->hint[0] ? errhint("%s", lora_from_utf8(error->hint)) : 0));
     pg_unreachable();
 }
 

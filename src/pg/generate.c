@@ -8,7 +8,6 @@
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
-#include "mb/pg_wchar.h"
 #include "utf8.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
@@ -107,13 +106,6 @@ bool lora_call_ended(const LoraCall *call)
 
 /* -- values ---------------------------------------------------------------------------------- */
 
-static void append_piece(StringInfo out, const char *utf8)
-{
-    char *local = pg_any_to_server(utf8, (int)strlen(utf8), PG_UTF8);
-
-    escape_json(out, local);
-}
-
 /* [{"token": 17, "text": "x", "logprob": -0.5, "top": [{"token": .., "logprob": ..}]}] */
 static Datum tokens_as_jsonb(LoraToken *tokens)
 {
@@ -127,7 +119,7 @@ static Datum tokens_as_jsonb(LoraToken *tokens)
         if (t != tokens)
             appendStringInfoChar(&json, ',');
         appendStringInfo(&json, "{\"token\":%d,\"text\":", t->token);
-        append_piece(&json, t->text);
+        escape_json(&json, lora_from_utf8(t->text));
         appendStringInfo(&json, ",\"logprob\":%.7g,\"top\":[", t->logprob);
         for (int i = 0; i < t->n_alternatives; i++)
             appendStringInfo(&json, "%s{\"token\":%d,\"logprob\":%.7g}", i ? "," : "",

@@ -13,12 +13,12 @@
 #include "catalog/pg_type.h"
 #include "common/file_utils.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "merge_child.h"
 #include "miscadmin.h"
 #include "progress.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
+#include "utf8.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -87,7 +87,7 @@ static void write_parents(Merge *merge, Datum *weights, Datum *configs, int n)
         bytea *bytes = DatumGetByteaPP(weights[i]);
         Jsonb *config = DatumGetJsonbP(configs[i]);
         char *local = JsonbToCString(NULL, &config->root, VARSIZE(config));
-        char *text = pg_server_to_any(local, (int)strlen(local), PG_UTF8);
+        const char *text = lora_to_utf8(local);
 
         PathNameCreateTemporaryDir(BASE, folder);
         write_file(folder, "adapter_model.safetensors", VARDATA_ANY(bytes),
@@ -168,6 +168,7 @@ static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
     Datum *weights, *configs, *factors, *names;
     int n, n_configs, n_factors, n_names;
     bytea *config;
+    char *json;
 
     refuse_nulls(fcinfo);
     deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_NAMES), TEXTOID, -1, false, TYPALIGN_INT, &names,
@@ -193,10 +194,8 @@ static void run(FunctionCallInfo fcinfo, Merge *merge, Datum *values)
     values[0] =
         PointerGetDatum(read_file(psprintf("%s/out", merge->folder), "adapter_model.safetensors"));
     config = read_file(psprintf("%s/out", merge->folder), "adapter_config.json");
-    values[1] = DirectFunctionCall1(
-        jsonb_in,
-        CStringGetDatum(pg_any_to_server(pnstrdup(VARDATA(config), VARSIZE(config) - VARHDRSZ),
-                                         (int)(VARSIZE(config) - VARHDRSZ), PG_UTF8)));
+    json = pnstrdup(VARDATA(config), VARSIZE(config) - VARHDRSZ);
+    values[1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(lora_from_utf8(json)));
     values[2] = lora_merge_child_parts(&merge->child, n);
 }
 

@@ -14,13 +14,13 @@
 #include "catalog/pg_type.h"
 #include "commands/async.h"
 #include "database_worker.h"
-#include "mb/pg_wchar.h"
 #include "queue_rows.h"
 #include "session.h"
 #include "shared.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "utf8.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -97,7 +97,6 @@ static void drop_item(LoraQueueItem *item)
 /* An error value of the request, or of its beginning. `alone`: nothing else is in flight. */
 static void set_error(LoraQueueItem *item, const ol_error *error, bool begun)
 {
-    char *message = pg_any_to_server(error->message, (int)strlen(error->message), PG_UTF8);
     bool alone = n_items == 1;
     LoraQueueEnd end = LORA_END_FAILED;
 
@@ -109,7 +108,7 @@ static void set_error(LoraQueueItem *item, const ol_error *error, bool begun)
         again = true;
     if (end == LORA_END_UNCOUNTED)
         item->refused = true;
-    lora_queue_set_end(item, end, lora_sqlstate(error->code), message);
+    lora_queue_set_end(item, end, lora_sqlstate(error->code), lora_from_utf8(error->message));
 }
 
 static void start_as_role(LoraQueueItem *item)

@@ -7,6 +7,16 @@
 #include "varatt.h"
 #endif
 
+const char *lora_to_utf8(const char *text)
+{
+    return pg_server_to_any(text, (int)strlen(text), PG_UTF8);
+}
+
+const char *lora_from_utf8(const char *utf8)
+{
+    return pg_any_to_server(utf8, (int)strlen(utf8), PG_UTF8);
+}
+
 bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
                         ol_error *error)
 {

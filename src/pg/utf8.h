@@ -8,6 +8,11 @@
 
 #include "lib/stringinfo.h"
 
+/* A string of the database as UTF-8, as error values (ol_error) are; and the other way. What needs
+ * no change comes back as it is. */
+extern const char *lora_to_utf8(const char *text);
+extern const char *lora_from_utf8(const char *utf8);
+
 /* A text argument as UTF-8, held to openlora.max_prompt_size; `what` names it in the error. */
 extern bool lora_utf8_argument(text *value, const char *what, const char **utf8, Size *length,
                                ol_error *error);
