@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "base/child.h"
-#include "device/device.h"
 #include "lib/stringinfo.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -49,6 +48,12 @@ static void add_option(Command *command, const char *name, const char *value)
     command->args[command->n] = NULL;
 }
 
+/* One of several words, which are the command line's, too. */
+static void add_setting(Command *command, const char *name, const char *setting)
+{
+    add_option(command, name, GetConfigOptionByName(setting, NULL, false));
+}
+
 static void add_flag(Command *command, const char *name)
 {
     command->args[command->n++] = psprintf("--%s", name);
@@ -69,14 +74,6 @@ static char *engine_program(void)
 
 static void build_command(Command *command)
 {
-    static const char *const quantizations[] = {[OL_QUANT_AS_IS] = "auto",
-                                                [OL_QUANT_INT8] = "int8",
-                                                [OL_QUANT_INT4] = "int4",
-                                                [OL_QUANT_FP8] = "fp8"};
-    static const char *const kv_dtypes[] = {
-        [OL_F32] = "f32", [OL_F16] = "f16", [OL_BF16] = "bf16", [OL_F8E4M3] = "fp8"};
-    static const char *const adapter_dtypes[] = {
-        [OL_QUANT_AS_IS] = "auto", [OL_QUANT_INT8] = "int8"};
     const int64 mb = 1024 * 1024;
 
     command->n = 0;
@@ -85,11 +82,10 @@ static void build_command(Command *command)
     add_option(command, "model", lora_model);
     add_option(command, "device", lora_device);
     add_option(command, "isa", lora_isa);
-    add_option(command, "quantization", quantizations[lora_quantization]);
+    add_setting(command, "quantization", "openlora.quantization");
     add_number(command, "threads", lora_threads);
-    if (lora_kv_cache_dtype >= 0)
-        add_option(command, "kv-dtype", kv_dtypes[lora_kv_cache_dtype]);
-    add_option(command, "adapter-dtype", adapter_dtypes[lora_adapter_dtype]);
+    add_setting(command, "kv-dtype", "openlora.kv_cache_dtype");
+    add_setting(command, "adapter-dtype", "openlora.adapter_dtype");
     add_number(command, "kv-bytes", lora_kv_cache_size * mb);
     add_number(command, "adapter-bytes", lora_adapter_cache_size * mb);
     if (lora_adapter_host_cache_size >= 0)

@@ -13,10 +13,7 @@ char *lora_device;
 char *lora_isa;
 char *lora_engine_path;
 char *lora_ledger_key_directory;
-int lora_quantization = OL_QUANT_AS_IS;
 int lora_threads = 0;
-int lora_kv_cache_dtype = -1;
-int lora_adapter_dtype = OL_QUANT_AS_IS;
 int lora_kv_cache_size = 0;
 int lora_adapter_cache_size = 0;
 int lora_adapter_host_cache_size = -1;
@@ -46,6 +43,9 @@ int lora_pipeline_depth = -1;
 int lora_keep_text = LORA_KEEP_HASH;
 bool lora_attribution = true;
 int lora_receipt_durability = LORA_RECEIPTS_ASYNC;
+
+/* Words that go to the engine as they are: engine_process.c. */
+static int quantization = OL_QUANT_AS_IS, kv_dtype = -1, adapter_dtype = OL_QUANT_AS_IS;
 
 static const struct config_enum_entry quantizations[] = {
     {"auto", OL_QUANT_AS_IS, false}, {"none", OL_QUANT_AS_IS, true}, {"int8", OL_QUANT_INT8, false},
@@ -85,17 +85,17 @@ static void define_engine(void)
                              "Find what earlier prompts with the same beginning have computed.",
                              NULL, &lora_prefix_cache, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
     DefineCustomEnumVariable("openlora.quantization", "How base weights are stored.",
-                             "auto keeps the file's type; fp8 is for GPUs.", &lora_quantization,
+                             "auto keeps the file's type; fp8 is for GPUs.", &quantization,
                              OL_QUANT_AS_IS, quantizations, PGC_SIGHUP, 0, NULL, NULL, NULL);
     DefineCustomEnumVariable("openlora.kv_cache_dtype", "How keys and values are stored.",
                              "auto: f32 or f16 on CPUs, bf16 on GPUs. fp8, for GPUs, takes half as "
                              "much memory as bf16.",
-                             &lora_kv_cache_dtype, -1, kv_dtypes, PGC_SIGHUP, 0, NULL, NULL, NULL);
+                             &kv_dtype, -1, kv_dtypes, PGC_SIGHUP, 0, NULL, NULL, NULL);
     DefineCustomEnumVariable("openlora.adapter_dtype", "How loaded adapters are stored.",
                              "auto keeps an adapter's own type on CPUs, bf16 on GPUs. int8, with a "
                              "scale for each rank, takes half as much memory as 16 bits.",
-                             &lora_adapter_dtype, OL_QUANT_AS_IS, adapter_dtypes, PGC_SIGHUP, 0,
-                             NULL, NULL, NULL);
+                             &adapter_dtype, OL_QUANT_AS_IS, adapter_dtypes, PGC_SIGHUP, 0, NULL,
+                             NULL, NULL);
 }
 
 typedef struct IntSetting {

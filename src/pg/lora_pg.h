@@ -18,9 +18,6 @@ extern char *lora_device;
 extern char *lora_isa;
 extern char *lora_engine_path;
 extern char *lora_ledger_key_directory;
-extern int lora_quantization;   /* ol_quantization */
-extern int lora_kv_cache_dtype; /* ol_dtype, or -1 */
-extern int lora_adapter_dtype;  /* ol_quantization: AS_IS or INT8 */
 extern int lora_threads;
 extern int lora_kv_cache_size;           /* MB; 0: the engine's default */
 extern int lora_adapter_cache_size;      /* MB; 0: the engine's default */
