@@ -156,7 +156,12 @@ typedef enum ol_finish {
     OL_FINISH_SCORED,
 } ol_finish;
 
-const char *ol_finish_name(ol_finish finish); /* "eos", "stop", "length", "scored" */
+static inline const char *ol_finish_name(ol_finish finish)
+{
+    static const char *const names[] = {"eos", "stop", "length", "scored"};
+
+    return names[finish];
+}
 
 typedef enum ol_event_kind {
     OL_EVENT_TOKEN,

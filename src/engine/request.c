@@ -5,13 +5,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-const char *ol_finish_name(ol_finish finish)
-{
-    static const char *const names[] = {"eos", "stop", "length", "scored"};
-
-    return names[finish];
-}
-
 /* -- by tag ------------------------------------------------------------------------- */
 
 static request **bucket_of(const ol_engine *engine, uint64_t tag)

@@ -176,13 +176,12 @@ StaticAssertDecl(COL_INFERENCE + 1 == LORA_COMPLETE_INFERENCE, "the columns have
 /* inference: 0 when it is not attributed yet. */
 static Datum complete_row(const LoraCall *call, FunctionCallInfo fcinfo, int64 inference)
 {
-    static const char *const finishes[] = {"eos", "stop", "length", "scored"};
     const LoraResult *result = lora_request_result(call->request);
     Datum values[COLUMNS];
     bool nulls[COLUMNS] = {false};
 
     values[COL_TEXT] = PointerGetDatum(lora_text_from_utf8(result->text.data, result->text.len));
-    values[COL_FINISH] = CStringGetTextDatum(finishes[result->finish]);
+    values[COL_FINISH] = CStringGetTextDatum(ol_finish_name(result->finish));
     values[COL_PROMPT_TOKENS] = Int32GetDatum(result->prompt_tokens);
     values[COL_COMPLETION_TOKENS] = Int32GetDatum(result->completion_tokens);
     values[COL_SEED] = Int64GetDatum((int64)call->spec.sampling.seed);

@@ -22,6 +22,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
+#include "utf8.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -165,7 +166,7 @@ static ol_code serve(LoraAskKind kind, const char *origin, ol_error *error)
         raised = CopyErrorData();
         FlushErrorState();
         AbortCurrentTransaction();
-        code = ol_fail(error, OL_INTERNAL, "%s", raised->message);
+        code = ol_fail(error, OL_INTERNAL, "%s", lora_to_utf8(raised->message));
         FreeErrorData(raised);
     }
     PG_END_TRY();

@@ -26,6 +26,12 @@ fails_with(q{SELECT lora_adapter_import('x', 'PK\x03\x04aaaaaaaaaaaa')}, qr/inva
 fails_with(q{SELECT lora_adapter_import('x', '\x504b0304616161616161616161')}, qr/pickle.*safetensors/s, 'zip pickle');
 fails_with(q{SELECT lora_adapter_import('x', '\x0011223344')}, qr/neither safetensors nor GGUF/, 'other bytes');
 
+# What an error quotes is in the database's encoding.
+$node->safe_psql('postgres', q{CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql('latin', 'CREATE EXTENSION openlora');
+my (undef, undef, $latin) = $node->psql('latin', qq{SET client_encoding = 'UTF8'; SELECT lora_generate(NULL, 'x', logit_bias => '{"\xc3\xa9": 1}')});
+like($latin, qr/logit_bias has the key "\xc3\xa9"/, 'a key that is no token id, in another encoding');
+
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'");
 $node->restart;
 fails_with(q{SELECT lora_generate(NULL, 'x')}, qr/no model to serve.*openlora\.model/s, 'no model');
