@@ -97,6 +97,7 @@ gpu-tests: $(patsubst %,$(BUILD)/gpu_%,$(GPU_TESTS)) $(BUILD)/gpu_bench $(BUILD)
 # small as it goes: a sixth.
 PACK_ARCH ?= 90a
 pack-gpu:
+	rm -f build/gpu/gpu_* # what is no more
 	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
 		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling \
 		build/gpu/test/test_engine_fp8

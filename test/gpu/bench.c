@@ -244,7 +244,6 @@ int main(int argc, char **argv)
     }
     if (bench.layers < 1 || bench.layers > 128)
         bench_die("--layers", "1 to 128");
-    CUDA(cudaSetDevice(0));
     for (int i = first; i < argc; i++)
         run_part(argv[i], ceilings);
     return 0;

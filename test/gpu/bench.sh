@@ -71,6 +71,8 @@ bench_all() {
 		engine_size=(--parallel 8 --prompt 3 --generate 3 --rank 2 --threads 2 --kv-bytes $((1 << 20)) --adapter-bytes $((1 << 20)))
 		zipf_size=(PARALLEL=4 PROMPT=3 GENERATE=2 REQUESTS=4) zipf_slots=3
 	fi
+	trap 'rm -rf "$models"' EXIT # 16 GB, perhaps of memory
+	trap 'exit 143' TERM INT
 	mkdir -p "$models"
 	for part in ceilings decode adapters prefill loading attention prefill_ways; do
 		step "$part" "${loader[@]}" "$program" "${size[@]}" --ceilings "$out/ceilings" --rows "$out/rows" $part
