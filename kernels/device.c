@@ -88,6 +88,8 @@ static ol_code start(ol_device *device, ol_error *err)
     if (is_off("OL_CUDA_EARLY"))
         gpu_launches_early = 0;
     OL_TRY(gpu_choose_card(device, err));
+    GPU_TRY(gpu_pack_load_kernels(), "its kernels");
+    GPU_TRY(gpu_lora_load_kernels(), "its kernels");
     OL_TRY(gpu_upload_open(device, err));
     OL_TRY(gpu_pool_keep(&device->memory, device->options.device_index, err));
     GPU_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "making a stream");

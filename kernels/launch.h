@@ -41,8 +41,12 @@ extern "C" {
 /* Whether kernels may start before the one before has ended (gpu_launch_early): 1, unless somebody
  * has found that it does not work. Of all devices of a process. */
 extern int gpu_launches_early;
-/* Whether there is code for the chosen device, which is loaded by asking. */
+/* Whether there is code for the chosen device. */
 cudaError_t gpu_has_code(void);
+/* CUDA brings a kernel to the device when it is first used, and may wait for all work there to do so:
+ * those that the loader's thread uses are brought before there are steps. */
+cudaError_t gpu_pack_load_kernels(void);
+cudaError_t gpu_lora_load_kernels(void);
 
 /* -- a step ------------------------------------------------------------------------------- */
 

@@ -39,6 +39,13 @@ extern "C" cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_r
                       dim3(warps * WARP), 0, stream, to, col_tiles, first_row / 16, *source, bad);
 }
 
+extern "C" cudaError_t gpu_pack_load_kernels(void)
+{
+    cudaFuncAttributes ignored;
+
+    return cudaFuncGetAttributes(&ignored, (const void *)pack_bf16_kernel);
+}
+
 /* -- groups of 32 columns -------------------------------------------------------------------- */
 
 static __device__ void extremes(const float (&a)[8], const float (&b)[8], int half, float *low,

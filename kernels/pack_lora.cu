@@ -177,3 +177,20 @@ extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows,
     return gpu_launch(lora8 ? gram_kernel<true> : gram_kernel<false>,
                       dim3((unsigned)n_parts, side, side), dim3(256), 0, stream, parts, rows);
 }
+
+/* -- before there are steps ------------------------------------------------------------------- */
+
+extern "C" cudaError_t gpu_lora_load_kernels(void)
+{
+    const void *const kernels[] = {
+        (const void *)most_of_rows_kernel, (const void *)most_of_columns_kernel,
+        (const void *)pack_lora8_kernel,   (const void *)lora8_scales_kernel,
+        (const void *)gram_kernel<false>,  (const void *)gram_kernel<true>};
+    cudaFuncAttributes ignored;
+    cudaError_t code = cudaSuccess;
+
+    for (const void *kernel : kernels)
+        if (code == cudaSuccess)
+            code = cudaFuncGetAttributes(&ignored, kernel);
+    return code;
+}

@@ -34,10 +34,15 @@ static ol_code prepare_energies(ol_device *device, size_t bytes, ol_error *err)
 static ol_code step_run(ol_device *device, const gpu_scratch *from, size_t bytes, ol_error *err)
 {
     size_t energies = (size_t)device->lists.n_energies * sizeof(double);
+    ol_code code;
 
     OL_TRY(prepare_energies(device, energies, err));
     OL_TRY(pinned_need(&device->results, &device->results_bytes, bytes, err));
-    OL_TRY(gpu_run_ops(device, err));
+    code = gpu_run_ops(device, err);
+    if (code != OL_OK) { /* what was launched of it works with pages that others may now have */
+        (void)cudaStreamSynchronize(device->stream);
+        return code;
+    }
     if (bytes)
         GPU_TRY(cudaMemcpyAsync(device->results, from->data, bytes, cudaMemcpyDeviceToHost,
                                 device->stream),

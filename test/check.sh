@@ -104,8 +104,8 @@ fi
 # The CUDA device on the processor: the whole engine over it.
 if wanted unit; then
 	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
-	step simt-same env OL_TEST_DEVICE=simt build/test/test_engine_same
-	step simt-requests env OL_TEST_DEVICE=simt build/test/test_engine_requests
+	step simt-same env OL_TEST_DEVICE=simt OL_SIMT_STREAMS=mixed build/test/test_engine_same
+	step simt-requests env OL_TEST_DEVICE=simt OL_SIMT_STREAMS=early build/test/test_engine_requests
 	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
 	step simt-fp8 env OL_TEST_DEVICE=simt build/test/test_engine_fp8
 	step simt-int8 env OL_TEST_DEVICE=simt build/test/test_engine_int8

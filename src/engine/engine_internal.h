@@ -139,6 +139,10 @@ ol_code open_model(ol_engine *engine, const ol_engine_options *options, ol_error
  * prefix cache go by their number. */
 ol_code open_kv(ol_engine *engine, const ol_engine_options *options, ol_error *err);
 
+/* -- warm.c ----------------------------------------------------------------------- */
+/* The last of opening: a device of its own memory computes once before requests come. */
+ol_code warm_up(ol_engine *engine, ol_error *err);
+
 /* -- request.c ------------------------------------------------------------------ */
 /* Fails requests whose time is over. */
 void request_check_deadlines(ol_engine *engine);

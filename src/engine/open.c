@@ -138,7 +138,8 @@ static ol_code open_all(ol_engine *engine, const ol_engine_options *o, ol_error 
     OL_TRY(open_device(engine, o, err));
     OL_TRY(open_model(engine, o, err));
     OL_TRY(open_kv(engine, o, err));
-    return open_tables(engine, o, err);
+    OL_TRY(open_tables(engine, o, err));
+    return warm_up(engine, err);
 }
 
 ol_code ol_engine_open(const ol_engine_options *options, ol_engine **out, ol_error *err)

@@ -10,6 +10,8 @@
  *   @FILE                        one of these from a file, read when the process begins; after:N in
  *                                it is read at any time: the launch after N others from now on
  *                                fails; the file is removed
+ *
+ * OL_SIMT_STREAMS=late|early|mixed: simt_when.
  */
 #include "runtime.h"
 
@@ -61,12 +63,16 @@ static void take(const char *fault)
 void simt_read_faults()
 {
     static bool done;
-    const char *fault = getenv("OL_SIMT_FAULT");
+    const char *fault = getenv("OL_SIMT_FAULT"), *streams = getenv("OL_SIMT_STREAMS");
     char text[64];
 
     if (done)
         return;
     done = true;
+    if (streams)
+        simt_settings.streams = strcmp(streams, "early") == 0   ? SIMT_EARLY
+                                : strcmp(streams, "mixed") == 0 ? SIMT_MIXED
+                                                                : SIMT_LATE;
     if (fault && fault[0] == '@')
         file = fault + 1;
     if (fault && (!file || read_file(text, sizeof(text))))

@@ -1,7 +1,11 @@
 /* test_engine_hostile.c: what the engine's process makes of frames that are wrong, of noise, of a
- * model that is not there, and of a worker that goes away. */
+ * model that is not there, of a device that hangs, and of a worker that goes away. */
 #include "engine_process.h"
 #include "noise.h"
+
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* What is wrong with a frame is answered to its tag and harms nobody else. */
 static void test_malformed(void **state)
@@ -141,6 +145,49 @@ static void test_broken_model(void **state)
     ol_channel_close(&p.channel);
 }
 
+/* Where the CUDA device on the processor is; the test is skipped where there is none. */
+static void simt_folder(char *out, size_t size)
+{
+    char exe[2048], so[4096];
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+
+    exe[n > 0 ? n : 0] = '\0';
+    *strrchr(exe, '/') = '\0';
+    snprintf(out, size, "%s/../simt", exe);
+    snprintf(so, sizeof(so), "%s/openlora_cuda.so", out);
+    need_path(so);
+}
+
+/* A kernel that never ends: the process does. */
+static void test_stalled_device(void **state)
+{
+    char dir[] = "/tmp/openlora-stall-XXXXXX", fault[64], go[64], simt[3000], option[3020];
+    ol_request q = util_text_request("Hello there", 60);
+    engine_process p;
+    FILE *f;
+
+    (void)state;
+    simt_folder(simt, sizeof(simt));
+    snprintf(option, sizeof(option), "--device-dir=%s", simt);
+    assert_non_null(mkdtemp(dir));
+    snprintf(fault, sizeof(fault), "@%s/fault", dir);
+    snprintf(go, sizeof(go), "%s/fault.go", dir);
+    f = fopen(fault + 1, "w");
+    assert_non_null(f);
+    fputs("hold:200", f); /* a launch after those of loading, until somebody writes there */
+    fclose(f);
+    assert_int_equal(mkfifo(go, 0600), 0);
+    setenv("OL_SIMT_FAULT", fault, 1);
+    p = process_ready("--stall-seconds=2", option);
+    unsetenv("OL_SIMT_FAULT");
+    process_send_request(&p, 1, 1, &q);
+    assert_int_equal(process_wait(&p), 1);
+    ol_channel_close(&p.channel);
+    unlink(fault + 1);
+    unlink(go);
+    rmdir(dir);
+}
+
 static void test_worker_goes_away(void **state)
 {
     engine_process p = process_ready(NULL, NULL);
@@ -168,9 +215,10 @@ static void test_corrupt_ring(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_malformed),        cmocka_unit_test(test_noise),
-        cmocka_unit_test(test_refused_request),  cmocka_unit_test(test_broken_model),
-        cmocka_unit_test(test_worker_goes_away), cmocka_unit_test(test_corrupt_ring),
+        cmocka_unit_test(test_malformed),       cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_refused_request), cmocka_unit_test(test_broken_model),
+        cmocka_unit_test(test_stalled_device),  cmocka_unit_test(test_worker_goes_away),
+        cmocka_unit_test(test_corrupt_ring),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -227,6 +227,29 @@ static void test_context_of_the_kv_cache(void **state)
     must_fail(ol_engine_open(&options, &small, &err), OL_LIMIT, "KV cache", &err);
 }
 
+/* A device with memory of its own has taken what steps work with before requests come. */
+static void test_first_request_takes_no_memory(void **state)
+{
+    ol_engine_options options;
+    ol_engine_info before, after;
+    ol_engine *fresh;
+    util_result r;
+    ol_request q;
+
+    (void)state;
+    need_path(golden_path("llama"));
+    options = util_options(golden_path("llama"));
+    fresh = util_open(&options);
+    ol_engine_info_get(fresh, &before);
+    q = util_request(0, prompt, N_PROMPT, 3);
+    r = run_done(fresh, &q);
+    ol_engine_info_get(fresh, &after);
+    if (before.device.own_memory)
+        assert_int_equal(before.device.memory_used, after.device.memory_used);
+    util_free(&r, 1);
+    ol_engine_close(fresh);
+}
+
 /* -- a model without a tokenizer, bad options -----------------------------------------------------
  */
 
@@ -327,6 +350,7 @@ int main(void)
         cmocka_unit_test(test_no_output_wanted),
         cmocka_unit_test(test_context_ends),
         cmocka_unit_test(test_context_of_the_kv_cache),
+        cmocka_unit_test(test_first_request_takes_no_memory),
         cmocka_unit_test(test_no_tokenizer),
         cmocka_unit_test(test_bad_options),
     };

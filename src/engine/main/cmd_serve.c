@@ -16,29 +16,34 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
+#include <unistd.h>
 
 static const char help[] =
     "usage: openlora-engine serve --ring-fd N --wake-fd N --model PATH [OPTIONS]\n\n"
     "Started by the extension's worker, not by hand: it speaks over inherited descriptors.\n\n"
     "      --ring-fd N  --wake-fd N\n"
-    "      --max-adapter-bytes BYTES   one adapter's upload at most\n" CLI_ENGINE_HELP;
+    "      --max-adapter-bytes BYTES   one adapter's upload at most\n"
+    "      --stall-seconds N           ends when a step takes longer (default: "
+    "600)\n" CLI_ENGINE_HELP;
 
-enum { OPT_RING_FD = 1, OPT_WAKE_FD, OPT_MAX_ADAPTER_BYTES };
+enum { OPT_RING_FD = 1, OPT_WAKE_FD, OPT_MAX_ADAPTER_BYTES, OPT_STALL_SECONDS };
 
 static const struct option own_options[] = {
     {"ring-fd", required_argument, NULL, OPT_RING_FD},
     {"wake-fd", required_argument, NULL, OPT_WAKE_FD},
     {"max-adapter-bytes", required_argument, NULL, OPT_MAX_ADAPTER_BYTES},
+    {"stall-seconds", required_argument, NULL, OPT_STALL_SECONDS},
     {0},
 };
 
 #define DEFAULT_ADAPTER_BYTES ((size_t)1 << 30)
 #define OTHER_UPLOADS ((size_t)256 << 20) /* prompts, texts */
-#define MAX_WAITING ((size_t)32 << 20)    /* answers that wait; then no more questions */
+#define STALL_SECONDS 600
+#define MAX_WAITING ((size_t)32 << 20) /* answers that wait; then no more questions */
 
 typedef struct job {
     ol_engine_options engine;
-    int ring_fd, wake_fd;
+    int ring_fd, wake_fd, stall_seconds;
     server server;
     uint8_t *payload; /* [OL_FRAME_PAYLOAD] */
     uint64_t told_us; /* when progress was last told */
@@ -57,6 +62,8 @@ static bool take_option(int c, char *arg, void *context)
         return cli_int("wake-fd", arg, 0, INT32_MAX, &j->wake_fd);
     case OPT_MAX_ADAPTER_BYTES:
         return cli_size("max-adapter-bytes", arg, &j->server.max_adapter_bytes);
+    case OPT_STALL_SECONDS:
+        return cli_int("stall-seconds", arg, 1, 86400, &j->stall_seconds);
     default:
         return false;
     }
@@ -77,6 +84,18 @@ static int take_options(int argc, char **argv, job *j)
 
 /* -- the process ----------------------------------------------------------------------------- */
 
+/* A device that hangs would hold everybody, and no call returns of which it could be told: the
+ * process ends, and with it its work on the device. */
+static void stalled(int number)
+{
+    static const char why[] = "fatal: the device has not ended a step in --stall-seconds\n";
+    ssize_t ignored = write(STDERR_FILENO, why, sizeof(why) - 1);
+
+    (void)number;
+    (void)ignored;
+    _exit(EXIT_FAILED);
+}
+
 /* Who starts us has seen to our end with it, and to who goes first when memory runs out
  * (base/child.h). The terminal's signals are not ours, and a broken pipe is an error like others.
  */
@@ -86,6 +105,7 @@ static void become_server(void)
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGALRM, stalled);
 }
 
 static void send_log(ol_log_level level, const char *message, void *context)
@@ -156,9 +176,11 @@ static bool wait_for_worker(server *s, int ms)
 }
 
 /* A step when there is something to compute, or when one is due after a wait. */
-static ol_code work_or_wait(server *s, bool *gone, ol_error *err)
+static ol_code work_or_wait(job *j, bool *gone, ol_error *err)
 {
+    server *s = &j->server;
     bool blocked = !outbox_flush(&s->out);
+    ol_code code;
 
     if (blocked || !ol_engine_busy(s->engine)) {
         *gone =
@@ -166,9 +188,12 @@ static ol_code work_or_wait(server *s, bool *gone, ol_error *err)
         if (blocked)
             return OL_OK;
     }
-    OL_TRY(ol_engine_step(s->engine, err));
-    serve_events(s);
-    return OL_OK;
+    alarm((unsigned)j->stall_seconds);
+    code = ol_engine_step(s->engine, err);
+    alarm(0);
+    if (code == OL_OK)
+        serve_events(s);
+    return code;
 }
 
 static ol_code loop(job *j, ol_error *err)
@@ -180,7 +205,7 @@ static ol_code loop(job *j, ol_error *err)
         OL_TRY(take_frames(j, err));
         serve_results(s);
         serve_events(s);
-        OL_TRY(work_or_wait(s, &gone, err));
+        OL_TRY(work_or_wait(j, &gone, err));
         if (outbox_failed(&s->out))
             return ol_fail(err, OL_NOMEM, "out of memory for answers");
     }
@@ -263,6 +288,7 @@ int cmd_serve(int argc, char **argv)
         return EXIT_FAILED;
     j->engine = cli_engine_defaults();
     j->ring_fd = j->wake_fd = -1;
+    j->stall_seconds = STALL_SECONDS;
     status = take_options(argc, argv, j);
     if (status < 0)
         status = serve(j);
