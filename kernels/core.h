@@ -38,6 +38,8 @@ void gpu_block_free_ordered(gpu_memory *memory, void *p, size_t bytes, cudaStrea
 ol_code gpu_pool_keep(gpu_memory *memory, int device_index, ol_error *err);
 /* Of the host, to be freed by cudaFreeHost when no copy is under way; NULL on failure. */
 ol_code gpu_pinned(void **p, size_t bytes, const char *what, ol_error *err);
+void *gpu_host_alloc(ol_device *device, size_t bytes);
+void gpu_host_free(ol_device *device, void *bytes);
 
 /* Working memory that grows. */
 typedef struct gpu_scratch {

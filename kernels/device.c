@@ -223,6 +223,8 @@ static const ol_device_table table = {
     .choose = gpu_op_choose,
     .kv_page_bytes = gpu_kv_page_bytes,
     .lora_need = gpu_lora_need,
+    .host_alloc = gpu_host_alloc,
+    .host_free = gpu_host_free,
     .lora_create_in = gpu_lora_create_in,
 };
 

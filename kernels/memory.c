@@ -60,6 +60,23 @@ ol_code gpu_pinned(void **p, size_t bytes, const char *what, ol_error *err)
     return ol_detail(err, "It needs %zu bytes of pinned memory.", bytes);
 }
 
+void *gpu_host_alloc(ol_device *device, size_t bytes)
+{
+    ol_error err;
+    void *p = NULL;
+
+    if (cudaSetDevice(device->options.device_index) != cudaSuccess ||
+        gpu_pinned(&p, bytes, "adapters", &err) != OL_OK)
+        return NULL;
+    return p;
+}
+
+void gpu_host_free(ol_device *device, void *bytes)
+{
+    (void)device;
+    (void)cudaFreeHost(bytes);
+}
+
 static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream, bool ordered)
 {
     cudaError_t code = ordered ? cudaMallocAsync(p, bytes, stream) : cudaMalloc(p, bytes);

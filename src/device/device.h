@@ -8,9 +8,9 @@
  *
  * Rules
  *  1. One thread (the engine's) calls a device, but for lora_create, lora_create_in, lora_need,
- *     lora_free, lora_bytes and leave, which one other thread may call at any time, in the middle
- *     of a step, too. A device may use threads of its own inside a call; in those six it does
- *     not hold up a step.
+ *     lora_free, lora_bytes, leave and host_alloc, which one other thread may call at any time, in
+ *     the middle of a step, too. A device may use threads of its own inside a call; in those it
+ *     does not hold up a step.
  *  2. Operations between step_begin and step_end are ordered and may be
  *     asynchronous; results are visible to the host after step_end, or after
  *     `logits` or `choose`, whichever comes first. Errors may surface at either.
@@ -274,6 +274,10 @@ typedef struct ol_device_table {
     /* So many processors more (or less) than before are taken by other threads of the engine: a
      * device that computes on processors does without them. On any thread. */
     void (*leave)(ol_device *device, int processors);
+
+    /* Memory of the host from which the device copies fastest; NULL when there is no more. */
+    void *(*host_alloc)(ol_device *device, size_t bytes);
+    void (*host_free)(ol_device *device, void *bytes);
 } ol_device_table;
 
 typedef const ol_device_table *(*ol_device_entry)(void);

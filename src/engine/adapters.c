@@ -26,7 +26,8 @@ ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **out
     }
     store->how = *options;
     store->counts.budget = options->budget;
-    store->copies.budget = options->copy_budget;
+    store->copies = (ol_copies){
+        .budget = options->copy_budget, .table = options->table, .device = options->device};
     if (options->pool)
         ol_kvpages_invite(options->pool,
                           &(ol_kvpages_guest){idle_pages, oldest_idle, drop_oldest, store});
@@ -134,6 +135,7 @@ void ol_adapters_free(ol_adapters *store)
     assert(store->counts.resident == 0 && store->counts.bytes == 0);
     for (int i = 0; i < ADAPTERS_BUCKETS; i++)
         assert(!store->buckets[i]);
+    ol_copies_end(&store->copies);
     ol_sealer_free(store->sealer);
     free(store);
 }

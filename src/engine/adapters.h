@@ -138,10 +138,12 @@ void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
 void ol_adapters_make_of_copy(const ol_adapters *store, const ol_copy *copy,
                               const ol_adapter_known *known, bool place, ol_adapter_made *made);
 void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made);
-/* Before it is taken: a copy of what was made of these bytes (malloc'ed, all of it) for that
- * record, if that fits. *bytes and *len are then as ol_copies_keep says. */
+/* Before it is taken: what was made, of bytes in this buffer, becomes the record's copy if it fits.
+ */
 void ol_adapters_keep_copy(ol_adapters *store, ol_adapter *adapter, ol_adapter_made *made,
-                           uint8_t **bytes, size_t *len);
+                           ol_copy_buffer *buffer);
+/* Where copies get their memory. */
+ol_copies *ol_adapters_copies(ol_adapters *store);
 /* A reader more of the adapter's copy, which is returned; or NULL when it has none. */
 ol_copy *ol_adapters_hold_copy(ol_adapters *store, ol_adapter *adapter);
 void ol_adapters_release_copy(ol_copy *copy);

@@ -101,15 +101,20 @@ void ol_adapters_drop(const ol_adapters *store, ol_adapter_made *made)
 
 /* -- copies in the host's memory ------------------------------------------------------------ */
 
+ol_copies *ol_adapters_copies(ol_adapters *store)
+{
+    return &store->copies;
+}
+
 void ol_adapters_keep_copy(ol_adapters *store, ol_adapter *a, ol_adapter_made *made,
-                           uint8_t **bytes, size_t *len)
+                           ol_copy_buffer *buffer)
 {
     if (made->code != OL_OK || made->takes > store->how.budget ||
         !ol_digest_equal(&made->digest, &a->digest))
         return;
     if (a->copy)
         ol_copies_touch(&store->copies, a->copy);
-    else if (ol_copies_keep(&store->copies, &a->copy, &made->file, made->arena, bytes, len))
+    else if (ol_copies_keep(&store->copies, &a->copy, &made->file, made->arena, buffer))
         made->arena = NULL;
 }
 

@@ -6,7 +6,7 @@
 
 static size_t size_of(const ol_copy *copy)
 {
-    return copy->len + ol_arena_bytes(copy->arena);
+    return copy->buffer.size + ol_arena_bytes(copy->arena);
 }
 
 /* -- the order in which they go ---------------------------------------------------------- */
@@ -33,27 +33,71 @@ void ol_copies_touch(ol_copies *copies, ol_copy *copy)
     append(copies, copy);
 }
 
+/* -- memory ---------------------------------------------------------------------------------- */
+
+static void free_buffer(const ol_copies *copies, ol_copy_buffer *buffer)
+{
+    if (buffer->bytes && copies->table->host_alloc)
+        copies->table->host_free(copies->device, buffer->bytes);
+    else
+        free(buffer->bytes);
+    *buffer = (ol_copy_buffer){0};
+}
+
+ol_copy_buffer ol_copies_memory(const ol_copies *copies, size_t bytes)
+{
+    ol_copy_buffer buffer = {.size = bytes};
+
+    if (bytes <= copies->budget)
+        buffer.bytes = copies->table->host_alloc ? copies->table->host_alloc(copies->device, bytes)
+                                                 : malloc(bytes);
+    return buffer.bytes ? buffer : (ol_copy_buffer){0};
+}
+
+ol_copy_buffer ol_copies_spare(ol_copies *copies, size_t bytes)
+{
+    for (int i = 0; i < copies->n_spares; i++) {
+        ol_copy_buffer found = copies->spares[i];
+
+        if (found.size < bytes || found.size - bytes > bytes / 8)
+            continue;
+        copies->spares[i] = copies->spares[--copies->n_spares];
+        return found;
+    }
+    return (ol_copy_buffer){0};
+}
+
+void ol_copies_give(ol_copies *copies, ol_copy_buffer *buffer)
+{
+    if (!buffer->bytes)
+        return;
+    if (copies->n_spares == OL_COPY_SPARES)
+        free_buffer(copies, &copies->spares[--copies->n_spares]);
+    copies->spares[copies->n_spares++] = *buffer;
+    *buffer = (ol_copy_buffer){0};
+}
+
+void ol_copies_end(ol_copies *copies)
+{
+    assert(copies->n == 0);
+    while (copies->n_spares > 0)
+        free_buffer(copies, &copies->spares[--copies->n_spares]);
+}
+
 /* -- coming and going ---------------------------------------------------------------------- */
 
-/* All but its bytes. */
-static uint8_t *take_apart(ol_copies *copies, ol_copy *copy)
+void ol_copies_drop(ol_copies *copies, ol_copy *copy)
 {
-    uint8_t *bytes = copy->bytes;
-
+    if (!copy)
+        return;
     assert(copy->readers == 0);
     unlink_copy(copies, copy);
     copies->bytes -= size_of(copy);
     copies->n--;
     *copy->owner = NULL;
+    ol_copies_give(copies, &copy->buffer);
     ol_arena_destroy(copy->arena);
     free(copy);
-    return bytes;
-}
-
-void ol_copies_drop(ol_copies *copies, ol_copy *copy)
-{
-    if (copy)
-        free(take_apart(copies, copy));
 }
 
 static ol_copy *first_to_go(const ol_copies *copies)
@@ -74,40 +118,22 @@ static bool can_make_room(const ol_copies *copies, size_t bytes)
     return held <= copies->budget && bytes <= copies->budget - held;
 }
 
-/* *spare: the largest of the buffers that went. */
-static void make_room(ol_copies *copies, size_t bytes, uint8_t **spare, size_t *spare_len)
-{
-    while (bytes > copies->budget - copies->bytes) {
-        ol_copy *copy = first_to_go(copies);
-        size_t len = copy->len;
-        uint8_t *old = take_apart(copies, copy);
-
-        if (len > *spare_len) {
-            free(*spare);
-            *spare = old;
-            *spare_len = len;
-        } else {
-            free(old);
-        }
-    }
-}
-
 bool ol_copies_keep(ol_copies *copies, ol_copy **owner, const ol_adapter_file *file,
-                    ol_arena *arena, uint8_t **bytes, size_t *len)
+                    ol_arena *arena, ol_copy_buffer *buffer)
 {
-    ol_copy made = {.bytes = *bytes, .len = *len, .arena = arena, .file = *file, .owner = owner};
+    ol_copy made = {.buffer = *buffer, .arena = arena, .file = *file, .owner = owner};
     ol_copy *copy;
 
     assert(!*owner);
-    if (!can_make_room(copies, size_of(&made)))
+    if (!buffer->bytes || !can_make_room(copies, size_of(&made)))
         return false;
     copy = malloc(sizeof(*copy));
     if (!copy)
         return false;
     *copy = made;
-    *bytes = NULL;
-    *len = 0;
-    make_room(copies, size_of(copy), bytes, len);
+    *buffer = (ol_copy_buffer){0};
+    while (size_of(copy) > copies->budget - copies->bytes)
+        ol_copies_drop(copies, first_to_go(copies));
     append(copies, copy);
     copies->bytes += size_of(copy);
     copies->n++;

@@ -261,10 +261,8 @@ typedef struct ol_adapter_offer {
 typedef struct ol_adapter_result {
     uint64_t tag;
     bool check;
-    uint8_t *offered; /* a buffer, the host's again: to free, or for the next offer; or NULL, when
-                       * the offer's bytes were kept */
-    size_t room;      /* bytes of that buffer */
-    size_t bytes;     /* of the offer */
+    uint8_t *offered; /* the offer's bytes, the host's again: to free, or for the next offer */
+    size_t bytes;     /* of them */
     ol_code code;
     ol_error error; /* when code is not OL_OK */
     ol_adapter_facts facts;

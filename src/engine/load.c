@@ -2,13 +2,42 @@
 #include "engine/load.h"
 
 #include <stdlib.h>
+#include <string.h>
 
-static ol_adapter_bytes bytes_of(const ol_adapter_offer *what)
+/* Where they will be kept, if they are, they are read. */
+static ol_adapter_bytes bytes_of(const load *l)
 {
-    return (ol_adapter_bytes){.weights = what->bytes,
-                              .weights_len = what->weights_len,
-                              .config = (const char *)what->bytes + what->weights_len,
-                              .config_len = what->config_len};
+    const uint8_t *bytes = l->near.bytes ? l->near.bytes : l->what.bytes;
+
+    return (ol_adapter_bytes){.weights = bytes,
+                              .weights_len = l->what.weights_len,
+                              .config = (const char *)bytes + l->what.weights_len,
+                              .config_len = l->what.config_len};
+}
+
+static size_t offered(const load *l)
+{
+    return l->what.weights_len + l->what.config_len;
+}
+
+/* Into memory for a copy. */
+static void bring_near(load *l)
+{
+    if (!l->keep)
+        return;
+    if (!l->near.bytes)
+        l->near = ol_copies_memory(ol_adapters_copies(l->engine->adapters), offered(l));
+    if (l->near.bytes)
+        memcpy(l->near.bytes, l->what.bytes, offered(l));
+}
+
+static void read_offer(load *l)
+{
+    ol_adapter_bytes bytes;
+
+    bring_near(l);
+    bytes = bytes_of(l);
+    ol_adapters_make(l->engine->adapters, &bytes, &l->known, l->reserved > 0, &l->made);
 }
 
 /* This thread begins or ends to compute. */
@@ -24,7 +53,6 @@ static void take_processor(const load *l, int change)
 static void run_load(ol_job *job)
 {
     load *l = (load *)(void *)job;
-    ol_adapter_bytes bytes = bytes_of(&l->what);
     uint64_t start = ol_now_us();
 
     take_processor(l, 1);
@@ -32,7 +60,7 @@ static void run_load(ol_job *job)
         ol_adapters_make_of_copy(l->engine->adapters, l->copy, &l->known, l->reserved > 0,
                                  &l->made);
     else if (!l->again)
-        ol_adapters_make(l->engine->adapters, &bytes, &l->known, l->reserved > 0, &l->made);
+        read_offer(l);
     if (l->place.runs)
         ol_adapters_fill_place(l->engine->adapters, &l->place, &l->made);
     take_processor(l, -1);
@@ -54,6 +82,7 @@ void load_release(ol_engine *engine, load *l)
     ol_adapters_give_place(engine->adapters, &l->place);
     if (l->copy)
         ol_adapters_release_copy(l->copy);
+    ol_copies_give(ol_adapters_copies(engine->adapters), &l->near);
     if (l->record) {
         l->record->loading--;
         ol_adapters_unref(engine->adapters, l->record);
@@ -90,6 +119,9 @@ static ol_code hold_record(ol_engine *engine, load *l, ol_error *err)
         return ol_fail_nomem(err, sizeof(*l->record), "an adapter");
     l->record->loading++;
     l->known = (ol_adapter_known){l->what.expected, l->record->seal};
+    l->keep = !l->record->copy && offered(l) > 0;
+    if (l->keep)
+        l->near = ol_copies_spare(ol_adapters_copies(engine->adapters), offered(l));
     if (engine->page_bytes) {
         if (!l->record->lora && l->record->bytes)
             (void)reserve_place(engine, l, &l->record->pages.need);

@@ -14,6 +14,8 @@ typedef struct load {
     ol_adapter *record;     /* referenced while it is read; NULL for a check */
     ol_adapter_known known; /* unless it is a check */
     ol_copy *copy;          /* held; then nobody offered anything */
+    bool keep;              /* as a copy, if it fits */
+    ol_copy_buffer near;    /* the offered bytes again, for that; or none */
     size_t reserved;        /* room for it, or 0: it is read, but not placed there */
     ol_adapter_place place; /* that room in a pool */
     bool again;             /* it was read before, and has its room now */

@@ -23,8 +23,7 @@ static void take_load(ol_engine *engine, load *l, ol_adapter_result *result)
 
     load_unreserve(engine, l);
     if (!l->copy)
-        ol_adapters_keep_copy(engine->adapters, l->record, &l->made, &result->offered,
-                              &result->room);
+        ol_adapters_keep_copy(engine->adapters, l->record, &l->made, &l->near);
     result->code =
         ol_adapters_take(engine->adapters, &l->what.expected, &l->made, &verdict, &result->error);
     result->facts = verdict.facts;
@@ -50,7 +49,6 @@ static void take_any(ol_engine *engine, load *l, ol_adapter_result *result)
                                   .check = l->what.check,
                                   .offered = l->what.bytes,
                                   .bytes = l->what.weights_len + l->what.config_len};
-    result->room = result->bytes;
     l->what.bytes = NULL;
     if (l->what.check) {
         result->code =

@@ -215,7 +215,7 @@ static void take_events(bench *b)
     ol_event e;
 
     while (ol_engine_adapter_result(b->engine, &result)) {
-        ol_buf room = {.data = result.offered, .cap = result.room};
+        ol_buf room = {.data = result.offered, .cap = result.bytes};
 
         if (result.code != OL_OK)
             die(&result.error);

@@ -237,7 +237,7 @@ void serve_results(server *s)
         tag_entry *e = tag_of_number(s->tags, result.tag);
 
         s->reading -= result.bytes;
-        tag_give_back(s->tags, result.offered, result.room);
+        tag_give_back(s->tags, result.offered, result.bytes);
         if (e && result.check)
             tell_check(s, e, &result);
         else if (e && e->live && result.code != OL_OK && result.code != OL_DEVICE)
