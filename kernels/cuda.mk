@@ -100,7 +100,7 @@ pack-gpu:
 	rm -f build/gpu/gpu_* # what is no more
 	$(MAKE) -s BUILD=build/gpu CUDA_ARCHS='$(PACK_ARCH)' CUDA_PTX= WERROR='$(WERROR)' engine gpu-tests \
 		build/gpu/churn build/gpu/test/test_golden build/gpu/test/test_engine_same build/gpu/test/test_engine_sampling \
-		build/gpu/test/test_engine_fp8
+		build/gpu/test/test_engine_fp8 build/gpu/test/test_engine_int8 build/gpu/test/test_engine_copies
 	bash test/gpu/pack.sh build/gpu
 pack-gpu: export CUDA_FLAGS = --compress-mode=size
 check-gpu:

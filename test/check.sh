@@ -110,6 +110,7 @@ if wanted unit; then
 	step simt-fp8 env OL_TEST_DEVICE=simt build/test/test_engine_fp8
 	step simt-int8 env OL_TEST_DEVICE=simt build/test/test_engine_int8
 	step simt-bench env OL_GPU=simt bash test/gpu/run.sh bench
+	step simt-copies env OL_TEST_DEVICE=simt build/test/test_engine_copies
 	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity
 fi
 if wanted cli && [ -x test/cli.sh ]; then

@@ -16,7 +16,7 @@ if [ ! -d build/gpu/lib ]; then
 	[ "$arch" = 90 ] && arch=90a
 	make -s -k -j"$(nproc)" CUDA_ARCHS="$arch" CUDA_PTX= engine gpu-tests build/churn build/test/test_golden \
 		build/test/test_engine_same build/test/test_engine_sampling \
-		build/test/test_engine_fp8 || echo "not all of it could be built: what is not there fails below" >&2
+		build/test/test_engine_fp8 build/test/test_engine_int8 build/test/test_engine_copies || echo "not all of it could be built: what is not there fails below" >&2
 else
 	build=build/gpu
 	export LD_LIBRARY_PATH=$PWD/build/gpu/lib:$PWD/build/gpu:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64

@@ -115,6 +115,8 @@ else
 	whole same "$build/test/test_engine_same"
 	whole sampling "$build/test/test_engine_sampling"
 	whole fp8 "$build/test/test_engine_fp8"
+	whole int8 "$build/test/test_engine_int8"
+	whole copies "$build/test/test_engine_copies"
 	sanitize
 fi
 [ -z "${OUT:-}" ] || tar -czf "$OUT/gpu-$what.tar.gz" -C "$build" "gpu-$what"
