@@ -126,7 +126,7 @@ ol_code cpu_segments_build(ol_device *device, ol_error *err);
 /* Sums up what the segments' rows came to. */
 void cpu_segments_end(ol_device *device);
 
-/* -- linear.c: up to three linear modules of one input -------------------------------- */
+/* -- linear.c, linear_prepare.c: up to three linear modules of one input --------------- */
 
 typedef enum cpu_finish {
     FINISH_STORE,  /* y = */
