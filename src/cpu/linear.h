@@ -6,6 +6,8 @@
 
 enum { QUANTIZE_QUEUE, SHRINK_QUEUE, CHUNK_QUEUE, ENERGY_QUEUE, QUEUES_PER_SLOT };
 
+_Static_assert(2 * QUEUES_PER_SLOT <= CPU_QUEUES, "queues for both halves of an MLP");
+
 #define SHRINK_ROWS 24 /* rows and panels of one unit of phase 1 */
 #define SHRINK_PANELS 3
 #define MAX_GRAIN 4 /* panels of a chunk */
