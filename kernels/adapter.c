@@ -200,47 +200,36 @@ static void relocate(const plan *p)
     }
 }
 
-static ol_code send_bf16(ol_device *device, const ol_lora_module *m, const gpu_lora_part *part,
-                         int32_t *bad, ol_error *err)
+/* A and B, which differ in whether columns are padded to 64 or 16. */
+static void make_moves(const plan *p, const ol_lora_module *m, gpu_move moves[2])
 {
-    gpu_matrix a = {
-        .kind = GPU_BF16, .rows = m->rank, .cols = (int32_t)m->a.shape[1], .data = part->a};
-    gpu_packing to_a = {.tensor = &m->a, .to = &a, .bad = bad};
-    gpu_packing to_b = {.tensor = &m->b, .columns = (uint16_t *)(uintptr_t)part->b, .bad = bad};
+    const gpu_lora_part *part = &parts_of(p)[m->layer * OL_MODULES + (int)m->module];
+    uint32_t *most = p->eight ? (uint32_t *)(uintptr_t)part->scales : NULL;
 
-    OL_TRY(gpu_upload_matrix(device, &to_a, err));
-    return gpu_upload_matrix(device, &to_b, err);
-}
-
-static ol_code send_eight(ol_device *device, const ol_lora_module *m, const gpu_lora_part *part,
-                          int32_t *bad, ol_error *err)
-{
-    uint32_t *most = (uint32_t *)(uintptr_t)part->scales;
-    gpu_lora8 a = {.data = (uint8_t *)(uintptr_t)part->a,
-                   .col_tiles = (int32_t)((m->a.shape[1] + 63) / 64 * 4),
-                   .most = most};
-    gpu_lora8 b = {.data = (uint8_t *)(uintptr_t)part->b,
-                   .col_tiles = (m->rank + 15) / 16,
-                   .by_columns = true,
-                   .most = most + round16((size_t)m->rank)};
-    gpu_packing to_a = {.tensor = &m->a, .eight = &a, .bad = bad};
-    gpu_packing to_b = {.tensor = &m->b, .eight = &b, .bad = bad};
-
-    OL_TRY(gpu_upload_matrix(device, &to_a, err));
-    return gpu_upload_matrix(device, &to_b, err);
+    moves[0] = (gpu_move){.tensor = &m->a,
+                          .to = {.data = (uint8_t *)(uintptr_t)part->a,
+                                 .col_tiles = (int32_t)((m->a.shape[1] + 63) / 64 * 4),
+                                 .most = most}};
+    moves[1] = (gpu_move){.tensor = &m->b,
+                          .to = {.data = (uint8_t *)(uintptr_t)part->b,
+                                 .col_tiles = (m->rank + 15) / 16,
+                                 .by_columns = true,
+                                 .most = most ? most + round16((size_t)m->rank) : NULL}};
 }
 
 static ol_code send_matrices(ol_device *device, const plan *p, ol_error *err)
 {
-    int32_t *bad = (int32_t *)(p->at[0] + p->bad);
+    int n = 2 * p->n_modules;
+    gpu_move *moves = calloc((size_t)n, sizeof(*moves));
+    ol_code code;
 
-    for (int i = 0; i < p->n_modules; i++) {
-        const ol_lora_module *m = &p->modules[i];
-        const gpu_lora_part *part = &parts_of(p)[m->layer * OL_MODULES + (int)m->module];
-
-        OL_TRY((p->eight ? send_eight : send_bf16)(device, m, part, bad, err));
-    }
-    return OL_OK;
+    if (!moves)
+        return ol_fail_nomem(err, (size_t)n * sizeof(*moves), "an adapter");
+    for (int i = 0; i < p->n_modules; i++)
+        make_moves(p, &p->modules[i], moves + 2 * (size_t)i);
+    code = gpu_upload_moves(device, moves, n, (int32_t *)(p->at[0] + p->bad), err);
+    free(moves);
+    return code;
 }
 
 /* What is made of all of an adapter's matrices. */
@@ -288,7 +277,7 @@ static ol_code create(ol_device *device, const plan *p, ol_lora *lora, ol_error 
     lora->h_stride = p->h_stride;
     code = fill(device, p, err);
     if (code != OL_OK)
-        (void)cudaStreamSynchronize(device->upload.stream);
+        gpu_upload_settle(device); /* the modules' bytes may be read until then */
     return code;
 }
 

@@ -68,10 +68,12 @@ void gpu_proof_used(bool used);
 /* -- upload.c: host to device through pinned memory ----------------------------------------- */
 
 #define UPLOAD_SLOTS 4
+#define UPLOAD_SLOT_BYTES ((size_t)8 << 20)
 
 typedef struct gpu_slot {
     void *pinned, *device;
     size_t bytes;
+    cudaEvent_t came; /* of a copy by `copies` */
     cudaEvent_t done; /* of the kernel that read it */
     bool busy;
 } gpu_slot;
@@ -81,6 +83,7 @@ typedef struct gpu_slot {
 typedef struct gpu_upload {
     pthread_mutex_t lock;
     cudaStream_t stream;
+    cudaStream_t copies; /* of adapters, so that packing holds up no copy */
     gpu_slot slots[UPLOAD_SLOTS];
     int next;
     int32_t *bad; /* pinned: of the adapter that is being made */
@@ -88,9 +91,8 @@ typedef struct gpu_upload {
 
 typedef struct gpu_packing {
     const ol_tensor *tensor; /* a matrix */
-    const gpu_matrix *to;    /* where it goes; with columns: NULL */
-    uint16_t *columns;       /* or as an adapter's B */
-    const gpu_lora8 *eight;  /* or as an adapter's A or B in eight bits */
+    const gpu_matrix *to;    /* where it goes; or NULL, */
+    const gpu_lora8 *lora;   /* as an adapter's A or B */
     int32_t *bad;            /* see gpu_pack */
 } gpu_packing;
 
@@ -102,6 +104,25 @@ ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *e
 /* Any bytes, as they are; at most a slot's at a time are under way. */
 ol_code gpu_upload_bytes(ol_device *device, const void *from, void *to, size_t bytes,
                          ol_error *err);
+/* The next slot, of at least `bytes`, with nothing of before under way; and when what uses it is in
+ * `stream`. */
+ol_code gpu_slot_take(ol_device *device, size_t bytes, gpu_slot **out, ol_error *err);
+ol_code gpu_slot_leave(ol_device *device, gpu_slot *slot, ol_error *err);
+/* As gpu_source has it; -1: what becomes floats on the way. */
+int gpu_source_dtype(ol_dtype dtype);
+
+/* -- upload_batch.c: an adapter's matrices, many in one copy and one kernel ------------------- */
+
+typedef struct gpu_move {
+    const ol_tensor *tensor;
+    gpu_lora8 to; /* as gpu_arrival has it: of one adapter all alike */
+} gpu_move;
+
+/* Asynchronous, and to the tensors' bytes, too, which may be pinned ones: nobody writes or frees
+ * them before the streams were waited for. Sorts the moves. The caller holds the lock. */
+ol_code gpu_upload_moves(ol_device *device, gpu_move *moves, int n, int32_t *bad, ol_error *err);
+/* Until nothing is under way; whatever it comes to. */
+void gpu_upload_settle(ol_device *device);
 
 /* -- handles ------------------------------------------------------------------------------------
  */

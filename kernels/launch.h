@@ -178,6 +178,24 @@ typedef struct gpu_lora8 {
     uint32_t *most;     /* of each rank, up to 16s: the largest magnitude, a float's bits */
 } gpu_lora8;
 
+/* An adapter's A or B as it came, all of it, and where it goes. */
+typedef struct gpu_arrival {
+    gpu_source source;
+    gpu_lora8 to;              /* with `most` NULL in bf16: col_tiles tiles in 16 rows */
+    int32_t first, first_most; /* blocks of packing and of measuring that are others' */
+} gpu_arrival;
+
+/* Those that came together, all in eight bits or all in bf16. */
+typedef struct gpu_arrivals {
+    const gpu_arrival *table;
+    int32_t n, blocks, blocks_most;
+} gpu_arrivals;
+
+/* Counts blocks: in `table`, which is the host's, and in `all`, but for all->table. */
+void gpu_arrivals_count(gpu_arrival *table, int n, gpu_arrivals *all);
+/* What gpu_pack, or gpu_lora8_most and gpu_lora8_pack, would do one by one. */
+cudaError_t gpu_arrivals_pack(const gpu_arrivals *all, int32_t *bad, cudaStream_t stream);
+
 /* Notes the largest magnitudes of rows first_row .. in most, which is zero before the first; and
  * *bad, as gpu_pack does. */
 cudaError_t gpu_lora8_most(const gpu_lora8 *to, int first_row, const gpu_source *source,

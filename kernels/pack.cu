@@ -13,21 +13,11 @@
 static __global__ void pack_bf16_kernel(uint16_t *to, int col_tiles, int first_strip, gpu_source s,
                                         int32_t *bad)
 {
-    int warp = (int)(threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
-    int tile = (int)(blockIdx.y * (blockDim.x / WARP)) + warp, strip = (int)blockIdx.x;
-    int64_t at = ((int64_t)(first_strip + strip) * col_tiles + tile) * TILE_BYTES + 16 * lane;
-    uint32_t pairs[4];
-    float v[8];
+    int tile = (int)(blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP);
+    int strip = (int)blockIdx.x;
 
-    if (tile >= col_tiles)
-        return;
-    load_tile(s, strip, tile, v);
-    for (int i = 0; i < 4; i++) {
-        pairs[i] = bf16_pack(v[2 * i], v[2 * i + 1]);
-        if (bad && !finite_pair(pairs[i]))
-            *bad = 1; /* whoever writes it writes the same */
-    }
-    *(uint4 *)((uint8_t *)to + at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    if (tile < col_tiles)
+        pack_bf16_tile(to, (int64_t)(first_strip + strip) * col_tiles + tile, s, strip, tile, bad);
 }
 
 extern "C" cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_row,

@@ -81,4 +81,24 @@ static __device__ bool finite_pair(uint32_t pair)
     return (pair & 0x7f80u) != 0x7f80u && (pair & 0x7f800000u) != 0x7f800000u;
 }
 
+#define BF16_TILE_BYTES 512
+
+/* A warp packs a tile of the source as the `number`th of `to`; *bad becomes 1 where one is not
+ * finite, unless it is NULL. */
+static __device__ void pack_bf16_tile(void *to, int64_t number, const gpu_source &s, int strip,
+                                      int tile, int32_t *bad)
+{
+    uint32_t pairs[4];
+    float v[8];
+
+    load_tile(s, strip, tile, v);
+    for (int i = 0; i < 4; i++) {
+        pairs[i] = bf16_pack(v[2 * i], v[2 * i + 1]);
+        if (bad && !finite_pair(pairs[i]))
+            *bad = 1; /* whoever writes it writes the same */
+    }
+    *(uint4 *)((uint8_t *)to + number * BF16_TILE_BYTES + 16 * ((int)threadIdx.x % WARP)) =
+        make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
 #endif

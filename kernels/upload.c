@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SLOT_BYTES ((size_t)8 << 20)
 #define STRIP 16 /* rows of a tile */
 
 static void slot_free(gpu_slot *slot)
@@ -14,6 +13,8 @@ static void slot_free(gpu_slot *slot)
         (void)cudaFreeHost(slot->pinned);
     if (slot->device)
         (void)cudaFree(slot->device);
+    if (slot->came)
+        (void)cudaEventDestroy(slot->came);
     if (slot->done)
         (void)cudaEventDestroy(slot->done);
     memset(slot, 0, sizeof(*slot));
@@ -22,6 +23,7 @@ static void slot_free(gpu_slot *slot)
 static ol_code slot_make(gpu_slot *slot, size_t bytes, ol_error *err)
 {
     slot_free(slot);
+    GPU_TRY(cudaEventCreateWithFlags(&slot->came, cudaEventDisableTiming), "making an event");
     /* Who waits for a slot sleeps: the loader's thread is beside the engine's, which computes. */
     GPU_TRY(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming | cudaEventBlockingSync),
             "making an event");
@@ -36,6 +38,8 @@ ol_code gpu_upload_open(ol_device *device, ol_error *err)
     pthread_mutex_init(&device->upload.lock, NULL);
     GPU_TRY(cudaStreamCreateWithFlags(&device->upload.stream, cudaStreamNonBlocking),
             "making a stream");
+    GPU_TRY(cudaStreamCreateWithFlags(&device->upload.copies, cudaStreamNonBlocking),
+            "making a stream");
     return gpu_pinned((void **)&device->upload.bad, sizeof(int32_t), "copies to it", err);
 }
 
@@ -45,13 +49,20 @@ void gpu_upload_close(ol_device *device)
         slot_free(&device->upload.slots[i]);
     if (device->upload.bad)
         (void)cudaFreeHost(device->upload.bad);
+    if (device->upload.copies)
+        (void)cudaStreamDestroy(device->upload.copies);
     if (device->upload.stream)
         (void)cudaStreamDestroy(device->upload.stream);
     pthread_mutex_destroy(&device->upload.lock);
 }
 
-/* The next slot, of at least `bytes`, with nothing of before under way. */
-static ol_code take_slot(ol_device *device, size_t bytes, gpu_slot **out, ol_error *err)
+void gpu_upload_settle(ol_device *device)
+{
+    (void)cudaStreamSynchronize(device->upload.copies);
+    (void)cudaStreamSynchronize(device->upload.stream);
+}
+
+ol_code gpu_slot_take(ol_device *device, size_t bytes, gpu_slot **out, ol_error *err)
 {
     gpu_slot *slot = &device->upload.slots[device->upload.next];
 
@@ -60,7 +71,7 @@ static ol_code take_slot(ol_device *device, size_t bytes, gpu_slot **out, ol_err
         GPU_TRY(cudaEventSynchronize(slot->done), "copying to it");
     slot->busy = false;
     if (slot->bytes < bytes)
-        OL_TRY(slot_make(slot, bytes > SLOT_BYTES ? bytes : SLOT_BYTES, err));
+        OL_TRY(slot_make(slot, bytes > UPLOAD_SLOT_BYTES ? bytes : UPLOAD_SLOT_BYTES, err));
     *out = slot;
     return OL_OK;
 }
@@ -72,15 +83,14 @@ static ol_code send(ol_device *device, gpu_slot *slot, void *to, size_t bytes, o
     return OL_OK;
 }
 
-static ol_code finish_slot(ol_device *device, gpu_slot *slot, ol_error *err)
+ol_code gpu_slot_leave(ol_device *device, gpu_slot *slot, ol_error *err)
 {
     GPU_TRY(cudaEventRecord(slot->done, device->upload.stream), "copying to it");
     slot->busy = true;
     return OL_OK;
 }
 
-/* As gpu_source has it; -1: what becomes floats on the way. */
-static int source_dtype(ol_dtype dtype)
+int gpu_source_dtype(ol_dtype dtype)
 {
     switch (dtype) {
     case OL_F32:
@@ -113,20 +123,25 @@ static cudaError_t pack_eight(ol_device *device, const gpu_packing *job, int fir
     cudaError_t code = cudaSuccess;
 
     if (passes & PASS_MEASURE)
-        code = gpu_lora8_most(job->eight, first, source, job->bad, stream);
+        code = gpu_lora8_most(job->lora, first, source, job->bad, stream);
     if (code == cudaSuccess && passes & PASS_PACK)
-        code = gpu_lora8_pack(job->eight, first, source, stream);
+        code = gpu_lora8_pack(job->lora, first, source, stream);
     return code;
+}
+
+static bool is_eight(const gpu_packing *job)
+{
+    return job->lora && job->lora->most;
 }
 
 static cudaError_t pack(ol_device *device, const gpu_packing *job, int first,
                         const gpu_source *source, int passes)
 {
-    if (job->eight)
+    if (is_eight(job))
         return pack_eight(device, job, first, source, passes);
-    if (job->columns)
-        return gpu_pack_columns(job->columns, (source->cols + 15) / 16, first, source, job->bad,
-                                device->upload.stream);
+    if (job->lora)
+        return gpu_pack_columns((uint16_t *)job->lora->data, job->lora->col_tiles, first, source,
+                                job->bad, device->upload.stream);
     return gpu_pack(job->to, first, source, job->bad, device->upload.stream);
 }
 
@@ -135,7 +150,7 @@ static ol_code send_rows(ol_device *device, const gpu_packing *job, int64_t firs
 {
     const ol_tensor *t = job->tensor;
     int64_t cols = t->shape[1];
-    int dtype = source_dtype(t->dtype);
+    int dtype = gpu_source_dtype(t->dtype);
     gpu_source source = {.dtype = dtype < 0 ? 0 : dtype, .rows = (int32_t)n, .cols = (int32_t)cols};
     size_t row_bytes, bytes;
     const uint8_t *from;
@@ -145,7 +160,7 @@ static ol_code send_rows(ol_device *device, const gpu_packing *job, int64_t firs
         return ol_fail(err, OL_INTERNAL, "rows of tensor \"%s\"", t->name);
     from = (const uint8_t *)t->data + (size_t)first * row_bytes;
     bytes = (size_t)n * (dtype >= 0 ? row_bytes : (size_t)cols * sizeof(float));
-    OL_TRY(take_slot(device, bytes, &slot, err));
+    OL_TRY(gpu_slot_take(device, bytes, &slot, err));
     if (dtype >= 0)
         memcpy(slot->pinned, from, bytes);
     else
@@ -153,7 +168,7 @@ static ol_code send_rows(ol_device *device, const gpu_packing *job, int64_t firs
     OL_TRY(send(device, slot, slot->device, bytes, err));
     source.data = slot->device;
     GPU_TRY(pack(device, job, (int)first, &source, passes), "packing a matrix");
-    return finish_slot(device, slot, err);
+    return gpu_slot_leave(device, slot, err);
 }
 
 static ol_code send_all(ol_device *device, const gpu_packing *job, int64_t rows, int passes,
@@ -172,11 +187,11 @@ ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *e
 {
     const ol_tensor *t = job->tensor;
     size_t row = (size_t)t->shape[1] * sizeof(float);
-    int64_t rows = (int64_t)(SLOT_BYTES / (row ? row : 1)) / STRIP * STRIP;
+    int64_t rows = (int64_t)(UPLOAD_SLOT_BYTES / (row ? row : 1)) / STRIP * STRIP;
 
     if (rows < STRIP)
         rows = STRIP;
-    if (!job->eight || !job->eight->by_columns || t->shape[0] <= rows)
+    if (!is_eight(job) || !job->lora->by_columns || t->shape[0] <= rows)
         return send_all(device, job, rows, PASS_MEASURE | PASS_PACK, err);
     OL_TRY(send_all(device, job, rows, PASS_MEASURE, err));
     return send_all(device, job, rows, PASS_PACK, err);
@@ -184,14 +199,14 @@ ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *e
 
 ol_code gpu_upload_bytes(ol_device *device, const void *from, void *to, size_t bytes, ol_error *err)
 {
-    for (size_t at = 0; at < bytes; at += SLOT_BYTES) {
-        size_t n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
+    for (size_t at = 0; at < bytes; at += UPLOAD_SLOT_BYTES) {
+        size_t n = bytes - at < UPLOAD_SLOT_BYTES ? bytes - at : UPLOAD_SLOT_BYTES;
         gpu_slot *slot = NULL;
 
-        OL_TRY(take_slot(device, n, &slot, err));
+        OL_TRY(gpu_slot_take(device, n, &slot, err));
         memcpy(slot->pinned, (const uint8_t *)from + at, n);
         OL_TRY(send(device, slot, (uint8_t *)to + at, n, err));
-        OL_TRY(finish_slot(device, slot, err));
+        OL_TRY(gpu_slot_leave(device, slot, err));
     }
     return OL_OK;
 }

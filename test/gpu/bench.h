@@ -86,7 +86,10 @@ typedef struct bench_model {
 
 void bench_open(bench_model *m, ol_quantization how);
 void bench_close(bench_model *m);
-ol_lora *bench_lora(bench_model *m, int rank);
+/* Of all modules. bytes: bench_lora_bytes(rank) of the host with its matrices, one behind the
+ * other; or NULL. */
+ol_lora *bench_lora(bench_model *m, int rank, const void *bytes);
+size_t bench_lora_bytes(int rank);
 /* Of all layers' linear modules; and of the head. */
 double bench_parameters(void);
 double bench_head_parameters(void);

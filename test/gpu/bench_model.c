@@ -40,12 +40,14 @@ double bench_head_parameters(void)
 
 /* -- placing it ------------------------------------------------------------------------------ */
 
+static ol_tensor tensor_at(const void *at, int64_t rows, int64_t cols)
+{
+    return (ol_tensor){"random", OL_BF16, 2, {rows, cols}, at, 2 * (size_t)(rows * cols)};
+}
+
 static ol_tensor tensor(int64_t rows, int64_t cols)
 {
-    size_t n = (size_t)(rows * cols);
-
-    return (ol_tensor){"random", OL_BF16, 2, {rows, cols}, (const uint8_t *)bench_numbers(n),
-                       2 * n};
+    return tensor_at(bench_numbers((size_t)(rows * cols)), rows, cols);
 }
 
 static ol_weight *place(bench_model *m, int64_t rows, int64_t cols, int use, ol_quantization how)
@@ -122,8 +124,29 @@ void bench_close(bench_model *m)
     free(m->inv_freq);
 }
 
-ol_lora *bench_lora(bench_model *m, int rank)
+size_t bench_lora_bytes(int rank)
 {
+    stack_shape s = shape();
+    size_t n = 0;
+
+    for (int m = 0; m < OL_MODULES; m++)
+        n += 2 * (size_t)rank * (size_t)(stack_in(&s, m) + stack_out(&s, m));
+    return n * (size_t)bench.layers;
+}
+
+/* The next matrix of *at, which may have none. */
+static ol_tensor next_tensor(const uint8_t **at, int64_t rows, int64_t cols)
+{
+    ol_tensor t = *at ? tensor_at(*at, rows, cols) : tensor(rows, cols);
+
+    if (*at)
+        *at += t.bytes;
+    return t;
+}
+
+ol_lora *bench_lora(bench_model *m, int rank, const void *bytes)
+{
+    const uint8_t *at = bytes;
     const stack_shape *s = &m->on.s;
     ol_lora_module *modules = calloc((size_t)bench.layers * OL_MODULES, sizeof(*modules));
     ol_lora *lora = NULL;
@@ -132,13 +155,14 @@ ol_lora *bench_lora(bench_model *m, int rank)
     if (!modules)
         bench_die("an adapter", "no memory");
     for (int l = 0; l < bench.layers; l++)
-        for (int i = 0; i < OL_MODULES; i++)
-            modules[n++] = (ol_lora_module){.layer = l,
-                                            .module = (ol_module)i,
-                                            .rank = rank,
-                                            .scale = 1,
-                                            .a = tensor(rank, stack_in(s, i)),
-                                            .b = tensor(stack_out(s, i), rank)};
+        for (int i = 0; i < OL_MODULES; i++) {
+            ol_lora_module *module = &modules[n++];
+
+            *module =
+                (ol_lora_module){.layer = l, .module = (ol_module)i, .rank = rank, .scale = 1};
+            module->a = next_tensor(&at, rank, stack_in(s, i));
+            module->b = next_tensor(&at, stack_out(s, i), rank);
+        }
     OK(m->on.t->lora_create(m->on.device, modules, n, &lora, &bench_error));
     free(modules);
     return lora;

@@ -1,6 +1,8 @@
 /* bench_steps.c: whole steps: decoding, with adapters, prompts, and an adapter on its way. */
 #include "bench.h"
 
+#include <string.h>
+
 /* -- decoding ---------------------------------------------------------------------------- */
 
 /* Bytes that a step of one sequence reads at least: all weights, and its keys and values. */
@@ -58,7 +60,7 @@ void bench_adapters(const bench_ceilings *most)
         bench_die("adapters", "no memory");
     bench_open(&m, OL_QUANT_AS_IS);
     for (int i = 0; i < n; i++) {
-        many[i] = bench_lora(&m, bench.rank);
+        many[i] = bench_lora(&m, bench.rank, NULL);
         same[i] = many[0];
     }
     none = bench_step_time(&m, &(bench_load){n, 1, bench.past, NULL});
@@ -92,7 +94,7 @@ void bench_prefill(const bench_ceilings *most)
     bench_open(&m, OL_QUANT_AS_IS);
     m.on.t->info(m.on.device, &info);
     printf("%s\n", info.description);
-    lora = bench_lora(&m, bench.rank);
+    lora = bench_lora(&m, bench.rank, NULL);
     without = bench_step_time(&m, &(bench_load){1, bench.prefill, 0, NULL});
     with = bench_step_time(&m, &(bench_load){1, bench.prefill, 0, &lora});
     bench_row(&(bench_line){"tokens/s", bench.prefill / without, 0, 0},
@@ -128,27 +130,44 @@ void bench_prefill_ways(const bench_ceilings *most)
 /* -- an adapter on its way ------------------------------------------------------------------- */
 
 /* From its bytes in the host's memory; then also to the first token of a prompt. */
+static void load_from(bench_model *m, const void *from_bytes, const char *name,
+                      const bench_ceilings *most, double goal)
+{
+    double load[64], token[64], bytes = (double)bench_lora_bytes(bench.rank);
+
+    for (int i = -3; i < bench.repeat; i++) {
+        double from = bench_now(), there;
+        ol_lora *lora = bench_lora(m, bench.rank, from_bytes);
+
+        there = bench_now();
+        bench_step(m, &(bench_load){1, bench.prompt, 0, &lora});
+        token[i < 0 ? 0 : i] = bench_now() - from;
+        load[i < 0 ? 0 : i] = there - from;
+        m->on.t->lora_free(m->on.device, lora);
+    }
+    bench_row(&(bench_line){"GB/s", bytes / bench_median(load, bench.repeat) / 1e9,
+                            most->host / 1e9, goal},
+              "an adapter of %.0f MB, %s, to the device", bytes / 1e6, name);
+    bench_row(&(bench_line){"ms", 1e3 * bench_median(token, bench.repeat), 30, -1},
+              "  and to the first token, of 30 ms");
+}
+
+/* As the engine keeps copies of adapters, in memory that the device gave; and in any. */
 void bench_loading(const bench_ceilings *most)
 {
-    double load[64], token[64], bytes = 0;
+    size_t bytes = bench_lora_bytes(bench.rank);
+    void *any = malloc(bytes), *pinned;
     bench_model m;
 
     bench_open(&m, OL_QUANT_AS_IS);
-    for (int i = -3; i < bench.repeat; i++) {
-        double from = bench_now(), there;
-        ol_lora *lora = bench_lora(&m, bench.rank);
-
-        there = bench_now();
-        bench_step(&m, &(bench_load){1, bench.prompt, 0, &lora});
-        token[i < 0 ? 0 : i] = bench_now() - from;
-        load[i < 0 ? 0 : i] = there - from;
-        bytes = (double)m.on.t->lora_bytes(m.on.device, lora);
-        m.on.t->lora_free(m.on.device, lora);
-    }
-    bench_row(&(bench_line){"GB/s", bytes / bench_median(load, bench.repeat) / 1e9,
-                            most->host / 1e9, 0.80},
-              "an adapter of %.0f MB to the device", bytes / 1e6);
-    bench_row(&(bench_line){"ms", 1e3 * bench_median(token, bench.repeat), 30, -1},
-              "  and to the first token, of 30 ms");
+    pinned = m.on.t->host_alloc(m.on.device, bytes);
+    if (!any || !pinned)
+        bench_die("an adapter's bytes", "no memory");
+    memcpy(any, bench_numbers(bytes / 2), bytes);
+    memcpy(pinned, any, bytes);
+    load_from(&m, pinned, "pinned", most, 0.80);
+    load_from(&m, any, "not pinned", most, 0);
+    m.on.t->host_free(m.on.device, pinned);
+    free(any);
     bench_close(&m);
 }

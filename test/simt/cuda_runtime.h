@@ -54,6 +54,16 @@ typedef enum cudaMemcpyKind {
     cudaMemcpyDeviceToDevice,
     cudaMemcpyDefault
 } cudaMemcpyKind;
+typedef enum cudaMemoryType {
+    cudaMemoryTypeUnregistered,
+    cudaMemoryTypeHost,
+    cudaMemoryTypeDevice
+} cudaMemoryType;
+struct cudaPointerAttributes {
+    cudaMemoryType type;
+    int device;
+    void *devicePointer, *hostPointer;
+};
 typedef enum cudaStreamCaptureMode {
     cudaStreamCaptureModeGlobal,
     cudaStreamCaptureModeThreadLocal,
@@ -104,6 +114,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t keep);
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *p);
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *what, const void *p);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
@@ -147,6 +158,7 @@ typedef struct simt_options {
     int no_pools;        /* there is no memory in a stream's order */
     int no_code;         /* nothing was compiled for the device */
     size_t pinned;       /* bytes of the host that can be pinned; 0: no limit */
+    int no_unregistered; /* asking for memory that is not CUDA's is an error, as it was before 11 */
     simt_when streams;   /* of those that are made from now on */
 } simt_options;
 extern simt_options simt_settings;
@@ -159,6 +171,7 @@ void simt_recover(void);
 typedef struct simt_traffic {
     unsigned long long copies_in, copies_out, bytes_out, waits;
     unsigned long long pageable; /* copies from or to memory that is not pinned */
+    unsigned long long launches;
 } simt_traffic;
 extern simt_traffic simt_counted;
 

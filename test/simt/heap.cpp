@@ -44,11 +44,26 @@ static size_t give(void *p)
     return bytes;
 }
 
-bool simt_is_pinned(const void *p)
+/* Bytes from there to the end of its pinned block; 0: it is in none. */
+static size_t pinned_from(const void *p)
 {
     auto at = pinned.upper_bound((const char *)p);
 
-    return at != pinned.begin() && (--at, (const char *)p < at->first + at->second);
+    if (at == pinned.begin() || (--at, (const char *)p >= at->first + at->second))
+        return 0;
+    return (size_t)(at->first + at->second - (const char *)p);
+}
+
+bool simt_is_pinned(const void *p)
+{
+    return pinned_from(p) > 0;
+}
+
+static bool is_device(const void *p)
+{
+    auto at = blocks.upper_bound((void *)(uintptr_t)p);
+
+    return at != blocks.begin() && (--at, (const char *)p < (char *)at->first + at->second.bytes);
 }
 
 /* Whether it is another card's memory than the stream's. */
@@ -177,6 +192,22 @@ cudaError_t cudaFreeHost(void *p)
     return simt_sticky;
 }
 
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *what, const void *p)
+{
+    SIMT_LOCKED;
+    cudaError_t code = simt_process();
+
+    memset(what, 0, sizeof(*what));
+    if (code != cudaSuccess)
+        return code;
+    what->type = simt_is_pinned(p) ? cudaMemoryTypeHost
+                 : is_device(p)    ? cudaMemoryTypeDevice
+                                   : cudaMemoryTypeUnregistered;
+    if (what->type == cudaMemoryTypeUnregistered && simt_settings.no_unregistered)
+        return simt_said(cudaErrorInvalidValue);
+    return cudaSuccess;
+}
+
 /* Memory of the host is read, or written, when the copy runs. CUDA promises no more of memory that
  * is not pinned, either: a copy from or to there may wait for the stream, or not; so nobody who
  * must not wait may ask for one, which is counted. */
@@ -187,6 +218,8 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     bool in = kind == cudaMemcpyHostToDevice, out = kind == cudaMemcpyDeviceToHost;
     const void *host = in ? from : out ? to : NULL;
 
+    if (host && simt_is_pinned(host) && pinned_from(host) < bytes)
+        return simt_said(cudaErrorInvalidValue); /* beyond its block */
     simt_counted.copies_in += in;
     simt_counted.copies_out += out;
     simt_counted.bytes_out += out ? bytes : 0;

@@ -142,6 +142,7 @@ cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared, cudaStream_t strea
         return cudaErrorInvalidValue;
     if (simt_device_of(stream) != simt_current)
         return cudaErrorInvalidResourceHandle;
+    simt_counted.launches++;
     return simt_push(stream, {[=]() {
                          if (simt_fails_now())
                              simt_sticky = cudaErrorIllegalAddress;
