@@ -6,13 +6,13 @@
  * at multiples of their size, whatever the tile, so that a row's softmax runs in one
  * order whether it is computed alone or in a prompt of thousands.
  */
-#include "cpu/core.h"
+#include "cpu/linear.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ROW_QUEUE 4 /* after those of linear.c's slot 0 */
+#define ROW_QUEUE QUEUES_PER_SLOT /* after those of slot 0: linear.h */
 #define TILE_QUEUE 0
 
 /* -- RoPE ------------------------------------------------------------------------------ */

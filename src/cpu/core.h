@@ -51,7 +51,7 @@ struct ol_lora {
     cpu_lora_group *groups; /* [n_layers][CPU_INPUTS], then all matrices: see lora.c */
     size_t bytes;
     bool pooled;    /* in pages of a pool, which are not its own */
-    uint64_t stamp; /* lora_step.c: the entry of the step that `segment` belongs to */
+    uint64_t stamp; /* segment.c: the entry of the step that `segment` belongs to */
     int segment;
 };
 
@@ -126,7 +126,7 @@ ol_code cpu_segments_build(ol_device *device, ol_error *err);
 /* Sums up what the segments' rows came to. */
 void cpu_segments_end(ol_device *device);
 
-/* -- linear.c: up to three linear modules of one input -------------------------------- */
+/* -- linear.c, linear_prepare.c: up to three linear modules of one input --------------- */
 
 typedef enum cpu_finish {
     FINISH_STORE,  /* y = */

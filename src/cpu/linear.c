@@ -11,26 +11,9 @@
  * An output element is made by one thread, in the order base, bias, deltas in the
  * order of the request's list.
  */
-#include "cpu/core.h"
+#include "cpu/linear.h"
 
 #include <string.h>
-
-#define QUANTIZE_QUEUE 0
-#define SHRINK_QUEUE 1
-#define CHUNK_QUEUE 2
-#define ENERGY_QUEUE 3
-#define QUEUES_PER_SLOT 4
-
-#define SHRINK_ROWS 24 /* rows and panels of one unit of phase 1 */
-#define SHRINK_PANELS 3
-#define MAX_GRAIN 4 /* panels of a chunk */
-#define FEW_ROWS 32
-#define LARGE_CHUNKS 4 /* for each thread at least */
-
-static int queue_of(const cpu_linear *job, int queue)
-{
-    return job->slot * QUEUES_PER_SLOT + queue;
-}
 
 /* -- phase 1 -------------------------------------------------------------------------- */
 
@@ -38,7 +21,7 @@ static void quantize_share(const cpu_linear *job, int thread)
 {
     int64_t t;
 
-    while ((t = cpu_queue_take(job->device->pool, queue_of(job, QUANTIZE_QUEUE), thread)) >= 0) {
+    while ((t = cpu_linear_take(job, QUANTIZE_QUEUE, thread)) >= 0) {
         int row = cpu_tile_row(job->n, (int)t), end = cpu_tile_row(job->n, (int)t + 1);
         const float *x[CPU_TILE];
 
@@ -90,7 +73,7 @@ static void shrink_share(const cpu_linear *job, int thread)
     int64_t unit;
     int at = 0;
 
-    while ((unit = cpu_queue_take(job->device->pool, queue_of(job, SHRINK_QUEUE), thread)) >= 0) {
+    while ((unit = cpu_linear_take(job, SHRINK_QUEUE, thread)) >= 0) {
         while (unit < job->shrunk[at].first_unit) /* stolen, perhaps: backwards */
             at--;
         while (at + 1 < job->n_shrunk && unit >= job->shrunk[at + 1].first_unit)
@@ -233,21 +216,16 @@ static void swiglu_chunk(const cpu_linear *job, int thread, int64_t from, int64_
                (size_t)cols * sizeof(float));
 }
 
-static int64_t chunks_of(const cpu_linear *job, int part)
-{
-    return (cpu_panels(&job->parts[part].weight->m) + job->grain - 1) / job->grain;
-}
-
 static void chunk_share(const cpu_linear *job, int thread)
 {
     int64_t unit;
 
-    while ((unit = cpu_queue_take(job->device->pool, queue_of(job, CHUNK_QUEUE), thread)) >= 0) {
+    while ((unit = cpu_linear_take(job, CHUNK_QUEUE, thread)) >= 0) {
         int part = 0;
         int64_t from, to, panels;
 
-        while (job->finish == FINISH_STORE && unit >= chunks_of(job, part))
-            unit -= chunks_of(job, part++);
+        while (job->finish == FINISH_STORE && unit >= cpu_linear_chunks(job, part))
+            unit -= cpu_linear_chunks(job, part++);
         panels = cpu_panels(&job->parts[part].weight->m);
         from = unit * job->grain;
         to = from + job->grain < panels ? from + job->grain : panels;
@@ -285,7 +263,7 @@ static void energy_share(const cpu_linear *job, int thread)
 {
     int64_t unit;
 
-    while ((unit = cpu_queue_take(job->device->pool, queue_of(job, ENERGY_QUEUE), thread)) >= 0) {
+    while ((unit = cpu_linear_take(job, ENERGY_QUEUE, thread)) >= 0) {
         const cpu_shrunk *s = &job->shrunk[unit];
         const ol_step *step = job->device->step;
 
@@ -306,135 +284,4 @@ void cpu_linear_work(const cpu_linear *job, int thread)
     chunk_share(job, thread);
     if (job->n_shrunk)
         energy_share(job, thread);
-}
-
-/* -- preparation ------------------------------------------------------------------------ */
-
-static ol_code prepare_tiles(cpu_linear *job, ol_error *err)
-{
-    cpu_scratch *scratch = &job->device->tiles[job->slot];
-    int64_t blocks = job->parts[0].weight->m.cols / OL_BLOCK;
-
-    for (int i = 0; i < job->n_parts; i++) {
-        bool block = cpu_kind_is_block(job->parts[i].weight->m.kind);
-
-        job->quantize |= block && job->device->kernels->quantize;
-        job->floats |= !block || !job->device->kernels->quantize;
-    }
-    if (!job->quantize)
-        return OL_OK;
-    OL_TRY(cpu_scratch_need(&job->device->memory, scratch,
-                            (size_t)job->n * (size_t)blocks * CPU_TILE_BYTES, err));
-    job->tiles = (cpu_tiles){job->n, blocks, scratch->data};
-    return OL_OK;
-}
-
-static int64_t shrunk_stride(const cpu_lora_group *group)
-{
-    return cpu_panels(&group->a) * PANEL;
-}
-
-static void list_shrunk(cpu_linear *job, float *h, int *units)
-{
-    *units = 0;
-    for (int i = 0; i < job->device->n_segments; i++) {
-        const cpu_segment *segment = &job->device->segments[i];
-        const cpu_lora_group *group = cpu_lora_find(segment->lora, job->layer, job->input);
-        cpu_shrunk *s;
-
-        if (!group)
-            continue;
-        s = &job->shrunk[job->n_shrunk++];
-        *s = (cpu_shrunk){.segment = segment,
-                          .group = group,
-                          .h = h,
-                          .ldh = shrunk_stride(group),
-                          .first_unit = *units,
-                          .row_units = (segment->n + SHRINK_ROWS - 1) / SHRINK_ROWS,
-                          .panel_units =
-                              (int)((cpu_panels(&group->a) + SHRINK_PANELS - 1) / SHRINK_PANELS)};
-        h += segment->n * s->ldh;
-        *units += s->row_units * s->panel_units;
-    }
-}
-
-static ol_code prepare_shrunk(cpu_linear *job, int *units, ol_error *err)
-{
-    cpu_scratch *scratch = &job->device->shrunk[job->slot];
-    size_t head = cpu_align((size_t)job->device->n_segments * sizeof(cpu_shrunk)), floats = 0;
-
-    for (int i = 0; i < job->device->n_segments; i++) {
-        const cpu_segment *segment = &job->device->segments[i];
-        const cpu_lora_group *group = cpu_lora_find(segment->lora, job->layer, job->input);
-
-        if (group)
-            floats += (size_t)segment->n * (size_t)shrunk_stride(group);
-    }
-    if (!floats)
-        return OL_OK;
-    OL_TRY(cpu_scratch_need(&job->device->memory, scratch, head + floats * sizeof(float), err));
-    job->shrunk = scratch->data;
-    list_shrunk(job, (float *)(void *)((uint8_t *)scratch->data + head), units);
-    job->floats = true;
-    return OL_OK;
-}
-
-static ol_code prepare_strips(cpu_linear *job, ol_error *err)
-{
-    size_t threads = (size_t)cpu_pool_threads(job->device->pool);
-
-    if (job->finish == FINISH_STORE)
-        return OL_OK;
-    return cpu_scratch_need(&job->device->memory, &job->device->strips,
-                            threads * 2 * (size_t)job->device->options.max_rows * MAX_GRAIN *
-                                PANEL * sizeof(float),
-                            err);
-}
-
-/* Even chunks make whole blocks of act. Many rows want a chunk whose outputs stay in the cache;
- * few rows of adapters a large one, since a row's sums over so few inputs wait for each other: the
- * more outputs, the more of them go on at once. But all threads want some. */
-static int64_t grain_of(const cpu_linear *job)
-{
-    int64_t least = LARGE_CHUNKS * MAX_GRAIN * cpu_pool_threads(job->device->pool);
-
-    if (job->n <= FEW_ROWS && job->n_shrunk && cpu_panels(&job->parts[0].weight->m) >= least)
-        return MAX_GRAIN;
-    return 2;
-}
-
-ol_code cpu_linear_prepare(cpu_linear *job, int slot, ol_error *err)
-{
-    cpu_pool *pool = job->device->pool;
-    int64_t chunks = 0;
-    int units = 0;
-
-    job->slot = slot;
-    OL_TRY(prepare_tiles(job, err));
-    if (job->layer >= 0 && job->device->n_segments)
-        OL_TRY(prepare_shrunk(job, &units, err));
-    OL_TRY(prepare_strips(job, err));
-    if (job->next)
-        job->next->ready = true;
-    job->grain = grain_of(job);
-    for (int i = 0; i < (job->finish == FINISH_SWIGLU ? 1 : job->n_parts); i++)
-        chunks += chunks_of(job, i);
-    cpu_queue_fill(pool, queue_of(job, QUANTIZE_QUEUE), cpu_tile_count(job->n));
-    cpu_queue_fill(pool, queue_of(job, SHRINK_QUEUE), units);
-    cpu_queue_fill(pool, queue_of(job, CHUNK_QUEUE), chunks);
-    cpu_queue_fill(pool, queue_of(job, ENERGY_QUEUE), job->n_shrunk);
-    return OL_OK;
-}
-
-static void linear_share(void *context, int thread, int threads)
-{
-    (void)threads;
-    cpu_linear_work(context, thread);
-}
-
-ol_code cpu_linear_run(cpu_linear *job, ol_error *err)
-{
-    OL_TRY(cpu_linear_prepare(job, 0, err));
-    cpu_pool_run(job->device->pool, linear_share, job);
-    return OL_OK;
 }

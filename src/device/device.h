@@ -19,7 +19,7 @@
  *  4. Handles belong to the device that made them. Host memory passed in is only
  *     read during the call, but for weight bytes whose `keep` says that they
  *     outlive the device (a mapped file): those may be used in place.
- *  5. Shapes were checked by the engine (model.c, adapter.c); a device checks
+ *  5. Shapes were checked by the engine (model.c, formats/); a device checks
  *     what it alone knows (memory, supported types) and may assert the rest.
  *  6. Activations are opaque; the engine never looks into a buffer. Their type
  *     is the device's choice (the CPU device: float).

@@ -1,21 +1,13 @@
-/*
- * cmd_bench.c: tokens per second.
- *
- * Two figures, each over requests that all begin at once: prefill, the prompts alone (one
- * token of output each); decode, the output while all of the sequences run, after the
- * last prompt and before the first end. With adapters, runs with and without alternate.
- * With --requests a third: so many requests in all, of which `parallel` run at a time.
- */
+/* cmd_bench.c: tokens per second: what is asked for, and what is told. bench_run.c measures. */
 #include "engine/main/cli.h"
 
 #include "engine/formats/weights.h"
+#include "engine/main/bench.h"
 #include "engine/main/random_adapter.h"
 
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
 
 static const char help[] =
     "usage: openlora-engine bench --model PATH [OPTIONS]\n\n"
@@ -57,39 +49,11 @@ static const struct option own_options[] = {
     {0},
 };
 
-#define MAX_REPEATS 100
-
-typedef struct figures {
-    double prefill[MAX_REPEATS], decode[MAX_REPEATS]; /* tokens per second */
-    double load[MAX_REPEATS];                         /* of output, over all requests */
-} figures;
-
-typedef struct job {
-    ol_engine_options how;
-    int prompt, generate, parallel, adapters, rank, combine, requests, repeats;
-    const char *write_adapters;
-    bool json;
-    ol_engine *engine;
-    ol_engine_info info;
-    ol_digest *digests; /* [adapters] */
-    int32_t *tokens;    /* [prompt] */
-    uint64_t next_tag, noise;
-    figures with, without;
-} job;
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 /* -- options ----------------------------------------------------------------------------- */
 
 static bool take_option(int c, char *arg, void *context)
 {
-    job *j = context;
+    bench *j = context;
 
     switch (c) {
     case OPT_PROMPT:
@@ -110,7 +74,7 @@ static bool take_option(int c, char *arg, void *context)
         j->write_adapters = arg;
         return true;
     case OPT_REPEATS:
-        return cli_int("repeats", arg, 1, MAX_REPEATS, &j->repeats);
+        return cli_int("repeats", arg, 1, BENCH_MAX_REPEATS, &j->repeats);
     case OPT_JSON:
         j->json = true;
         return true;
@@ -120,7 +84,7 @@ static bool take_option(int c, char *arg, void *context)
 }
 
 /* -1: go on, else the exit status. */
-static int take_options(int argc, char **argv, job *j)
+static int take_options(int argc, char **argv, bench *j)
 {
     cli_options options = {help, own_options, take_option, j, &j->how};
     int status = cli_take_options(argc, argv, &options);
@@ -136,39 +100,14 @@ static int take_options(int argc, char **argv, job *j)
 
 /* -- set-up --------------------------------------------------------------------------------- */
 
-static ol_code write_file(const char *dir, int i, const char *name, const ol_buf *bytes,
-                          ol_error *err)
-{
-    char path[4096];
-    FILE *file;
-    bool good;
-
-    snprintf(path, sizeof(path), "%s/%d", dir, i + 1);
-    (void)mkdir(path, 0777);
-    snprintf(path, sizeof(path), "%s/%d/%s", dir, i + 1, name);
-    file = fopen(path, "wb");
-    if (!file)
-        return ol_fail_errno(err, "cannot write", path);
-    good = fwrite(bytes->data, 1, bytes->len, file) == bytes->len;
-    if (fclose(file) != 0 || !good)
-        return ol_fail_errno(err, "cannot write", path);
-    return OL_OK;
-}
-
-static ol_code write_adapter(const char *dir, int i, const ol_buf bytes[2], ol_error *err)
-{
-    OL_TRY(write_file(dir, i, "adapter_model.safetensors", &bytes[0], err));
-    return write_file(dir, i, "adapter_config.json", &bytes[1], err);
-}
-
-static ol_code put_adapter(job *j, const ol_model_config *base, int i, ol_buf bytes[2],
+static ol_code put_adapter(bench *j, const ol_model_config *base, int i, ol_buf bytes[2],
                            ol_error *err)
 {
     ol_adapter_facts facts;
 
     OL_TRY(random_adapter_make(base, j->rank, (uint64_t)i + 1, &bytes[0], &bytes[1], err));
     if (j->write_adapters)
-        OL_TRY(write_adapter(j->write_adapters, i, bytes, err));
+        OL_TRY(random_adapter_write(j->write_adapters, i + 1, &bytes[0], &bytes[1], err));
     ol_adapter_digest(bytes[0].data, bytes[0].len, (const char *)bytes[1].data, bytes[1].len,
                       &j->digests[i]);
     OL_TRY(ol_engine_adapter_put(j->engine, &j->digests[i], bytes[0].data, bytes[0].len,
@@ -180,7 +119,7 @@ static ol_code put_adapter(job *j, const ol_model_config *base, int i, ol_buf by
     return OL_OK;
 }
 
-static ol_code put_adapters(job *j, ol_error *err)
+static ol_code put_adapters(bench *j, ol_error *err)
 {
     ol_model_source *source;
     ol_buf bytes[2] = {{0}, {0}};
@@ -198,7 +137,7 @@ static ol_code put_adapters(job *j, ol_error *err)
     return code;
 }
 
-static ol_code set_up(job *j, ol_error *err)
+static ol_code set_up(bench *j, ol_error *err)
 {
     if (!j->how.max_seqs || j->how.max_seqs < j->parallel)
         j->how.max_seqs = j->parallel;
@@ -212,132 +151,6 @@ static ol_code set_up(job *j, ol_error *err)
     return put_adapters(j, err);
 }
 
-/* -- a run ------------------------------------------------------------------------------- */
-
-/* Prompts differ, so that nothing can be shared. */
-static ol_code submit_one(job *j, int i, int generate, bool adapted, ol_error *err)
-{
-    ol_adapter_use uses[OL_MAX_REQUEST_ADAPTERS];
-    ol_request q = {.tag = j->next_tag++,
-                    .prompt_tokens = j->tokens,
-                    .n_prompt_tokens = j->prompt,
-                    .adapters = uses,
-                    .n_adapters = adapted ? j->combine : 0,
-                    .sampling = ol_sampling_default()};
-
-    for (int k = 0; k < j->prompt; k++) {
-        j->noise = j->noise * 6364136223846793005u + 1442695040888963407u;
-        j->tokens[k] = (int32_t)((j->noise >> 33) % (uint64_t)j->info.vocab);
-    }
-    for (int k = 0; k < q.n_adapters; k++)
-        uses[k] = (ol_adapter_use){j->digests[(i + k) % j->adapters], 1.0f};
-    q.sampling.max_tokens = generate;
-    q.sampling.ignore_eos = true;
-    return ol_engine_submit(j->engine, &q, err);
-}
-
-typedef struct progress {
-    int tokens, begun, done;
-} progress;
-
-static ol_code one_step(job *j, progress *p, ol_error *err)
-{
-    ol_event e;
-
-    OL_TRY(ol_engine_step(j->engine, err));
-    while (ol_engine_poll(j->engine, &e)) {
-        if (e.kind == OL_EVENT_FAILED) {
-            *err = e.error;
-            return err->code;
-        }
-        p->tokens += e.kind == OL_EVENT_TOKEN;
-        p->begun += e.kind == OL_EVENT_TOKEN && e.index == 0;
-        p->done += e.kind == OL_EVENT_DONE;
-    }
-    return OL_OK;
-}
-
-static ol_code submit_all(job *j, int n, int generate, bool adapted, ol_error *err)
-{
-    for (int i = 0; i < n; i++)
-        OL_TRY(submit_one(j, i, generate, adapted, err));
-    return OL_OK;
-}
-
-static ol_code run_prefill(job *j, bool adapted, double *rate, ol_error *err)
-{
-    progress p = {0};
-    double begin;
-
-    OL_TRY(submit_all(j, j->parallel, 1, adapted, err));
-    begin = now();
-    while (p.done < j->parallel)
-        OL_TRY(one_step(j, &p, err));
-    *rate = (double)j->parallel * j->prompt / (now() - begin);
-    return OL_OK;
-}
-
-static ol_code run_decode(job *j, bool adapted, double *rate, ol_error *err)
-{
-    progress p = {0};
-    double begin = 0, end = 0;
-    int before = 0, counted = 0;
-
-    *rate = 0;
-    if (j->generate < 2)
-        return OL_OK;
-    OL_TRY(submit_all(j, j->parallel, j->generate, adapted, err));
-    while (p.done < j->parallel) {
-        OL_TRY(one_step(j, &p, err));
-        if (p.begun < j->parallel)
-            continue;
-        if (begin == 0) {
-            begin = now();
-            before = p.tokens;
-        } else if (counted == 0 || p.done == 0) {
-            end = now();
-            counted = p.tokens - before;
-        }
-    }
-    if (counted)
-        *rate = counted / (end - begin);
-    return OL_OK;
-}
-
-static ol_code run_load(job *j, bool adapted, double *rate, ol_error *err)
-{
-    progress p = {0};
-    double begin = now();
-
-    if (j->requests == 0)
-        return OL_OK;
-    OL_TRY(submit_all(j, j->requests, j->generate, adapted, err));
-    while (p.done < j->requests)
-        OL_TRY(one_step(j, &p, err));
-    *rate = p.tokens / (now() - begin);
-    return OL_OK;
-}
-
-static ol_code run_each(job *j, bool adapted, figures *f, int i, ol_error *err)
-{
-    OL_TRY(run_prefill(j, adapted, &f->prefill[i], err));
-    OL_TRY(run_decode(j, adapted, &f->decode[i], err));
-    return run_load(j, adapted, &f->load[i], err);
-}
-
-static ol_code run_all(job *j, ol_error *err)
-{
-    double warm;
-
-    OL_TRY(run_prefill(j, j->adapters > 0, &warm, err));
-    for (int i = 0; i < j->repeats; i++) {
-        OL_TRY(run_each(j, false, &j->without, i, err));
-        if (j->adapters)
-            OL_TRY(run_each(j, true, &j->with, i, err));
-    }
-    return OL_OK;
-}
-
 /* -- report ------------------------------------------------------------------------------ */
 
 static int compare(const void *a, const void *b)
@@ -347,9 +160,9 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(const job *j, const double *values)
+static double median(const bench *j, const double *values)
 {
-    double sorted[MAX_REPEATS];
+    double sorted[BENCH_MAX_REPEATS];
     int n = j->repeats;
 
     memcpy(sorted, values, (size_t)n * sizeof(double));
@@ -357,9 +170,9 @@ static double median(const job *j, const double *values)
     return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
 }
 
-static void report_json(const job *j)
+static void report_json(const bench *j)
 {
-    const figures *main = j->adapters ? &j->with : &j->without;
+    const bench_figures *main = j->adapters ? &j->with : &j->without;
     json_t *o = json_pack(
         "{s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:I}", "model", j->info.model_name, "format",
         j->info.format, "device", j->info.device.name, "processor", j->info.device.description,
@@ -384,7 +197,7 @@ static void report_json(const job *j)
     json_decref(o);
 }
 
-static void report_row(const job *j, const char *what, const figures *f)
+static void report_row(const bench *j, const char *what, const bench_figures *f)
 {
     printf("%-28s %12.1f %12.1f", what, median(j, f->prefill), median(j, f->decode));
     if (j->requests)
@@ -392,7 +205,7 @@ static void report_row(const job *j, const char *what, const figures *f)
     putchar('\n');
 }
 
-static void report_text(const job *j)
+static void report_text(const bench *j)
 {
     char what[64];
 
@@ -411,7 +224,7 @@ static void report_text(const job *j)
 
 int cmd_bench(int argc, char **argv)
 {
-    job *j = calloc(1, sizeof(*j));
+    bench *j = calloc(1, sizeof(*j));
     ol_error err;
     int status;
 
@@ -426,7 +239,7 @@ int cmd_bench(int argc, char **argv)
     j->repeats = 3;
     status = take_options(argc, argv, j);
     if (status < 0) {
-        status = set_up(j, &err) == OL_OK && run_all(j, &err) == OL_OK ? EXIT_OK : cli_fail(&err);
+        status = set_up(j, &err) == OL_OK && bench_run(j, &err) == OL_OK ? EXIT_OK : cli_fail(&err);
         if (status == EXIT_OK)
             (j->json ? report_json : report_text)(j);
     }

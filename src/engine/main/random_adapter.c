@@ -3,7 +3,9 @@
 
 #include "base/tensor.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static void tensor_name(char out[128], int layer, ol_module module, bool is_b)
 {
@@ -92,4 +94,33 @@ ol_code random_adapter_make(const ol_model_config *base, int rank, uint64_t seed
     }
     ol_buf_free(&header);
     return OL_OK;
+}
+
+/* -- on disk --------------------------------------------------------------------------- */
+
+static ol_code write_file(const char *folder, const char *name, const ol_buf *bytes, ol_error *err)
+{
+    char path[4096];
+    FILE *file;
+    bool good;
+
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    file = fopen(path, "wb");
+    if (!file)
+        return ol_fail_errno(err, "cannot write", path);
+    good = fwrite(bytes->data, 1, bytes->len, file) == bytes->len;
+    if (fclose(file) != 0 || !good)
+        return ol_fail_errno(err, "cannot write", path);
+    return OL_OK;
+}
+
+ol_code random_adapter_write(const char *dir, int number, const ol_buf *weights,
+                             const ol_buf *config, ol_error *err)
+{
+    char folder[4000];
+
+    snprintf(folder, sizeof(folder), "%s/%d", dir, number);
+    (void)mkdir(folder, 0777);
+    OL_TRY(write_file(folder, "adapter_model.safetensors", weights, err));
+    return write_file(folder, "adapter_config.json", config, err);
 }

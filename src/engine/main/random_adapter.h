@@ -9,5 +9,8 @@
  * modules of every layer, in F16, different for each seed. */
 ol_code random_adapter_make(const ol_model_config *base, int rank, uint64_t seed, ol_buf *weights,
                             ol_buf *config, ol_error *err);
+/* Into the folder DIR/NUMBER, which is made. */
+ol_code random_adapter_write(const char *dir, int number, const ol_buf *weights,
+                             const ol_buf *config, ol_error *err);
 
 #endif
