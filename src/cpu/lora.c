@@ -8,8 +8,7 @@
  * with `rank` columns. Ranks are true ranks: nothing is padded but the last panel. Numbers are as
  * they were given, or in eight bits (lora8.h).
  */
-#include "cpu/core.h"
-#include "cpu/lora8.h"
+#include "cpu/gram.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +28,7 @@ const cpu_lora_group *cpu_lora_find(const ol_lora *lora, int layer, cpu_input in
 /* One matrix to be packed, and for a B its Gram matrix to be made. */
 typedef struct task {
     cpu_matrix *m;
-    cpu_lora8 source; /* in eight bits with its scales, else they are NULL */
+    cpu_lora8 source; /* in eight bits with divisors, else they are NULL */
     cpu_lora_part *part;
 } task;
 
@@ -42,7 +41,7 @@ typedef struct making {
     task *tasks;
     int n_tasks;
     cpu_row *rows; /* of all stacked A */
-    float *scales; /* eight bits: of these rows, then of B's columns in the same order */
+    float *scales; /* eight bits, for each of these rows: A's, B's, A's divisors, B's for a panel */
     size_t n_rows, all_rows;
     float *values; /* room for each thread */
     size_t n_values;
@@ -85,23 +84,6 @@ static size_t gram_bytes(const making *mk, int rank)
     return cpu_align(n * sizeof(float));
 }
 
-static size_t padded(size_t rank)
-{
-    return (rank + PANEL - 1) / PANEL * PANEL;
-}
-
-/* Rows of B that are taken at once: they stay in the nearest cache. */
-static size_t gram_rows(size_t rank)
-{
-    return rank < 512 ? 4096 / padded(rank) : 8;
-}
-
-/* Floats that make_gram needs: some rows, and sums. */
-static size_t gram_values(size_t rank)
-{
-    return padded(rank) * (gram_rows(rank) + padded(rank));
-}
-
 static void note_piece(making *mk, size_t bytes)
 {
     mk->bytes += bytes;
@@ -126,7 +108,7 @@ static void shape_group(making *mk, cpu_lora_group *group, const ol_lora_module 
         note_piece(mk, gram_bytes(mk, m->rank));
         group->rank += m->rank;
         group->a.cols = m->a.shape[1];
-        most = gram_values(rank) > most ? gram_values(rank) : most;
+        most = cpu_gram_values(rank) > most ? cpu_gram_values(rank) : most;
     }
     if (!group->rank)
         return;
@@ -163,6 +145,22 @@ static cpu_source whole(const ol_tensor *t)
     return source;
 }
 
+/* Of rank number `rank` and those after it, of all. */
+static float *divisors_of_a(const making *mk, size_t rank)
+{
+    return mk->scales ? mk->scales + 2 * mk->all_rows + rank : NULL;
+}
+
+static float *divisors_of_b(const making *mk, size_t rank)
+{
+    return mk->scales ? mk->scales + 3 * mk->all_rows + cpu_lora8_divisors(rank) : NULL;
+}
+
+static size_t scales_of(size_t ranks)
+{
+    return 3 * ranks + cpu_lora8_divisors(ranks);
+}
+
 /* Scales of a part whose ranks start at number `rank` of all; their products are for h. */
 static ol_code make_scales(making *mk, cpu_lora_part *part, const ol_lora_module *m, size_t rank,
                            ol_error *err)
@@ -170,8 +168,8 @@ static ol_code make_scales(making *mk, cpu_lora_part *part, const ol_lora_module
     const cpu_kernels *kernels = mk->device->kernels;
     float *a = mk->scales + rank, *b = a + mk->all_rows;
 
-    if (!cpu_lora8_scales(kernels, &m->a, false, a, mk->values) ||
-        !cpu_lora8_scales(kernels, &m->b, true, b, mk->values)) {
+    if (!cpu_lora8_measure(kernels, &m->a, false, a, divisors_of_a(mk, rank), mk->values) ||
+        !cpu_lora8_measure(kernels, &m->b, true, b, divisors_of_b(mk, rank), mk->values)) {
         ol_fail(err, OL_INVALID, "the adapter has numbers that are not finite");
         return ol_hint(err, "NaN or infinity.");
     }
@@ -186,15 +184,16 @@ static ol_code place_group(making *mk, cpu_lora_group *group, const ol_lora_modu
                            ol_error *err)
 {
     cpu_row *rows = mk->rows + mk->n_rows;
-    float *scales = mk->scales ? mk->scales + mk->n_rows : NULL;
 
     if (!group->rank)
         return OL_OK;
-    mk->tasks[mk->n_tasks++] = (task){&group->a, {{.rows = rows}, false, scales}, NULL};
+    mk->tasks[mk->n_tasks++] =
+        (task){&group->a, {{.rows = rows}, false, divisors_of_a(mk, mk->n_rows)}, NULL};
     group->a.data = take_piece(mk, matrix_bytes(&group->a));
     for (int i = 0; i < 3; i++) {
         cpu_lora_part *part = &group->parts[i];
         cpu_source a;
+        size_t rank;
 
         if (!part->rank)
             continue;
@@ -203,47 +202,17 @@ static ol_code place_group(making *mk, cpu_lora_group *group, const ol_lora_modu
             rows[part->offset + r] = (cpu_row){a.data + (size_t)r * a.row_bytes, a.dtype};
         part->b.data = take_piece(mk, matrix_bytes(&part->b));
         part->gram = take_piece(mk, gram_bytes(mk, part->rank));
-        if (scales)
-            OL_TRY(make_scales(mk, part, modules[i], mk->n_rows + (size_t)part->offset, err));
-        mk->tasks[mk->n_tasks++] = (task){
-            &part->b,
-            {whole(&modules[i]->b), true, scales ? scales + mk->all_rows + part->offset : NULL},
-            part};
+        rank = mk->n_rows + (size_t)part->offset;
+        if (mk->scales)
+            OL_TRY(make_scales(mk, part, modules[i], rank, err));
+        mk->tasks[mk->n_tasks++] =
+            (task){&part->b, {whole(&modules[i]->b), true, divisors_of_b(mk, rank)}, part};
     }
     mk->n_rows += (size_t)group->rank;
     return OL_OK;
 }
 
-/* -- packing, by all threads -------------------------------------------------------------- */
-
-/* gram = B'B: |B h|^2 = h' gram h, so that measuring a row costs rank^2. */
-static void make_gram(const cpu_kernels *kernels, const task *t, float *values)
-{
-    const cpu_lora_part *part = t->part;
-    size_t rank = (size_t)part->rank, ld = padded(rank), most = gram_rows(rank);
-    size_t rows = (size_t)part->b.rows;
-    float *sums = values + most * ld;
-
-    memset(values, 0, gram_values(rank) * sizeof(float));
-    for (size_t row = 0; row < rows; row += most) {
-        size_t n = rows - row < most ? rows - row : most;
-        const cpu_source *from = &t->source.from;
-        const uint8_t *src = from->data + row * from->row_bytes;
-
-        if (ld == rank)
-            cpu_to_floats(kernels, from->dtype, src, values, (int64_t)(n * rank));
-        else
-            for (size_t r = 0; r < n; r++)
-                cpu_to_floats(kernels, from->dtype, src + r * from->row_bytes, values + r * ld,
-                              (int64_t)rank);
-        for (size_t r = 0; t->source.scales && r < n; r++)
-            cpu_lora8_round(values + r * ld, t->source.scales, true, (int64_t)rank);
-        kernels->gram(values, (int64_t)n, (int64_t)ld, sums);
-    }
-    for (size_t i = 0; i < rank; i++)
-        for (size_t j = 0; j < rank; j++)
-            part->gram[i * rank + j] = i <= j ? sums[i * ld + j] : sums[j * ld + i];
-}
+/* -- packing -------------------------------------------------------------- */
 
 /* On the caller's thread: the pool is the steps'. */
 static void pack_all(making *mk)
@@ -252,12 +221,12 @@ static void pack_all(making *mk)
         const task *t = &mk->tasks[number];
 
         for (int64_t panel = 0; panel < cpu_panels(t->m); panel++)
-            if (t->source.scales)
+            if (t->source.divisors)
                 cpu_lora8_pack(mk->device->kernels, t->m, &t->source, panel, mk->values);
             else
                 cpu_matrix_pack(mk->device->kernels, t->m, &t->source.from, panel, mk->values);
         if (t->part)
-            make_gram(mk->device->kernels, t, mk->values);
+            cpu_gram_make(mk->device->kernels, t->part, &t->source, mk->values);
     }
 }
 
@@ -378,7 +347,7 @@ static ol_code allocate(making *mk, ol_kv *kv, const int32_t *runs, ol_error *er
 static ol_code fill(making *mk, ol_error *err)
 {
     mk->rows = calloc(mk->n_rows + 1, sizeof(*mk->rows));
-    mk->scales = in_eight_bits(mk) ? calloc(2 * mk->n_rows + 1, sizeof(float)) : NULL;
+    mk->scales = in_eight_bits(mk) ? malloc((scales_of(mk->n_rows) + 1) * sizeof(float)) : NULL;
     mk->values = malloc((mk->n_values + 1) * sizeof(float));
     if (!mk->rows || !mk->values || (in_eight_bits(mk) && !mk->scales))
         return ol_fail_nomem(err, mk->n_values * sizeof(float), "an adapter");

@@ -508,10 +508,67 @@ static void test_fast(void **state)
         on(rig_isas()[i]);
 }
 
+/* In eight bits a number that is not finite has no scale: refused, wherever it stands, and nothing
+ * of the adapter stays. Other types keep what they are given. */
+static void check_not_finite(const char *isa, float value, bool in_b)
+{
+    ol_device_options options = {
+        .threads = 1, .isa = isa, .max_rows = 1, .max_seqs = 1, .max_logit_rows = 1};
+    const ol_device_table *ops = ol_device_entry_point();
+    rig_rng rng = {5};
+    rig_tensor a = rig_matrix(&rng, OL_F32, 3, 40, 1), b = rig_matrix(&rng, OL_F32, 50, 3, 1);
+    ol_lora_module m = {.module = OL_MOD_O, .rank = 3, .scale = 1, .a = a.t, .b = b.t};
+    ol_device_info before, after;
+
+    ((float *)(uintptr_t)(in_b ? b.t.data : a.t.data))[17] = value;
+    for (options.adapters = OL_QUANT_AS_IS; options.adapters <= OL_QUANT_INT8; options.adapters++) {
+        ol_device *device = NULL;
+        ol_lora *lora = NULL;
+
+        RIG_OK(ops->open(&options, &device, &rig_error));
+        ops->info(device, &before);
+        if (options.adapters == OL_QUANT_INT8) {
+            assert_int_equal(ops->lora_create(device, &m, 1, &lora, &rig_error), OL_INVALID);
+            assert_string_equal(rig_error.message, "the adapter has numbers that are not finite");
+        } else {
+            RIG_OK(ops->lora_create(device, &m, 1, &lora, &rig_error));
+            ops->lora_free(device, lora);
+        }
+        ops->info(device, &after);
+        assert_int_equal(after.memory_used, before.memory_used);
+        ops->close(device);
+    }
+    rig_tensor_free(&a);
+    rig_tensor_free(&b);
+}
+
+static void test_not_finite(void **state)
+{
+    (void)state;
+    for (int i = 0; rig_isas()[i]; i++)
+        for (int in_b = 0; in_b < 2; in_b++) {
+            check_not_finite(rig_isas()[i], INFINITY, in_b);
+            check_not_finite(rig_isas()[i], -INFINITY, in_b);
+            check_not_finite(rig_isas()[i], NAN, in_b);
+        }
+}
+
+static void test_refused(void **state)
+{
+    ol_device_options options = {
+        .threads = 1, .max_rows = 1, .max_seqs = 1, .max_logit_rows = 1, .adapters = OL_QUANT_INT4};
+    ol_device *device = NULL;
+
+    (void)state;
+    assert_int_equal(ol_device_entry_point()->open(&options, &device, &rig_error), OL_INVALID);
+    assert_string_equal(rig_error.message, "adapters are kept as they are, or as int8");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_portable),
-                                       cmocka_unit_test(test_fast)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_portable), cmocka_unit_test(test_fast),
+                                       cmocka_unit_test(test_not_finite),
+                                       cmocka_unit_test(test_refused)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
