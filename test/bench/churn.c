@@ -1,7 +1,9 @@
 /*
  * churn.c: an engine under a load whose adapters do not fit its cache.
  *
- *   churn MODEL CASE [CASE ...]      a case: NAME=ADAPTERS:SLOTS:RANKS:ZIPF
+ *   churn MODEL CASE [CASE ...]      a case: NAME=ADAPTERS:SLOTS:RANKS:ZIPF[:int8]
+ *
+ * :int8: adapters in eight bits; SLOTS are as much memory as they are without.
  *
  * ADAPTERS different adapters, requested uniformly (ZIPF 0) or with probability 1/k^ZIPF; a
  * cache of SLOTS of them (0: all); RANKS a list like 8/16/32/64. PARALLEL=8 requests are
@@ -50,6 +52,7 @@ typedef struct bench {
     const char *model;
     const ol_model_config *base;
     ol_engine *engine;
+    ol_quantization adapters;
     int n_adapters, n_kinds, parallel, prompt, generate, requests, slots;
     double load_cpu;      /* seconds of one load */
     double zipf, *chance; /* [n_adapters] summed up */
@@ -298,6 +301,7 @@ static void open_engine(bench *b, int slots)
     options.threads = setting("THREADS", 0);
     options.max_seqs = b->parallel + 1;
     options.no_prefix_cache = true;
+    options.adapters = b->adapters;
     b->slots = slots;
     if (slots > 0) {
         size_t bytes = 0;
@@ -380,16 +384,17 @@ static void run_case(const bench *defaults, const char *how)
     bench b = *defaults;
     char *copy = strdup(how), *text = copy;
     char *name = strsep(&text, "="), *adapters = strsep(&text, ":"), *slots = strsep(&text, ":");
-    char *ranks = strsep(&text, ":"), *rank;
+    char *ranks = strsep(&text, ":"), *zipf = strsep(&text, ":"), *rank;
     ol_engine_info before, after;
     double start, cpu;
 
-    if (!adapters || !slots || !ranks || !text) {
-        fprintf(stderr, "churn: a case is NAME=ADAPTERS:SLOTS:RANKS:ZIPF\n");
+    if (!adapters || !slots || !ranks || !zipf || (text && strcmp(text, "int8") != 0)) {
+        fprintf(stderr, "churn: a case is NAME=ADAPTERS:SLOTS:RANKS:ZIPF[:int8]\n");
         exit(2);
     }
     b.n_adapters = atoi(adapters);
-    b.zipf = atof(text);
+    b.zipf = atof(zipf);
+    b.adapters = text ? OL_QUANT_INT8 : OL_QUANT_AS_IS;
     while ((rank = strsep(&ranks, "/")) && b.n_kinds < MAX_RANKS)
         make_kind(&b, atoi(rank));
     prepare(&b);

@@ -85,6 +85,7 @@ typedef struct bench_model {
 } bench_model;
 
 void bench_open(bench_model *m, ol_quantization how);
+void bench_open_with(bench_model *m, ol_quantization how, ol_quantization adapters);
 void bench_close(bench_model *m);
 /* Of all modules. bytes: bench_lora_bytes(rank) of the host with its matrices, one behind the
  * other; or NULL. */

@@ -93,10 +93,16 @@ static int most_pages(void)
 
 void bench_open(bench_model *m, ol_quantization how)
 {
+    bench_open_with(m, how, OL_QUANT_AS_IS);
+}
+
+void bench_open_with(bench_model *m, ol_quantization how, ol_quantization adapters)
+{
     ol_device_options options = {.max_rows =
                                      bench.prefill > bench.batch ? bench.prefill : bench.batch,
                                  .max_seqs = bench.batch,
-                                 .max_logit_rows = bench.batch};
+                                 .max_logit_rows = bench.batch,
+                                 .adapters = adapters};
     stack *on = &m->on;
 
     *m = (bench_model){.on = {.t = ol_device_entry_point(), .s = shape()}};

@@ -49,7 +49,7 @@ void bench_decode(const bench_ceilings *most)
 
 /* -- adapters ------------------------------------------------------------------------------- */
 
-void bench_adapters(const bench_ceilings *most)
+static void adapters_as(ol_quantization how, const char *name, const bench_ceilings *most)
 {
     int n = bench.batch;
     ol_lora **same = calloc((size_t)n, sizeof(*same)), **many = calloc((size_t)n, sizeof(*many));
@@ -58,7 +58,7 @@ void bench_adapters(const bench_ceilings *most)
 
     if (!same || !many)
         bench_die("adapters", "no memory");
-    bench_open(&m, OL_QUANT_AS_IS);
+    bench_open_with(&m, OL_QUANT_AS_IS, how);
     for (int i = 0; i < n; i++) {
         many[i] = bench_lora(&m, bench.rank, NULL);
         same[i] = many[0];
@@ -67,17 +67,25 @@ void bench_adapters(const bench_ceilings *most)
     one = bench_step_time(&m, &(bench_load){n, 1, bench.past, same});
     all = bench_step_time(&m, &(bench_load){n, 1, bench.past, many});
     bytes = (double)n * (double)m.on.t->lora_bytes(m.on.device, many[0]);
-    bench_row(&(bench_line){"tokens/s", n / none, 0, 0}, "decode, 8B BF16, batch %d", n);
+    if (how == OL_QUANT_AS_IS)
+        bench_row(&(bench_line){"tokens/s", n / none, 0, 0}, "decode, 8B BF16, batch %d", n);
     bench_row(&(bench_line){"tokens/s", n / one, n / none, 0.95},
-              "  1 adapter for all rows, of none");
+              "  1 adapter for all rows, %s, of none", name);
     bench_row(&(bench_line){"tokens/s", n / all, n / (none + bytes / most->copy), 0.90},
-              "  %d of rank %d, of what traffic admits", n, bench.rank);
-    bench_row(&(bench_line){"tokens/s", n / all, n / none, 0}, "  %d of rank %d, of none", n,
-              bench.rank);
+              "  %d of rank %d, %s, of what traffic admits", n, bench.rank, name);
+    bench_row(&(bench_line){"tokens/s", n / all, n / none, 0}, "  %d of rank %d, %s, of none", n,
+              bench.rank, name);
+    printf("an adapter of rank %d, %s: %.1f MB\n", bench.rank, name, bytes / n / 1e6);
     for (int i = 0; i < n; i++)
         m.on.t->lora_free(m.on.device, many[i]);
     bench_close(&m);
     free(same), free(many);
+}
+
+void bench_adapters(const bench_ceilings *most)
+{
+    adapters_as(OL_QUANT_AS_IS, "BF16", most);
+    adapters_as(OL_QUANT_INT8, "INT8", most);
 }
 
 /* -- a long prompt ----------------------------------------------------------------------------- */
