@@ -259,7 +259,7 @@ static ol_code fill(ol_device *device, const plan *p, ol_error *err)
     GPU_TRY(cudaMemcpyAsync(bad, block + p->bad, sizeof(*bad), cudaMemcpyDeviceToHost,
                             device->upload.stream),
             "preparing an adapter");
-    GPU_TRY(cudaStreamSynchronize(device->upload.stream), "preparing an adapter");
+    OL_TRY(gpu_upload_wait(device, err));
     if (*bad) {
         ol_fail(err, OL_INVALID, "the adapter has numbers that are not finite in bfloat16");
         return ol_hint(err, "NaN, infinity, or beyond 3.3895e38 in magnitude.");

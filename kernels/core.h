@@ -86,7 +86,8 @@ typedef struct gpu_upload {
     cudaStream_t copies; /* of adapters, so that packing holds up no copy */
     gpu_slot slots[UPLOAD_SLOTS];
     int next;
-    int32_t *bad; /* pinned: of the adapter that is being made */
+    int32_t *bad;        /* pinned: of the adapter that is being made */
+    cudaEvent_t arrived; /* it has */
 } gpu_upload;
 
 typedef struct gpu_packing {
@@ -101,6 +102,8 @@ void gpu_upload_close(ol_device *device);
 /* Copies and packs; asynchronous to what is known of the device, but the tensor's bytes have
  * been read. The caller holds the lock. */
 ol_code gpu_upload_matrix(ol_device *device, const gpu_packing *job, ol_error *err);
+/* Until all that was sent and packed is there; asleep. */
+ol_code gpu_upload_wait(ol_device *device, ol_error *err);
 /* Any bytes, as they are; at most a slot's at a time are under way. */
 ol_code gpu_upload_bytes(ol_device *device, const void *from, void *to, size_t bytes,
                          ol_error *err);

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #define STRIP 16 /* rows of a tile */
+/* Who waits sleeps: the loader's thread is beside the engine's, which computes. */
+#define ASLEEP (cudaEventDisableTiming | cudaEventBlockingSync)
 
 static void slot_free(gpu_slot *slot)
 {
@@ -24,9 +26,7 @@ static ol_code slot_make(gpu_slot *slot, size_t bytes, ol_error *err)
 {
     slot_free(slot);
     GPU_TRY(cudaEventCreateWithFlags(&slot->came, cudaEventDisableTiming), "making an event");
-    /* Who waits for a slot sleeps: the loader's thread is beside the engine's, which computes. */
-    GPU_TRY(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming | cudaEventBlockingSync),
-            "making an event");
+    GPU_TRY(cudaEventCreateWithFlags(&slot->done, ASLEEP), "making an event");
     OL_TRY(gpu_pinned(&slot->pinned, bytes, "copies to it", err));
     GPU_TRY(cudaMalloc(&slot->device, bytes), "copies to it");
     slot->bytes = bytes;
@@ -40,6 +40,7 @@ ol_code gpu_upload_open(ol_device *device, ol_error *err)
             "making a stream");
     GPU_TRY(cudaStreamCreateWithFlags(&device->upload.copies, cudaStreamNonBlocking),
             "making a stream");
+    GPU_TRY(cudaEventCreateWithFlags(&device->upload.arrived, ASLEEP), "making an event");
     return gpu_pinned((void **)&device->upload.bad, sizeof(int32_t), "copies to it", err);
 }
 
@@ -47,6 +48,8 @@ void gpu_upload_close(ol_device *device)
 {
     for (int i = 0; i < UPLOAD_SLOTS; i++)
         slot_free(&device->upload.slots[i]);
+    if (device->upload.arrived)
+        (void)cudaEventDestroy(device->upload.arrived);
     if (device->upload.bad)
         (void)cudaFreeHost(device->upload.bad);
     if (device->upload.copies)
@@ -60,6 +63,13 @@ void gpu_upload_settle(ol_device *device)
 {
     (void)cudaStreamSynchronize(device->upload.copies);
     (void)cudaStreamSynchronize(device->upload.stream);
+}
+
+ol_code gpu_upload_wait(ol_device *device, ol_error *err)
+{
+    GPU_TRY(cudaEventRecord(device->upload.arrived, device->upload.stream), "copying to it");
+    GPU_TRY(cudaEventSynchronize(device->upload.arrived), "copying to it");
+    return OL_OK;
 }
 
 ol_code gpu_slot_take(ol_device *device, size_t bytes, gpu_slot **out, ol_error *err)

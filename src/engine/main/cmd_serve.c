@@ -271,6 +271,10 @@ static int serve(job *j)
     s->out.channel = &s->channel;
     ol_log_set(send_log, &s->out);
     status = run(j);
+    if (status != EXIT_OK) { /* a device that has failed may hang when it is closed */
+        fflush(NULL);
+        _exit(status);
+    }
     ol_log_set(NULL, NULL);
     ol_engine_close(s->engine);
     tag_table_free(s->tags);
