@@ -20,9 +20,10 @@ template <int TOKENS> struct group_shape {
     static const int stages = 96 * 1024 / stage;
     static const int totals_at = stages * stage;
     static const int barriers_at = totals_at + TOKENS * TILE_FEATURES * (int)sizeof(float);
-    static const int flags_at = barriers_at + (2 * stages + 2) * (int)sizeof(uint64_t);
+    static const int flags_at = barriers_at + (2 * stages + 3) * (int)sizeof(uint64_t);
     static const int h_at = flags_at + 2 * (int)sizeof(int32_t);
     static const int shared = h_at + TOKENS * (int)sizeof(int32_t);
+    static_assert(shared <= GROUP_SHARED, "a block has more shared memory than was asked for");
 };
 
 #ifdef GROUP_PRODUCTS
@@ -44,14 +45,16 @@ template <int TOKENS> struct group_memory {
     {
         return has_come(S::stages + slot);
     }
-    /* The lists of a tile's tokens were compared; those who multiply are done with it. */
-    __device__ __forceinline__ uint64_t *compared() const
+    /* The lists of a tile's tokens were compared: of even and of odd tiles, as those who multiply
+     * may compare the next one's while a warp that copies has yet to look. */
+    __device__ __forceinline__ uint64_t *compared(int number) const
     {
-        return has_come(2 * S::stages);
+        return has_come(2 * S::stages + number % 2);
     }
+    /* Those who multiply are done with it. */
     __device__ __forceinline__ uint64_t *finished() const
     {
-        return has_come(2 * S::stages + 1);
+        return has_come(2 * S::stages + 2);
     }
     /* Whether the lists are alike: of even and of odd tiles. */
     __device__ __forceinline__ int32_t *alike(int number) const
@@ -72,7 +75,8 @@ static __device__ __forceinline__ void make_barriers(const group_memory<TOKENS> 
         barrier_make(memory.has_come(i), GROUP / WARP);
         barrier_make(memory.was_read(i), GROUP_BUSY / WARP);
     }
-    barrier_make(memory.compared(), GROUP_BUSY / WARP);
+    barrier_make(memory.compared(0), GROUP_BUSY / WARP);
+    barrier_make(memory.compared(1), GROUP_BUSY / WARP);
     barrier_make(memory.finished(), GROUP_BUSY / WARP);
     *memory.alike(0) = *memory.alike(1) = 1;
 }
@@ -167,14 +171,14 @@ static __device__ __forceinline__ void compare_lists(const group_tile_job<TOKENS
         else if (n > 0)
             job.memory.first_h()[token] = member_of(args, row, 0)->h;
     }
-    warp_arrives(job.memory.compared());
+    warp_arrives(job.memory.compared(job.number));
 }
 
 /* What compare_lists() found, once all have come there. */
 template <int TOKENS>
 static __device__ __forceinline__ bool lists_alike(const group_tile_job<TOKENS> &job)
 {
-    barrier_wait(job.memory.compared(), job.number % 2);
+    barrier_wait(job.memory.compared(job.number), job.number / 2 % 2);
     return for_all_lanes(*job.memory.alike(job.number));
 }
 

@@ -439,6 +439,29 @@ static void groups_in_any_order(void **state)
     }
     simt_settings.seed = was;
 }
+
+/* A warp that copies has told of a tile's last stage, and then nothing moves it while the others
+ * are done with the tile and begin the next one. */
+static void groups_with_a_slow_warp(void **state)
+{
+    static const int sizes[] = {256, 0};
+    unsigned was = simt_settings.seed;
+    shape s = {.finish = GPU_ADD_F32,
+               .kinds = {GPU_BF16},
+               .rows = {300},
+               .n_parts = 1,
+               .cols = 100,
+               .splits = 1,
+               .adapters = true};
+
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        s.alike = i % 2;
+        simt_settings.seed = (unsigned)rig_next() | 3;
+        check_groups(s, sizes);
+    }
+    simt_settings.seed = was;
+}
 #endif
 
 int main(void)
@@ -458,6 +481,7 @@ int main(void)
 #ifdef OL_SIMT
         cmocka_unit_test(in_any_order),
         cmocka_unit_test(groups_in_any_order),
+        cmocka_unit_test(groups_with_a_slow_warp),
 #endif
     };
 

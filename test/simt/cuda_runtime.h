@@ -145,7 +145,8 @@ typedef enum simt_when { SIMT_LATE, SIMT_EARLY, SIMT_MIXED } simt_when;
 typedef struct simt_options {
     int threads;         /* of the processor */
     unsigned seed;       /* of the order in which threads of a block go on; 0: their own; odd:
-                          * a warp after another, each as far as it can; 2 modulo 4:
+                          * a warp after another, each as far as it can (in every second
+                          * block one of them as late as it may); 2 modulo 4:
                           * copies that run beside arrive early, otherwise late */
     size_t memory;       /* of the device; 0: no limit */
     int fail_after;      /* the launch that fails with cudaErrorIllegalAddress; -1: none */

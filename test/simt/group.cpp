@@ -228,6 +228,7 @@ void barrier_arrive(uint64_t *barrier)
         b->missing = b->count;
         b->phase++;
     }
+    simt_linger();
 }
 
 static bool phase_ended(const void *barrier, unsigned parity)

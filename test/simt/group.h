@@ -87,6 +87,8 @@ simt_block_state *simt_block_of_thread();
 /* The thread goes on when ready(arg, value) says so. */
 void simt_wait_until(bool (*ready)(const void *arg, unsigned value), const void *arg,
                      unsigned value);
+/* The thread has arrived somewhere, and takes its time, if its warp is slow. */
+void simt_linger();
 /* 16 bytes were copied there by this thread. */
 void simt_landed(const void *to);
 /* A thread has ended. */

@@ -27,12 +27,35 @@ cudaError_t simt_process();
 /* As if nobody had used CUDA yet. */
 void simt_first_use();
 
+/* -- simt.cpp --------------------------------------------------------------------------------- */
+
+struct worker;
+
+/* A block of an early launch that has begun before the others: it waits for the kernel before. */
+struct simt_ahead {
+    worker *w = NULL; /* none has */
+    unsigned block = 0;
+    void give_up();
+    ~simt_ahead()
+    {
+        give_up();
+    }
+};
+
+void simt_begin_ahead(simt_ahead *ahead, dim3 grid, dim3 block, size_t shared,
+                      const std::function<void()> &body);
+void simt_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body,
+                   simt_ahead *ahead);
+
 /* -- stream.cpp ----------------------------------------------------------------------------- */
-/* What a stream is given; of a copy the host's side, if there is one. */
+/* What a stream is given; of a copy the host's side, if there is one; of an early launch what
+ * begins it. */
 struct simt_work {
     std::function<void()> run;
     const char *host = NULL;
     size_t bytes = 0;
+    bool kernel = false;
+    std::function<void()> begin = NULL;
 };
 /* At the end of the stream, or of what it records; at once where there is no stream. */
 cudaError_t simt_push(cudaStream_t stream, simt_work work);

@@ -4,14 +4,16 @@
  * A fiber runs until it has to wait: at a barrier of its block, or where its warp exchanges.
  * Then the next one goes on, in the order of threads or, with an even seed, in one that is
  * drawn anew for each block. With an odd seed the order of warps is drawn, and each goes as far
- * as it can before the next one moves: who passes a barrier too few is then far ahead. When
- * every fiber waits and none may go on, threads have gone different ways to a barrier: the
- * program ends and says so.
+ * as it can before the next one moves: who passes a barrier too few is then far ahead. In every
+ * second of these blocks one warp is slow: it moves when nobody else can, and stops where it has
+ * arrived at a barrier without waiting there. When every fiber waits and none may go on, threads
+ * have gone different ways to a barrier: the program ends and says so.
  */
 #include <cuda_runtime.h>
 
 #include "fiber.h"
 #include "group.h"
+#include "runtime.h"
 #include "simt.h"
 
 #include <algorithm>
@@ -63,7 +65,9 @@ struct worker {
     simt_block_state block;
     const std::function<void()> *body;
     int live, at_barrier;
-    unsigned barrier_turn;
+    unsigned barrier_turn, seed;
+    bool slow; /* the first warp in the order is */
+    bool held; /* in wait_for_previous() */
 };
 
 static thread_local simt_fiber *self;
@@ -129,14 +133,29 @@ void simt_wait_until(bool (*ready)(const void *arg, unsigned value), const void 
     give_way(condition_holds);
 }
 
+void simt_linger()
+{
+    const std::vector<int> &order = self->home->order;
+
+    if (self->home->slow && self->index / WARP == order[0] / WARP)
+        give_way(NULL);
+}
+
 void simt_has_to_wait()
 {
     self->has_to_wait = true;
 }
 
+static bool let_go(simt_fiber *f)
+{
+    return !f->home->held;
+}
+
 void wait_for_previous()
 {
     self->has_to_wait = false;
+    if (self->home->held)
+        give_way(let_go);
 }
 
 /* -- barriers ---------------------------------------------------------------------------- */
@@ -413,14 +432,14 @@ static bool run_warps(worker *w, int threads)
 {
     bool moved = false;
 
-    for (int i = 0; i < threads; i += WARP)
+    for (int i = w->slow ? WARP : 0; i < threads; i += WARP)
         while (run_fibers(w, i, i + WARP))
             moved = true;
-    return moved;
+    return moved || (w->slow && run_fibers(w, 0, WARP));
 }
 
-static void run_block(worker *w, dim3 block, dim3 grid, dim3 dim, const std::function<void()> *body,
-                      unsigned seed)
+static void start_block(worker *w, dim3 block, dim3 grid, dim3 dim,
+                        const std::function<void()> *body, unsigned seed)
 {
     int threads = (int)(dim.x * dim.y * dim.z);
 
@@ -431,6 +450,8 @@ static void run_block(worker *w, dim3 block, dim3 grid, dim3 dim, const std::fun
         warp.lanes = WARP;
     }
     w->body = body;
+    w->seed = seed;
+    w->slow = seed % 4 == 3;
     w->live = threads;
     w->at_barrier = 0;
     for (int i = 0; i < threads; i++) {
@@ -443,11 +464,23 @@ static void run_block(worker *w, dim3 block, dim3 grid, dim3 dim, const std::fun
         f->done = f->has_to_wait = false;
         f->ready = NULL;
         f->groups = 0;
+        f->copies.clear();
+        f->group = {};
     }
-    while (w->live > 0) {
-        bool moved = seed % 2 ? run_warps(w, threads) : run_fibers(w, 0, threads);
+}
 
+/* To its end; or, if it is held, to where all that are left wait to be let go. */
+static void run_block(worker *w)
+{
+    while (w->live > 0) {
+        int threads = (int)w->order.size();
+        bool moved = w->seed % 2 ? run_warps(w, threads) : run_fibers(w, 0, threads);
+
+        if (!moved && w->held)
+            return;
         if (!moved) {
+            dim3 block = w->fibers[0]->ids.block;
+
             fprintf(stderr,
                     "simt: block %u,%u,%u: threads wait for each other at different places\n",
                     block.x, block.y, block.z);
@@ -459,28 +492,72 @@ static void run_block(worker *w, dim3 block, dim3 grid, dim3 dim, const std::fun
 /* -- a grid -------------------------------------------------------------------------------------
  */
 
+/* Block i, up to where it first may be held. */
+static void begin_block(worker *w, unsigned i, dim3 grid, dim3 block, size_t shared,
+                        const std::function<void()> *body)
+{
+    /* of exactly this size, so that AddressSanitizer sees what goes beyond */
+    if (posix_memalign((void **)&w->block.shared, 1024, shared ? shared : 1))
+        abort();
+    w->block.bytes = shared;
+    w->block.unfenced.assign((shared + 15) / 16, 0);
+    memset(w->block.arrived, 0, sizeof(w->block.arrived));
+    memset(w->block.shared, 0xff, shared);
+    start_block(w, dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y), grid, block, body,
+                simt_settings.seed ? simt_settings.seed + 2 * i : 0);
+    run_block(w);
+}
+
+static void end_block(worker *w)
+{
+    w->held = false;
+    run_block(w);
+    free(w->block.shared);
+    w->block.shared = NULL;
+}
+
 static void run_some(worker *w, std::atomic<unsigned> *next, dim3 grid, dim3 block, size_t shared,
-                     const std::function<void()> *body)
+                     const std::function<void()> *body, const simt_ahead *ahead)
 {
     unsigned n = grid.x * grid.y * grid.z;
 
-    for (unsigned i = (*next)++; i < n; i = (*next)++) {
-        /* of exactly this size, so that AddressSanitizer sees what goes beyond */
-        if (posix_memalign((void **)&w->block.shared, 1024, shared ? shared : 1))
-            abort();
-        w->block.bytes = shared;
-        w->block.unfenced.assign((shared + 15) / 16, 0);
-        memset(w->block.arrived, 0, sizeof(w->block.arrived));
-        memset(w->block.shared, 0xff, shared);
-        run_block(w, dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y), grid, block, body,
-                  simt_settings.seed ? simt_settings.seed + 2 * i : 0);
-        free(w->block.shared);
-    }
+    for (unsigned i = (*next)++; i < n; i = (*next)++)
+        if (!ahead || !ahead->w || ahead->block != i) {
+            begin_block(w, i, grid, block, shared, body);
+            end_block(w);
+        }
 }
 
 static std::vector<worker *> &workers = *new std::vector<worker *>(); /* until the end */
+static std::vector<worker *> &spare = *new std::vector<worker *>();   /* for blocks ahead */
 
-void simt_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body)
+/* Its launch never came: a kernel has failed. */
+void simt_ahead::give_up()
+{
+    if (!w)
+        return;
+    free(w->block.shared);
+    spare.push_back(w);
+    w = NULL;
+}
+
+void simt_begin_ahead(simt_ahead *ahead, dim3 grid, dim3 block, size_t shared,
+                      const std::function<void()> &body)
+{
+    static unsigned turn;
+
+    ahead->give_up();
+    if (spare.empty())
+        spare.push_back(new worker());
+    ahead->block = turn++ % (grid.x * grid.y * grid.z);
+    ahead->w = spare.back();
+    spare.pop_back();
+    ahead->w->held = true;
+    begin_block(ahead->w, ahead->block, grid, block, shared, &body);
+}
+
+void simt_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body,
+                   simt_ahead *ahead)
 {
     std::atomic<unsigned> next(0);
     std::vector<std::thread> threads;
@@ -495,8 +572,14 @@ void simt_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<voi
     while ((int)workers.size() < many)
         workers.push_back(new worker());
     for (int i = 1; i < many; i++)
-        threads.emplace_back(run_some, workers[(size_t)i], &next, grid, block, shared, &body);
-    run_some(workers[0], &next, grid, block, shared, &body);
+        threads.emplace_back(run_some, workers[(size_t)i], &next, grid, block, shared, &body,
+                             ahead);
+    run_some(workers[0], &next, grid, block, shared, &body, ahead);
     for (std::thread &t : threads)
         t.join();
+    if (ahead && ahead->w) {
+        end_block(ahead->w);
+        spare.push_back(ahead->w);
+        ahead->w = NULL;
+    }
 }

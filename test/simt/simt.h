@@ -324,11 +324,12 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block
     return simt_launch(grid, block, shared, stream, [=]() { kernel(args...); });
 }
 
+/* An early launch: one of its blocks runs up to wait_for_previous() before the kernel before it
+ * has run. A thread that ends without having waited ends the program. */
 cudaError_t simt_launch_early(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                               std::function<void()> thread);
 extern "C" int gpu_launches_early; /* kernels/launch.h */
 
-/* A thread of an early launch that ends without having waited ends the program. */
 void simt_has_to_wait();
 void wait_for_previous();
 

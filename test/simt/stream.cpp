@@ -43,8 +43,6 @@ simt_traffic simt_counted;
 static std::set<simt_stream *> &streams = *new std::set<simt_stream *>();
 static thread_local simt_graph *recorded_here; /* by this thread */
 
-void simt_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
-
 /* -- queues ------------------------------------------------------------------------------ */
 
 static void run_to(simt_stream *stream, uint64_t at)
@@ -55,6 +53,10 @@ static void run_to(simt_stream *stream, uint64_t at)
         simt_work work = std::move(stream->work.front());
 
         stream->work.pop_front();
+        /* by this thread both: a block goes on where it began */
+        if (work.kernel && stream->done + 1 < at && !stream->work.empty() &&
+            stream->work.front().begin && simt_sticky == cudaSuccess)
+            stream->work.front().begin();
         if (simt_sticky == cudaSuccess)
             work.run();
         stream->done++;
@@ -134,21 +136,33 @@ cudaError_t simt_push(cudaStream_t stream, simt_work work)
     return simt_sticky;
 }
 
-cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-                        std::function<void()> thread)
+static cudaError_t launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                          std::function<void()> thread, std::shared_ptr<simt_ahead> ahead)
 {
+    simt_work work;
+
     if (grid.x * grid.y * grid.z == 0 || block.x * block.y * block.z > 1024 || grid.y > 65535 ||
         grid.z > 65535 || shared > 227 * 1024)
         return cudaErrorInvalidValue;
     if (simt_device_of(stream) != simt_current)
         return cudaErrorInvalidResourceHandle;
     simt_counted.launches++;
-    return simt_push(stream, {[=]() {
-                         if (simt_fails_now())
-                             simt_sticky = cudaErrorIllegalAddress;
-                         else
-                             simt_run_grid(grid, block, shared, thread);
-                     }});
+    work.kernel = true;
+    work.run = [=]() {
+        if (simt_fails_now())
+            simt_sticky = cudaErrorIllegalAddress;
+        else
+            simt_run_grid(grid, block, shared, thread, ahead.get());
+    };
+    if (ahead)
+        work.begin = [=]() { simt_begin_ahead(ahead.get(), grid, block, shared, thread); };
+    return simt_push(stream, work);
+}
+
+cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                        std::function<void()> thread)
+{
+    return launch(grid, block, shared, stream, thread, NULL);
 }
 
 void simt_recover(void)
@@ -166,10 +180,13 @@ cudaError_t simt_launch_early(dim3 grid, dim3 block, size_t shared, cudaStream_t
 {
     if (gpu_launches_early && simt_settings.no_early && simt_is_recorded(stream))
         return cudaErrorInvalidResourceHandle;
-    return simt_launch(grid, block, shared, stream, [=]() {
-        simt_has_to_wait();
-        thread();
-    });
+    return launch(
+        grid, block, shared, stream,
+        [=]() {
+            simt_has_to_wait();
+            thread();
+        },
+        gpu_launches_early ? std::make_shared<simt_ahead>() : NULL);
 }
 
 extern "C" {
