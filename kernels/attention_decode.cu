@@ -182,6 +182,8 @@ static __device__ __forceinline__ void block_max(float (&max)[2], const float (&
 
 template <int DIM16, bool FP8> struct decode_tiles {
     typedef kv_ring<DIM16, FP8, DECODE_THREADS, DECODE_RING(DIM16)> ring;
+    static_assert(ring::bytes + sizeof(decode_shared) <= GPU_SHARED_ANYWHERE,
+                  "a block has more shared memory than some devices");
 };
 
 template <int DIM16> struct decode_state {

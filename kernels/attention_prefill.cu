@@ -59,6 +59,13 @@ template <int DIM16> struct prefill_shared {
     int32_t pos[prefill_shape<DIM16>::pairs]; /* of a pair that is none: -1 */
 };
 
+template <int DIM16, bool FP8> struct prefill_memory {
+    typedef typename prefill_tiles<DIM16, FP8>::ring ring;
+    static constexpr size_t bytes =
+        prefill_shape<DIM16>::query_bytes + ring::bytes + sizeof(prefill_shared<DIM16>);
+    static_assert(bytes <= GPU_SHARED_ANYWHERE, "a block has more shared memory than some devices");
+};
+
 static __host__ __device__ int prefill_chunks(int group, int pairs)
 {
     return (GPU_TILE_ROWS * group + pairs - 1) / pairs;
@@ -355,14 +362,12 @@ template <int DIM16, bool FP8>
 static cudaError_t prefill_launch(const gpu_rows *rows, const gpu_attention *op, int n_tiles,
                                   cudaStream_t stream)
 {
-    typedef prefill_shape<DIM16> shape;
-    int blocks =
-        n_tiles * op->kv.n_kv_heads * prefill_chunks(op->n_heads / op->kv.n_kv_heads, shape::pairs);
+    int chunks = prefill_chunks(op->n_heads / op->kv.n_kv_heads, prefill_shape<DIM16>::pairs);
 
-    return gpu_launch(prefill_kernel<DIM16, FP8>, dim3((unsigned)blocks), dim3(PREFILL_THREADS),
-                      shape::query_bytes + prefill_tiles<DIM16, FP8>::ring::bytes +
-                          sizeof(prefill_shared<DIM16>),
-                      stream, *rows, *op, attention_page_shift(op), n_tiles);
+    return gpu_launch(prefill_kernel<DIM16, FP8>,
+                      dim3((unsigned)(n_tiles * op->kv.n_kv_heads * chunks)), dim3(PREFILL_THREADS),
+                      prefill_memory<DIM16, FP8>::bytes, stream, *rows, *op,
+                      attention_page_shift(op), n_tiles);
 }
 
 extern "C" cudaError_t gpu_attention_prefill(const gpu_rows *rows, const gpu_attention *op,

@@ -16,6 +16,9 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+/* Shared memory that a block can have on any device: what those of 8.6 and 8.9 have. */
+#define GPU_SHARED_ANYWHERE (99 * 1024)
+
 #ifdef OL_SIMT
 #include "simt.h"
 #else
@@ -275,12 +278,19 @@ static __device__ __forceinline__ int computed_anew(int x)
 
 /* -- launching ------------------------------------------------------------------------- */
 
-/* In a kernel of gpu_launch_early: until all work before it is done. Every block has to come here,
- * and before it none may read what that work writes, or write. */
+/*
+ * In a kernel of gpu_launch_early: until all work before it is done. Every thread has to come here,
+ * and before it none may write, or read what the kernel before writes.
+ *
+ * Then the kernel after may start, where it is launched early, too, as soon as all blocks of this
+ * one are running: it fills what the last of them leave idle. It finds what the kernel before this
+ * one wrote: not sooner than here is that known to be done, so not sooner may it be let go.
+ */
 static __device__ __forceinline__ void wait_for_previous(void)
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
@@ -325,8 +335,9 @@ static inline bool gpu_has_early_launches(void)
     return major >= 9;
 }
 
-/* May start when the blocks of the kernel before have ended, before what they wrote can be
- * read: wait_for_previous(). As gpu_launch() where the device has no such thing. */
+/* May start when the blocks of the kernel before have ended, or have come to wait_for_previous()
+ * themselves; before what they write can be read. As gpu_launch() where the device has no such
+ * thing. */
 template <typename... P>
 static cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                                     cudaStream_t stream, const P &...args)

@@ -90,7 +90,7 @@ static __device__ __forceinline__ void fetch_x(const few_run &run, int stage, in
         copy_async16_at(run.put + at, run.x + stage * 128);
         if (few<KIND>::tokens > 4)
             copy_async16_at(run.put_next + at, run.x + run.next + stage * 128);
-        if (lane < few<KIND>::scale_bytes / 16)
+        if (few<KIND>::scale_bytes > 0 && lane < few<KIND>::scale_bytes / 16)
             copy_async16_at(run.put_scales + at, run.scales + stage * few<KIND>::scale_bytes);
     }
     copy_async_commit();

@@ -33,6 +33,8 @@ template <int KIND, int TOKENS> struct shape {
     static const bool shared_totals = TOKENS == 256;
     static const int shared =
         stages * bytes + (shared_totals ? sum_floats * (int)sizeof(float) : 0);
+    static_assert(shared <= (shared_totals ? WALK_FAR_SHARED : GPU_SHARED_ANYWHERE),
+                  "a block has more shared memory than where it is launched");
 };
 
 /* What a block reads, and where this thread's part of it starts. */
@@ -74,35 +76,42 @@ template <int COLS> static __device__ __forceinline__ int x_offset(int token, in
     return token * 64 + (chunk ^ (token >> 1 & 3)) * 16;
 }
 
-/* The thread's part of stage `step` of the matrix, below `end`; a group of copies even if there
- * is none. What there is no token or unit for stays as it is: so do its results, which nobody
+/* The thread's part of stage `step` of the matrix, below `end`: of the weights, and of x with their
+ * scales. What there is no token or unit for stays as it is: so do its results, which nobody
  * reads. */
 template <int KIND, int TOKENS>
-static __device__ __forceinline__ void fetch_stage(const tile_source &source, int step, int end,
-                                                   uint8_t *stage)
+static __device__ __forceinline__ void fetch_weights(const tile_source &source, int step, int end,
+                                                     uint8_t *stage)
+{
+    typedef shape<KIND, TOKENS> S;
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+
+    if (step < end && source.real)
+#pragma unroll
+        for (int i = 0; i < S::pieces; i++)
+            copy_async16(stage + S::x_bytes + warp * S::unit_bytes + i * PIECE_BYTES + lane * 16,
+                         source.weights + ((int64_t)step * S::pieces + i) * PIECE_BYTES, true);
+}
+
+template <int KIND, int TOKENS>
+static __device__ __forceinline__ void fetch_x(const tile_source &source, int step, int end,
+                                               uint8_t *stage)
 {
     typedef shape<KIND, TOKENS> S;
     const int row = S::cols / 8, rows = TILE_THREADS / row; /* chunks of a token; tokens at once */
     int thread = (int)threadIdx.x, warp = thread / WARP, lane = thread % WARP;
     int chunk = thread % row;
 
-    if (step < end) {
+    if (step >= end)
+        return;
 #pragma unroll
-        for (int i = 0, token = thread / row; i < (TOKENS + rows - 1) / rows; i++, token += rows)
-            if (token < source.n_tokens) /* of TOKENS at most */
-                copy_async16(stage + x_offset<S::cols>(token, chunk),
-                             source.x + token * source.ldx + step * S::cols + chunk * 8, true);
-        if (source.real)
-#pragma unroll
-            for (int i = 0; i < S::pieces; i++)
-                copy_async16(stage + S::x_bytes + warp * S::unit_bytes + i * PIECE_BYTES +
-                                 lane * 16,
-                             source.weights + ((int64_t)step * S::pieces + i) * PIECE_BYTES, true);
-        if (source.real && lane < S::scale_bytes / 16)
-            copy_async16(stage + S::scales_at + warp * S::scale_bytes + lane * 16,
-                         source.scales + (int64_t)step * S::scale_bytes, true);
-    }
-    copy_async_commit();
+    for (int i = 0, token = thread / row; i < (TOKENS + rows - 1) / rows; i++, token += rows)
+        if (token < source.n_tokens) /* of TOKENS at most */
+            copy_async16(stage + x_offset<S::cols>(token, chunk),
+                         source.x + token * source.ldx + step * S::cols + chunk * 8, true);
+    if (S::scale_bytes > 0 && source.real && lane < S::scale_bytes / 16)
+        copy_async16(stage + S::scales_at + warp * S::scale_bytes + lane * 16,
+                     source.scales + (int64_t)step * S::scale_bytes, true);
 }
 
 template <int KIND, int TOKENS> struct tile_sums {
@@ -207,18 +216,27 @@ template <int KIND, int TOKENS, bool EARLY> struct pipeline {
     {
         copy_async_wait<S::stages - 2>();
         __syncthreads();
-        fetch_stage<KIND, TOKENS>(source, stage + S::stages - 1, end, at(stage + S::stages - 1));
+        fetch_x<KIND, TOKENS>(source, stage + S::stages - 1, end, at(stage + S::stages - 1));
+        fetch_weights<KIND, TOKENS>(source, stage + S::stages - 1, end, at(stage + S::stages - 1));
+        copy_async_commit(); /* also if there is none */
         if (EARLY && stage < end)
             load_operands<KIND, TOKENS>(next, at(stage), 0);
     }
 
+    /* Weights do not wait for the kernel before. */
     __device__ __forceinline__ void start(int from, int to)
     {
         step = from;
         end = to;
 #pragma unroll
         for (int i = 0; i < S::stages - 1; i++)
-            fetch_stage<KIND, TOKENS>(source, from + i, to, at(from + i));
+            fetch_weights<KIND, TOKENS>(source, from + i, to, at(from + i));
+        wait_for_previous();
+#pragma unroll
+        for (int i = 0; i < S::stages - 1; i++) {
+            fetch_x<KIND, TOKENS>(source, from + i, to, at(from + i));
+            copy_async_commit();
+        }
         enter(from);
     }
 

@@ -145,6 +145,9 @@ static __global__ void __launch_bounds__(TILE_THREADS,
     runs_block b = find_runs<KIND, TOKENS>(args, (int)blockIdx.x);
     bool alone = b.splits == 1 && !adapters; /* then results stay in shared memory */
 
+    /* the step's counts are older than the kernel before, which waited for them */
+    if (n_tokens <= 0 || run >= b.splits || run < 0)
+        wait_for_previous();
     if (n_tokens <= 0 || run >= b.splits || (run < 0 && !adapters))
         return;
     if (run < 0)
@@ -172,8 +175,8 @@ static cudaError_t launch_runs(const linear_args *args, int n_rows, cudaStream_t
     dim3 grid((unsigned)args->n_tiles, (unsigned)(args->max_splits + (args->op.layer >= 0)),
               (unsigned)((n_rows + TOKENS - 1) / TOKENS));
 
-    return gpu_launch(runs_kernel<KIND, TOKENS>, grid, dim3(TILE_THREADS),
-                      (size_t)shape<KIND, TOKENS>::shared, stream, *args);
+    return gpu_launch_early(runs_kernel<KIND, TOKENS>, grid, dim3(TILE_THREADS),
+                            (size_t)shape<KIND, TOKENS>::shared, stream, *args);
 }
 
 /* -- a block all runs ----------------------------------------------------------------------- */

@@ -159,17 +159,23 @@ static __global__ void __launch_bounds__(ROPE_WARPS *WARP, 4)
 {
     GPU_SHARED(shared);
     int row = (int)blockIdx.x, warp = (int)threadIdx.x / WARP;
-    int dim = op.kv.head_dim, n_kv = op.kv.n_kv_heads, pos, page, slot;
+    int dim = op.kv.head_dim, n_kv = op.kv.n_kv_heads, page = 0, slot = 0;
     int last = min((int)(blockIdx.y + 1) * ROPE_HEADS, op.n_heads + 2 * n_kv);
     float *angles = (float *)shared, *x = angles + op.rotary_dims + warp * dim;
+    bool real = row < rows.counts->n_rows;
 
-    if (row >= rows.counts->n_rows)
-        return;
-    pos = rows.pos[row];
-    page = rows.pages[rows.page_start[row] + pos / op.kv.page_tokens];
-    slot = pos % op.kv.page_tokens;
-    fill_angles(op, pos, angles);
+    /* the step's lists are older than the kernel before */
+    if (real) {
+        int pos = rows.pos[row];
+
+        page = rows.pages[rows.page_start[row] + pos / op.kv.page_tokens];
+        slot = pos % op.kv.page_tokens;
+        fill_angles(op, pos, angles);
+    }
     __syncthreads();
+    wait_for_previous();
+    if (!real)
+        return;
     for (int i = (int)blockIdx.y * ROPE_HEADS + warp; i < last; i += ROPE_WARPS) {
         const uint16_t *head = op.qkv + row * op.ld + i * dim;
         int kv_head = max(i - op.n_heads, 0) % n_kv;
@@ -195,6 +201,6 @@ extern "C" cudaError_t gpu_rope_run(const gpu_rows *rows, const gpu_rope *op, in
     size_t floats = (size_t)op->rotary_dims + ROPE_WARPS * (size_t)op->kv.head_dim;
     dim3 grid((unsigned)n_rows, (unsigned)((heads + ROPE_HEADS - 1) / ROPE_HEADS));
 
-    return gpu_launch(rope_kernel, grid, dim3(ROPE_WARPS * WARP), floats * sizeof(float), stream,
-                      *rows, *op);
+    return gpu_launch_early(rope_kernel, grid, dim3(ROPE_WARPS * WARP), floats * sizeof(float),
+                            stream, *rows, *op);
 }
