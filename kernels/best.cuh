@@ -15,31 +15,36 @@
 #define BEST_THREADS 512
 #define BEST_MOST (2 * BEST_THREADS) /* of a round: each thread has two */
 #define BEST_BINS (2 * BEST_THREADS)
+#define BEST_AHEAD 4   /* loads of 16 bytes that a thread has under way */
 #define BEST_BINS_E 32 /* bins in which probabilities fall by e */
 #define BEST_START 0xffffffffffffffffu
 
 /* visit(logit, token) for all, each by one of the block's threads; `logits` is 16-byte aligned.
- * Loads come in twos, ahead of what the visits do to shared memory. */
+ * Loads come in fours, ahead of what the visits do to shared memory: a block has the row for
+ * itself, and reads it as fast as it asks. */
 template <typename F>
 static __device__ __forceinline__ void each_logit(const float *logits, int vocab, F visit)
 {
     const float4 *quads = (const float4 *)logits;
     int n = vocab / 4;
 
-    for (int i = (int)threadIdx.x; i < n; i += 2 * BEST_THREADS) {
-        int j = i + BEST_THREADS;
-        float4 a = quads[i], b = quads[j < n ? j : i];
+    for (int i = (int)threadIdx.x; i < n; i += BEST_AHEAD * BEST_THREADS) {
+        float4 quad[BEST_AHEAD];
 
-        visit(a.x, 4 * i);
-        visit(a.y, 4 * i + 1);
-        visit(a.z, 4 * i + 2);
-        visit(a.w, 4 * i + 3);
-        if (j >= n)
-            break;
-        visit(b.x, 4 * j);
-        visit(b.y, 4 * j + 1);
-        visit(b.z, 4 * j + 2);
-        visit(b.w, 4 * j + 3);
+#pragma unroll
+        for (int k = 0; k < BEST_AHEAD; k++)
+            quad[k] = quads[min(i + k * BEST_THREADS, n - 1)];
+#pragma unroll
+        for (int k = 0; k < BEST_AHEAD; k++) {
+            int at = 4 * (i + k * BEST_THREADS);
+
+            if (at >= 4 * n)
+                break;
+            visit(quad[k].x, at);
+            visit(quad[k].y, at + 1);
+            visit(quad[k].z, at + 2);
+            visit(quad[k].w, at + 3);
+        }
     }
     for (int i = 4 * n + (int)threadIdx.x; i < vocab; i += BEST_THREADS)
         visit(logits[i], i);

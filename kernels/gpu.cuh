@@ -324,15 +324,17 @@ static cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_
 
 extern "C" int gpu_launches_early; /* launch.h */
 
-/* Compute capability 9.0 and later. Asked for once: all devices that a process uses are alike. */
-static inline bool gpu_has_early_launches(void)
+/* Whether the code that the device runs waits in wait_for_previous(): what was compiled for compute
+ * capability 9.0 and later. What a build has for earlier ones alone runs there, too, and does not.
+ * Asked for once: all kernels are compiled for the same, and all devices of a process are alike. */
+static inline bool gpu_has_early_launches(const void *kernel)
 {
-    static int major;
-    int device;
+    static int version;
+    cudaFuncAttributes found;
 
-    if (major == 0 && cudaGetDevice(&device) == cudaSuccess)
-        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    return major >= 9;
+    if (version == 0 && cudaFuncGetAttributes(&found, kernel) == cudaSuccess)
+        version = found.ptxVersion;
+    return version >= 90;
 }
 
 /* May start when the blocks of the kernel before have ended, or have come to wait_for_previous()
@@ -344,11 +346,18 @@ static cudaError_t gpu_launch_early(void (*kernel)(P...), dim3 grid, dim3 block,
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute early = {};
+    /* The same wish of all, or a multiprocessor would have to be empty before it is divided anew
+     * for the next one. */
+    cudaError_t code =
+        cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared);
 
+    if (code != cudaSuccess)
+        return code;
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &early;
-    config.numAttrs = gpu_launches_early && gpu_has_early_launches();
+    config.numAttrs = gpu_launches_early && gpu_has_early_launches((const void *)kernel);
     return gpu_launch_with(&config, kernel, grid, block, shared, stream, args...);
 }
 

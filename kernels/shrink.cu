@@ -66,8 +66,9 @@ template <bool EIGHT> struct stored_ranks {
     uint4 piece[pieces];
 };
 
-/* `tiles` of them from number `first` of `all`: multiples of 4. */
-template <bool EIGHT>
+/* `tiles` of them from number `first` of `all`: multiples of 4. EARLY: before wait_for_previous().
+ */
+template <bool EIGHT, bool EARLY>
 static __device__ void fetch_ranks(const rank_cursor &at, int all, int first, int tiles,
                                    stored_ranks<EIGHT> &to)
 {
@@ -79,7 +80,7 @@ static __device__ void fetch_ranks(const rank_cursor &at, int all, int first, in
 #pragma unroll
     for (int k = 0; k < S::pieces; k++)
         if (k * S::tiles < tiles)
-            to.piece[k] = load_once(from + k * 512);
+            to.piece[k] = EARLY ? load_once_early(from + k * 512) : load_once(from + k * 512);
 }
 
 /* Tile k of them. */
@@ -103,14 +104,12 @@ static __device__ uint8_t *slab_at(uint8_t *slab, int member, int eight)
     return slab + member * SLAB_ROW + (eight ^ (member & 7)) * 16;
 }
 
-/* The warp's `n_cols` columns, from `first` on, of the item's members; beyond them zeros up to
- * a tile. Copies are on their way when it returns. */
-static __device__ void fetch_x(const gpu_rows &rows, const gpu_shrink &op, gpu_item item, int first,
-                               int n_cols, uint8_t *slab)
+/* The warp's `n_cols` columns, from `first` on, of the item's members, whose rows its lanes have;
+ * beyond them zeros up to a tile. Copies are on their way when it returns. */
+static __device__ void fetch_x(const gpu_shrink &op, gpu_item item, int row, int first, int n_cols,
+                               uint8_t *slab)
 {
-    int lane = (int)threadIdx.x % WARP, eights = n_cols / 8;
-    int row = rows.members[item.first + min(lane, item.n - 1)].row;
-    int n = (item.n + 7) / 8 * 8;
+    int lane = (int)threadIdx.x % WARP, eights = n_cols / 8, n = (item.n + 7) / 8 * 8;
 
     /* a row's 16 bytes by neighbouring lanes, two rows at once */
     for (int m = lane / 16; m < n; m += 2) {
@@ -290,17 +289,24 @@ static __global__ void __launch_bounds__(SHRINK_WARPS *WARP, 2)
     uint8_t *slab = shared + (size_t)warp * slab_bytes(capacity);
     float *sums = (float *)(shared + SHRINK_WARPS * slab_bytes(capacity));
     stored_ranks<EIGHT> ranks, next;
-    gpu_item item = rows.items[first_item + (int)blockIdx.x]; /* of no sense beyond the real ones */
-    rank_cursor at, then;
-    bool more;
+    gpu_item item = {0, 0};
+    rank_cursor at, then = {NULL, NULL, 0};
+    bool more = first_item + (int)blockIdx.x < rows.counts->n_items;
+    int row = 0;
 
-    if (first_item + (int)blockIdx.x >= rows.counts->n_items)
+    /* the step's lists and its adapters are older than the kernel before */
+    if (more) {
+        item = rows.items[first_item + (int)blockIdx.x];
+        row = rows.members[item.first + min((int)threadIdx.x % WARP, item.n - 1)].row;
+        then = first_ranks(rows.members[item.first].lora, op);
+        more = settle(then);
+    }
+    if (more)
+        fetch_ranks<EIGHT, true>(then, all, first, tiles, next);
+    wait_for_previous();
+    if (!more)
         return;
-    then = first_ranks(rows.members[item.first].lora, op);
-    if (!settle(then))
-        return;
-    fetch_ranks<EIGHT>(then, all, first, tiles, next);
-    fetch_x(rows, op, item, first * 16, tiles * 16, slab);
+    fetch_x(op, item, row, first * 16, tiles * 16, slab);
     copy_async_wait<0>();
     __syncwarp();
     do {
@@ -311,7 +317,7 @@ static __global__ void __launch_bounds__(SHRINK_WARPS *WARP, 2)
         then.tile++;
         more = settle(then);
         if (more)
-            fetch_ranks<EIGHT>(then, all, first, tiles, next);
+            fetch_ranks<EIGHT, false>(then, all, first, tiles, next);
         multiply<EIGHT>(ranks, slab, tiles, (item.n + 7) / 8, c);
         put_sums(c, (item.n + 7) / 8, sums + (turn * SHRINK_WARPS + warp) * stride);
         __syncthreads(); /* of two turns: who writes one has seen all read it */
@@ -334,8 +340,9 @@ extern "C" cudaError_t gpu_shrink_run(const gpu_rows *rows, const gpu_shrink *op
     for (int first = 0; first < n_items && code == cudaSuccess; first += GPU_TICKETS) {
         int n = n_items - first < GPU_TICKETS ? n_items - first : GPU_TICKETS;
 
-        code = gpu_launch(kernel, dim3((unsigned)n, (unsigned)runs), dim3(SHRINK_WARPS * WARP),
-                          shared, stream, *rows, *op, first, capacity);
+        code =
+            gpu_launch_early(kernel, dim3((unsigned)n, (unsigned)runs), dim3(SHRINK_WARPS * WARP),
+                             shared, stream, *rows, *op, first, capacity);
     }
     return code;
 }

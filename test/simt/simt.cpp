@@ -287,6 +287,12 @@ void load_matrix4_transposed(uint32_t (&r)[4], const void *row)
 /* -- copies: they arrive when somebody waits for them, or, with some seeds, at once -------------
  */
 
+void simt_misaligned()
+{
+    fprintf(stderr, "simt: a load or copy is not aligned\n");
+    abort();
+}
+
 static void arrive(const pending_copy &copy)
 {
     if (copy.valid)
@@ -298,10 +304,8 @@ static void arrive(const pending_copy &copy)
 
 void copy_async16(void *to, const void *from, bool valid)
 {
-    if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) {
-        fprintf(stderr, "simt: a copy is not aligned\n");
-        abort();
-    }
+    if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16))
+        simt_misaligned();
     if (simt_settings.seed % 4 == 2)
         arrive({to, from, valid, 0});
     else

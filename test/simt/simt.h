@@ -269,6 +269,7 @@ static inline void load_matrix2_transposed(uint32_t (&r)[2], const void *row)
     r[0] = all[0];
     r[1] = all[1];
 }
+[[noreturn]] void simt_misaligned(); /* 16 bytes at once, where 16 bytes do not begin */
 void copy_async16(void *to, const void *from, bool valid);
 void copy_async_commit();
 void simt_copy_wait(int n);
@@ -291,6 +292,8 @@ template <int N> static inline void copy_async_wait()
 }
 static inline uint4 load_once(const void *p)
 {
+    if ((uintptr_t)p % 16)
+        simt_misaligned();
     return *(const uint4 *)p;
 }
 static inline uint4 load_once_early(const void *p)
