@@ -229,16 +229,13 @@ static __device__ __forceinline__ void multiply_few(const linear_args &args, int
 static __device__ void adapters_few(const linear_args &args, const linear_place &place, int units,
                                     int n_tokens, lora_entry *table, float *delta)
 {
-    int last = -1;
-
     for (int unit = 0; unit < units; unit++) {
         int part = unit_part(args, place, units, unit);
         int row_tile = unit_row_tile(args, place, units, unit);
         float d[1][4];
 
-        if (part != last)
+        if (unit == 0 || part != unit_part(args, place, units, unit - 1))
             find_entries(args, args.op.parts[part].module, 0, n_tokens, 0, table, FEW_TOKENS);
-        last = part;
         adapters_share<1>(d, args, part, row_tile, 0, n_tokens, table, table + FEW_TOKENS);
         put_results(delta + unit * 16, units * 16, d[0]);
     }

@@ -146,10 +146,12 @@ static __global__ void __launch_bounds__(TILE_THREADS,
     bool alone = b.splits == 1 && !adapters; /* then results stay in shared memory */
 
     /* the step's counts are older than the kernel before, which waited for them */
-    if (n_tokens <= 0 || run >= b.splits || run < 0)
+    if (n_tokens <= 0 || run >= b.splits || (run < 0 && !adapters)) {
         wait_for_previous();
-    if (n_tokens <= 0 || run >= b.splits || (run < 0 && !adapters))
         return;
+    }
+    if (run < 0)
+        wait_for_previous();
     if (run < 0)
         each_share<KIND, TOKENS>(args, b.place, first_row, first_row + n_tokens, 0, shared,
                                  [&](float d, int i, int, int) { b.delta[i] = d; });
