@@ -17,6 +17,7 @@
 #define POISON (ADAPTERS - 2)
 #define ENTRIES 3 /* of a row's list, at most */
 #define MAX_RANK 112
+#define H_ROOM (POOL * ENTRIES * 3 * MAX_RANK + 1) /* a launch's h are copied with one more */
 
 typedef struct shape {
     gpu_finish finish;
@@ -268,9 +269,9 @@ static void lists_alike(world *w)
 /* Every third row has no adapter, the others up to ENTRIES. */
 static void make_lists(world *w)
 {
-    w->h_bits = rig_host(POOL * ENTRIES * 3 * MAX_RANK * 2);
-    w->h = rig_host(POOL * ENTRIES * 3 * MAX_RANK * sizeof(double));
-    memset(w->h_bits, 0xff, POOL * ENTRIES * 3 * MAX_RANK * 2);
+    w->h_bits = rig_host(H_ROOM * 2);
+    w->h = rig_host(H_ROOM * sizeof(double));
+    memset(w->h_bits, 0xff, H_ROOM * 2);
     if (w->s.alike) {
         lists_alike(w);
         return;
