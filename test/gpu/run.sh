@@ -102,13 +102,13 @@ if [ "$what" = bench ]; then
 	bench_all
 else
 	export OPENLORA_GOLDEN=$PWD/test/data/golden OL_TEST_DEVICE=${simt:-cuda} OL_DEVICE_DIR=$build
-	programs=()
+	programs=() failing=()
 	for program in "$tests"*; do
 		[[ $program == *.log || $program == *_bench ]] || programs+=("$program")
 	done
 	for program in "${programs[@]}"; do
 		step "$(basename "$program")" "${loader[@]}" "$program"
-		! failed_now || alone "$program"
+		! failed_now || failing+=("$program")
 	done
 	whole golden "$build/test/test_golden"
 	whole perplexity "$build/test/test_perplexity"
@@ -117,6 +117,9 @@ else
 	whole fp8 "$build/test/test_engine_fp8"
 	whole int8 "$build/test/test_engine_int8"
 	whole copies "$build/test/test_engine_copies"
+	for program in "${failing[@]}"; do
+		alone "$program"
+	done
 	sanitize
 fi
 [ -z "${OUT:-}" ] || tar -czf "$OUT/gpu-$what.tar.gz" -C "$build" "gpu-$what"

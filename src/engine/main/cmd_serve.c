@@ -23,7 +23,7 @@ static const char help[] =
     "Started by the extension's worker, not by hand: it speaks over inherited descriptors.\n\n"
     "      --ring-fd N  --wake-fd N\n"
     "      --max-adapter-bytes BYTES   one adapter's upload at most\n"
-    "      --stall-seconds N           ends when a step takes longer (default: "
+    "      --stall-seconds N           ends when a GPU's step takes longer (default: "
     "600)\n" CLI_ENGINE_HELP;
 
 enum { OPT_RING_FD = 1, OPT_WAKE_FD, OPT_MAX_ADAPTER_BYTES, OPT_STALL_SECONDS };
@@ -227,6 +227,7 @@ static void send_broken(server *s, const ol_error *err)
 static ol_code start(job *j, ol_error *err)
 {
     server *s = &j->server;
+    ol_engine_info info;
     size_t adapters = j->engine.adapter_bytes ? j->engine.adapter_bytes
                       : j->engine.cache_bytes ? j->engine.cache_bytes
                                               : DEFAULT_ADAPTER_BYTES;
@@ -241,6 +242,9 @@ static ol_code start(job *j, ol_error *err)
     j->engine.progress = send_progress;
     j->engine.progress_context = j;
     OL_TRY(ol_engine_open(&j->engine, &s->engine, err));
+    ol_engine_info_get(s->engine, &info);
+    if (!info.device.own_memory) /* a processor does not hang, however long it takes */
+        j->stall_seconds = 0;
     serve_info(s);
     return OL_OK;
 }
