@@ -90,6 +90,7 @@ static ol_code start(ol_device *device, ol_error *err)
     OL_TRY(gpu_choose_card(device, err));
     GPU_TRY(gpu_pack_load_kernels(), "its kernels");
     GPU_TRY(gpu_lora_load_kernels(), "its kernels");
+    GPU_TRY(gpu_gram_load_kernels(), "its kernels");
     OL_TRY(gpu_upload_open(device, err));
     OL_TRY(gpu_pool_keep(&device->memory, device->options.device_index, err));
     GPU_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking), "making a stream");

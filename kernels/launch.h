@@ -47,6 +47,7 @@ cudaError_t gpu_has_code(void);
  * those that the loader's thread uses are brought before there are steps. */
 cudaError_t gpu_pack_load_kernels(void);
 cudaError_t gpu_lora_load_kernels(void);
+cudaError_t gpu_gram_load_kernels(void);
 
 /* -- a step ------------------------------------------------------------------------------- */
 
@@ -206,7 +207,7 @@ cudaError_t gpu_lora8_pack(const gpu_lora8 *to, int first_row, const gpu_source 
 /* When all are packed: the scales of every part, from [2][ranks up to 16s] largest magnitudes, A's
  * and B's, that are there. */
 cudaError_t gpu_lora8_scales(const gpu_lora_part *parts, int n_parts, cudaStream_t stream);
-/* gram = B'B of every adapted part; rows[i]: of part i's B. lora8: as gpu_rows has it. */
+/* gram.cu: gram = B'B of every adapted part; rows[i]: of part i's B. lora8: as gpu_rows has it. */
 cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts, int max_rank,
                      int lora8, cudaStream_t stream);
 /* -- element.cu ------------------------------------------------------------------------------- */

@@ -1,4 +1,5 @@
-/* pack_lora.cu: adapters' matrices in eight bits, and B'B. See launch.h and README.md, adapters. */
+/* pack_lora.cu: adapters' matrices, one or many at a time, and in eight bits. See launch.h and
+ * README.md, adapters. */
 #include "kernels/lora8.cuh"
 #include "kernels/packed.cuh"
 #include "kernels/source.cuh"
@@ -251,58 +252,15 @@ extern "C" cudaError_t gpu_lora8_scales(const gpu_lora_part *parts, int n_parts,
     return gpu_launch(lora8_scales_kernel, dim3((unsigned)n_parts), dim3(WARP), 0, stream, parts);
 }
 
-/* Element (row, col) of B. */
-static __device__ int packed_lora8(const void *b, int col_tiles, int row, int col)
-{
-    int64_t tile = row / 16 * col_tiles + col / 16;
-
-    return ((const int8_t *)
-                b)[(tile * WARP + packed_lane(row, col)) * 8 + lora8_place(packed_place(row, col))];
-}
-
-/* A block has 16 x 16 numbers of one part, each a sum of its own in the order of rows; of eight
- * bits it is exact. */
-template <bool EIGHT>
-static __global__ void gram_kernel(const gpu_lora_part *parts, const int32_t *rows)
-{
-    gpu_lora_part part = parts[blockIdx.x];
-    int col_tiles = (part.rank + 15) / 16;
-    int i = (int)(blockIdx.y * 16 + threadIdx.x / 16),
-        j = (int)(blockIdx.z * 16 + threadIdx.x % 16);
-    int64_t exact = 0;
-    float sum = 0;
-
-    if (i >= part.rank || j >= part.rank)
-        return;
-    for (int row = 0; row < rows[blockIdx.x]; row++)
-        if (EIGHT)
-            exact +=
-                packed_lora8(part.b, col_tiles, row, i) * packed_lora8(part.b, col_tiles, row, j);
-        else
-            sum = fmaf(packed_bf16(part.b, col_tiles, row, i),
-                       packed_bf16(part.b, col_tiles, row, j), sum);
-    ((float *)part.gram)[i * part.rank + j] = EIGHT ? (float)exact : sum;
-}
-
-extern "C" cudaError_t gpu_gram(const gpu_lora_part *parts, const int32_t *rows, int n_parts,
-                                int max_rank, int lora8, cudaStream_t stream)
-{
-    unsigned side = (unsigned)(max_rank + 15) / 16;
-
-    return gpu_launch(lora8 ? gram_kernel<true> : gram_kernel<false>,
-                      dim3((unsigned)n_parts, side, side), dim3(256), 0, stream, parts, rows);
-}
-
 /* -- before there are steps ------------------------------------------------------------------- */
 
 extern "C" cudaError_t gpu_lora_load_kernels(void)
 {
     const void *const kernels[] = {
-        (const void *)most_of_rows_kernel,        (const void *)most_of_columns_kernel,
-        (const void *)pack_lora8_kernel,          (const void *)lora8_scales_kernel,
-        (const void *)measure_arrivals_kernel,    (const void *)pack_arrivals_kernel<false>,
-        (const void *)pack_arrivals_kernel<true>, (const void *)gram_kernel<false>,
-        (const void *)gram_kernel<true>};
+        (const void *)most_of_rows_kernel,       (const void *)most_of_columns_kernel,
+        (const void *)pack_lora8_kernel,         (const void *)lora8_scales_kernel,
+        (const void *)measure_arrivals_kernel,   (const void *)pack_arrivals_kernel<false>,
+        (const void *)pack_arrivals_kernel<true>};
     cudaFuncAttributes ignored;
     cudaError_t code = cudaSuccess;
 
