@@ -285,3 +285,18 @@ void cpu_linear_work(const cpu_linear *job, int thread)
     if (job->n_shrunk)
         energy_share(job, thread);
 }
+
+/* -- a job that stands alone ------------------------------------------------------------- */
+
+static void linear_share(void *context, int thread, int threads)
+{
+    (void)threads;
+    cpu_linear_work(context, thread);
+}
+
+ol_code cpu_linear_run(cpu_linear *job, ol_error *err)
+{
+    OL_TRY(cpu_linear_prepare(job, 0, err));
+    cpu_pool_run(job->device->pool, linear_share, job);
+    return OL_OK;
+}

@@ -118,16 +118,3 @@ ol_code cpu_linear_prepare(cpu_linear *job, int slot, ol_error *err)
     cpu_queue_fill(pool, cpu_linear_queue(job, ENERGY_QUEUE), job->n_shrunk);
     return OL_OK;
 }
-
-static void linear_share(void *context, int thread, int threads)
-{
-    (void)threads;
-    cpu_linear_work(context, thread);
-}
-
-ol_code cpu_linear_run(cpu_linear *job, ol_error *err)
-{
-    OL_TRY(cpu_linear_prepare(job, 0, err));
-    cpu_pool_run(job->device->pool, linear_share, job);
-    return OL_OK;
-}
