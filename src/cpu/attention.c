@@ -6,13 +6,13 @@
  * at multiples of their size, whatever the tile, so that a row's softmax runs in one
  * order whether it is computed alone or in a prompt of thousands.
  */
-#include "cpu/linear.h"
+#include "cpu/linear_units.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ROW_QUEUE QUEUES_PER_SLOT /* after those of slot 0: linear.h */
+#define ROW_QUEUE QUEUES_PER_SLOT /* after those of slot 0: linear_units.h */
 #define TILE_QUEUE 0
 
 /* -- RoPE ------------------------------------------------------------------------------ */

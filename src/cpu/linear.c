@@ -11,7 +11,7 @@
  * An output element is made by one thread, in the order base, bias, deltas in the
  * order of the request's list.
  */
-#include "cpu/linear.h"
+#include "cpu/linear_units.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* linear_prepare.c: what linear modules need before their phases: room, and units of work. */
-#include "cpu/linear.h"
+#include "cpu/linear_units.h"
 
 #define LARGE_CHUNKS 4 /* for each thread at least */
 

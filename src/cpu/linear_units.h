@@ -1,6 +1,7 @@
-/* linear.h: units of work of linear modules: linear_prepare.c makes them, linear.c takes them. */
-#ifndef OL_CPU_LINEAR_H
-#define OL_CPU_LINEAR_H
+/* linear_units.h: units of work of linear modules: linear_prepare.c makes them, linear.c takes
+ * them. */
+#ifndef OL_CPU_LINEAR_UNITS_H
+#define OL_CPU_LINEAR_UNITS_H
 
 #include "cpu/core.h"
 
