@@ -440,7 +440,7 @@ static void test_crowd(void **state)
 
     (void)state;
     learn_answers();
-    crowd_make(&c, CROWD_MOST, 2, 8, 20);
+    crowd_make(&c, util_on_simt() ? 30 : CROWD_MOST, 2, 8, util_on_simt() ? 6 : 20);
     roomy = store_open(0);
     crowd_run(roomy, &c, expected, false);
     ol_engine_close(roomy);

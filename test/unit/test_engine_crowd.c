@@ -99,14 +99,18 @@ static void test_device_memory_ends(void **state)
     ol_engine_close(e);
 }
 
-/* There never is enough to compute with: requests fail one by one, the engine lives. */
+/* There never is enough to compute with: requests fail one by one, the engine lives. A device with
+ * memory of its own takes before the first request what most steps need (warm.c). */
 static void test_no_working_memory(void **state)
 {
-    ol_engine *e = open_limited(0, false);
     ol_request q = store_request(0, 0, NULL, 0);
     util_result r[4] = {0};
+    ol_engine *e;
 
     (void)state;
+    if (util_on_cuda())
+        skip();
+    e = open_limited(0, false);
     util_submit(e, &q);
     q.tag = 1;
     util_submit(e, &q);
