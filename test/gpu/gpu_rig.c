@@ -282,6 +282,7 @@ void rig_compare(rig_gap *gap, double got, double want)
         e = 1e150;
     gap->error += e * e;
     gap->norm += want * want;
+    e -= fabs(want) / 256;
     gap->worst = e > gap->worst ? e : gap->worst;
     gap->n++;
 }

@@ -66,7 +66,9 @@ uint16_t *rig_pack_bf16(const uint16_t *matrix, int rows, int cols, size_t *byte
 /* An adapter's matrix of eight bits, A or B (by_columns), likewise. */
 int8_t *rig_pack_lora8(const int8_t *matrix, int rows, int cols, bool by_columns, size_t *bytes);
 
-/* -- comparing: by norm, and the worst element against the root mean square -------------------- */
+/* -- comparing: by norm, and the worst element against the root mean square ----------------------
+ * Of the worst only counts what is more than bf16 rounds off a number of its size: a few of many
+ * may be a dozen times the root mean square. */
 typedef struct rig_gap {
     double error, norm, worst;
     size_t n;
