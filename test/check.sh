@@ -9,6 +9,9 @@ need_packages build test
 
 export OPENLORA_TEST_DATA=${OPENLORA_TEST_DATA:-$PWD/../shared/data}
 export OPENLORA_GOLDEN=$PWD/test/data/golden
+# Random numbers of the kernels' tests: others for each commit, the same for one. (check-gpu takes others each time.)
+commit=$(git rev-parse --short=8 HEAD 2>/dev/null)
+export OL_SEED=${OL_SEED:-$((16#${commit:-1}))}
 JOBS=$(nproc)
 LOGS=$PWD/build/check
 mkdir -p "$LOGS"
