@@ -134,17 +134,26 @@ static ol_code hold_record(ol_engine *engine, load *l, ol_error *err)
     return OL_OK;
 }
 
-ol_code load_offer(ol_engine *engine, const ol_adapter_offer *what, ol_error *err)
+static load *new_load(const ol_engine *engine)
 {
     load *l = calloc(1, sizeof(*l));
+
+    if (l) {
+        l->job.run = run_load;
+        l->engine = engine;
+    }
+    return l;
+}
+
+ol_code load_offer(ol_engine *engine, const ol_adapter_offer *what, ol_error *err)
+{
+    load *l = new_load(engine);
     ol_code code = OL_OK;
 
     if (!l) {
         free(what->bytes);
         return ol_fail_nomem(err, sizeof(*l), "an adapter");
     }
-    l->job.run = run_load;
-    l->engine = engine;
     l->what = *what;
     if (!what->check)
         code = hold_record(engine, l, err);
@@ -170,10 +179,8 @@ bool load_copy(ol_engine *engine, const ol_adapter *adapter)
     ol_error ignored;
     load *l;
 
-    if (!adapter->copy || !(l = calloc(1, sizeof(*l))))
+    if (!adapter->copy || !(l = new_load(engine)))
         return false;
-    l->job.run = run_load;
-    l->engine = engine;
     l->what.expected = adapter->digest;
     if (submit_copy(engine, l, &ignored) == OL_OK)
         return true;

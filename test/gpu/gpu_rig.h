@@ -24,9 +24,9 @@
 #define GPU_OK(expr) rig_cuda((expr), #expr, __FILE__, __LINE__)
 void rig_cuda(cudaError_t code, const char *what, const char *file, int line);
 
-/* -- random numbers: another seed in each run (make check: in each commit), printed; OL_SEED=N
- * repeats one. OL_TEST=NAME runs one test
- * ---------------------------------------------------------------- */
+/* -- random numbers -----------------------------------------------------------------------------
+ * Another seed in each run (make check: in each commit), printed; OL_SEED=N repeats one.
+ * OL_TEST=NAME runs one test. */
 void rig_seed(void); /* of the run; call it first in main */
 uint64_t rig_next(void);
 int rig_below(int n);

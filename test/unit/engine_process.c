@@ -13,38 +13,25 @@ process_frame process_in;
 
 /* -- the process --------------------------------------------------------------------- */
 
-static const char *program(void)
-{
-    static char path[4096];
-    char exe[2048], *slash;
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-
-    exe[n > 0 ? n : 0] = '\0';
-    slash = strrchr(exe, '/');
-    if (slash)
-        *slash = '\0';
-    snprintf(path, sizeof(path), "%s/../openlora-engine", exe);
-    return path;
-}
-
 engine_process process_start(const char *model, const char *option, const char *value)
 {
+    const char *program = util_engine_program();
     char ring[16], wake[16];
     int ring_fd, wake_fd;
     engine_process p;
     ol_error error;
 
     need_path(golden_path(PROCESS_MODEL));
-    need_path(program());
+    need_path(program);
     must(ol_channel_create(&p.channel, &ring_fd, &wake_fd, &error), &error);
     snprintf(ring, sizeof(ring), "%d", ring_fd);
     snprintf(wake, sizeof(wake), "%d", wake_fd);
     fflush(NULL);
     p.pid = fork();
     if (p.pid == 0) {
-        const char *args[] = {program(), "serve",    "--ring-fd", ring,        "--wake-fd",
-                              wake,      "--model",  model,       "--threads", "1",
-                              "--isa",   "portable", option,      value,       NULL};
+        const char *args[] = {program, "serve",    "--ring-fd", ring,        "--wake-fd",
+                              wake,    "--model",  model,       "--threads", "1",
+                              "--isa", "portable", option,      value,       NULL};
         int null = open("/dev/null", O_WRONLY);
 
         dup2(null, 2); /* the errors that the tests provoke */

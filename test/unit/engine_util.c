@@ -42,12 +42,32 @@ void need_path(const char *path)
     skip();
 }
 
+const char *util_program_dir(void)
+{
+    static char dir[2048];
+    ssize_t n = readlink("/proc/self/exe", dir, sizeof(dir) - 1);
+    char *slash;
+
+    dir[n > 0 ? n : 0] = '\0';
+    slash = strrchr(dir, '/');
+    if (slash)
+        *slash = '\0';
+    return dir;
+}
+
+const char *util_engine_program(void)
+{
+    static char path[2100];
+
+    snprintf(path, sizeof(path), "%s/../openlora-engine", util_program_dir());
+    return path;
+}
+
 /* Devices lie where the build puts them: above the folder of the tests. */
 static const char *device_dir(void)
 {
     static char dir[4096];
-    char exe[2048], *slash;
-    ssize_t n;
+    const char *exe = util_program_dir();
 
     if (dir[0])
         return dir;
@@ -55,11 +75,6 @@ static const char *device_dir(void)
         snprintf(dir, sizeof(dir), "%s", getenv("OL_DEVICE_DIR"));
         return dir;
     }
-    n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-    exe[n > 0 ? n : 0] = '\0';
-    slash = strrchr(exe, '/');
-    if (slash)
-        *slash = '\0';
     snprintf(dir, sizeof(dir), "%s/openlora_cpu.so", exe);
     snprintf(dir, sizeof(dir), access(dir, F_OK) == 0 ? "%s" : "%s/..", exe);
     return dir;

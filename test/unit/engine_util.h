@@ -23,6 +23,10 @@ const char *golden_path(const char *rest);
 /* Skips the test, saying why, when the path does not exist. */
 void need_path(const char *path);
 
+/* The folder of this program, and the engine's program that was built with it; static storage. */
+const char *util_program_dir(void);
+const char *util_engine_program(void);
+
 /* Portable device, one thread, F32 KV: what the fixtures are compared with. */
 /* OL_TEST_DEVICE: the CUDA device is tested; on the processor. */
 bool util_on_cuda(void);

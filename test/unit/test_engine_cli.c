@@ -14,20 +14,6 @@
 static char out[1 << 20]; /* of the last command, NUL-terminated */
 static size_t out_len;
 
-static const char *program(void)
-{
-    static char path[4096];
-    char exe[2048], *slash;
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
-
-    exe[n > 0 ? n : 0] = '\0';
-    slash = strrchr(exe, '/');
-    if (slash)
-        *slash = '\0';
-    snprintf(path, sizeof(path), "%s/../openlora-engine", exe);
-    return path;
-}
-
 /* Runs through a shell; returns the exit status. */
 static int run(const char *fmt, ...)
 {
@@ -37,11 +23,11 @@ static int run(const char *fmt, ...)
     int status;
 
     need_path(golden_path(MODEL));
-    need_path(program());
+    need_path(util_engine_program());
     va_start(ap, fmt);
     vsnprintf(arguments, sizeof(arguments), fmt, ap);
     va_end(ap);
-    snprintf(command, sizeof(command), "'%s' %s", program(), arguments);
+    snprintf(command, sizeof(command), "'%s' %s", util_engine_program(), arguments);
     f = popen(command, "r");
     assert_non_null(f);
     out_len = fread(out, 1, sizeof(out) - 1, f);
@@ -157,7 +143,7 @@ static void test_tokenize(void **state)
     assert_int_equal(
         run("tokenize --model '%s/tokenizer.json' <<X | '%s' tokenize --decode --model "
             "'%s'\nHello there\nX\n",
-            golden_path(MODEL), program(), golden_path(MODEL)),
+            golden_path(MODEL), util_engine_program(), golden_path(MODEL)),
         0);
     says("Hello there");
     assert_int_equal(run("tokenize --model '%s' </dev/null", golden_path("gguf/qwen2-f32.gguf")),

@@ -148,12 +148,9 @@ static void test_broken_model(void **state)
 /* Where the CUDA device on the processor is; the test is skipped where there is none. */
 static void simt_folder(char *out, size_t size)
 {
-    char exe[2048], so[4096];
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+    char so[4096];
 
-    exe[n > 0 ? n : 0] = '\0';
-    *strrchr(exe, '/') = '\0';
-    snprintf(out, size, "%s/../simt", exe);
+    snprintf(out, size, "%s/../simt", util_program_dir());
     snprintf(so, sizeof(so), "%s/openlora_cuda.so", out);
     need_path(so);
 }
