@@ -28,7 +28,7 @@ sub held_request
 {
 	my $id;
 	my $engine = hold_engine($node, q{(SELECT state = 'running' FROM openlora.queue ORDER BY id DESC LIMIT 1)},
-		sub { none_runs(); $id = sql("SELECT lora_submit(NULL, 'Once', $long)") });
+		sub { none_runs(); $id = sql("SELECT lora_submit(NULL, 'Once', $long)"); return () });
 	return ($id, $engine);
 }
 
@@ -114,7 +114,7 @@ is(sql(qq{SET ROLE u; SELECT lora_submit(NULL, 'Once', max_tokens => 2) \\gset\n
 # -- restarts ------------------------------------------------------------------------------------
 setting('openlora.queue_workers = 0');
 my $before = sql('SELECT count(*) FROM openlora.inferences');
-sql(q{SELECT lora_submit(NULL, 'Thrice upon ' || i, max_tokens => 30, ignore_eos => true) FROM generate_series(1, 40) i});
+sql(q{SELECT lora_submit(NULL, 'Thrice upon ' || i, max_tokens => 200, ignore_eos => true) FROM generate_series(1, 40) i});
 sql('ALTER SYSTEM RESET openlora.queue_workers');
 $node->restart;
 # some are answered, others run and stay in the middle of it until the server is gone

@@ -9,7 +9,7 @@ use warnings;
 use Exporter 'import';
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(usleep);
-our @EXPORT = qw(wait_until wait_ready engine_pid hold_engine release_engine kill_engine has_gone run_psql);
+our @EXPORT = qw(wait_until wait_ready engine_pid hold_engine release_engine kill_engine has_gone run_psql is_seen);
 
 # A statement that waits for what does not come fails by its name, and hangs nothing.
 our $deadline = $ENV{OPENLORA_TEST_DEADLINE} || 300;
@@ -29,20 +29,35 @@ sub engine_pid { return $_[0]->safe_psql('postgres', 'SELECT engine_pid FROM lor
 # hold_engine(NODE, SQL that is true while what is to be met goes on): waits for that, stops the
 # engine, and looks whether it goes on still; if it had ended just then, waits again. Returns the
 # engine, which the caller releases or kills. SQL is asked once of a stopped engine: it may ask
-# tables and pg_stat_activity alone. `$begin`, if given, begins it each time.
+# tables and pg_stat_activity alone. `$begin`, if given, begins it each time and returns its
+# sessions: when all of them have ended before it was seen, it begins again.
 sub hold_engine
 {
 	my ($node, $sql, $begin) = @_;
 	for my $try (1 .. 20)
 	{
-		$begin->() if $begin;
-		wait_until($node, "SELECT running > 0 AND ($sql) FROM lora_status()", $sql);
+		my @sessions = $begin ? $begin->() : ();
+		is_seen($node, "SELECT running > 0 AND ($sql) FROM lora_status()", @sessions) or next;
 		my $engine = engine_pid($node);
 		kill('STOP', $engine) == 1 or die "there is no engine $engine";
 		return $engine if $node->safe_psql('postgres', "SELECT $sql") eq 't';
 		kill 'CONT', $engine;
 	}
 	die "it always ends before the engine can be stopped: $sql";
+}
+
+# Whether it becomes true before sessions end, where there are any.
+sub is_seen
+{
+	my ($node, $sql, @sessions) = @_;
+	for (1 .. 20 * $deadline)
+	{
+		my $goes_on = !@sessions || grep { $_->pump_nb; $_->pumpable } @sessions; # before it is asked for
+		return 1 if $node->safe_psql('postgres', $sql) eq 't';
+		return 0 unless $goes_on;
+		usleep(50_000);
+	}
+	die "not in time: $sql";
 }
 
 sub release_engine { kill('CONT', $_[0]) == 1 or die 'the engine has gone' }

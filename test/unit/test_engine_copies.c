@@ -424,7 +424,8 @@ static void check_crowd(const crowd *c, const util_result *expected, bool pool)
     crowd_run(e, c, have, true);
     ol_engine_info_get(e, &info);
     crowd_check_same(c, have, expected);
-    assert_true(info.adapter_copy_loads > 10);
+    /* How many depends on when loads end; that some do, and others could not, does not. */
+    assert_true(info.adapter_copy_loads > 0);
     assert_true(info.adapter_loads > info.adapter_copy_loads);
     assert_true(info.adapter_copy_bytes <= options.copy_bytes);
     util_expect_idle(e);
