@@ -4,7 +4,7 @@
 #   make install      into PostgreSQL's folders (DESTDIR honoured)
 #   make demo         a session with the bundled model, in a throwaway cluster
 #   make check        all tests; make check-asan: the engine's under sanitizers
-#   make bench        speed, with ratios against a peer: see test/bench/README.md
+#   make bench        speed, with ratios against a peer: what was measured: test/bench/RESULTS.md
 #   make check-gpu    the CUDA device's tests, make bench-gpu its speed: on a machine with a GPU
 #
 # PG_CONFIG chooses the PostgreSQL to build for.
@@ -36,6 +36,8 @@ ENGINE_CFLAGS = -std=c11 -D_GNU_SOURCE -Isrc -Wall -Wextra -Wshadow -Wstrict-pro
 	-fPIC -fvisibility=hidden $(OPTIMISE) $(WERROR)
 ENGINE_LIBS = -lpcre2-8 -ljansson -lutf8proc -lcrypto -ldl -lpthread -lm
 
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
 include kernels/cuda.mk
 
 # The engine library is everything but the programs' entry points.
@@ -45,8 +47,6 @@ MAIN_SOURCES := $(filter src/engine/main.c src/engine/main/%.c,$(ENGINE_SOURCES)
 LIB_SOURCES := $(filter-out $(MAIN_SOURCES),$(ENGINE_SOURCES))
 CPU_SOURCES := $(sort $(wildcard src/cpu/*.c))
 BASE_SOURCES := $(sort $(wildcard src/base/*.c))
-
-
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)

@@ -1,8 +1,6 @@
 # cuda.mk: the CUDA device: with nvcc the device itself; everywhere its kernels on the processor,
 # for tests (README.md). Included by the Makefile.
 
-obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
-
 NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(shell readlink -f '$(NVCC)' 2>/dev/null))
 # Machine code for these, PTX for later ones.

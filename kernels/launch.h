@@ -287,7 +287,7 @@ typedef struct gpu_attention {
     int32_t n_heads;
     int32_t window; /* 0: all */
     float scale;
-    /* of decoding: [max_decode][n_heads][max_splits] results of dim_stride + 2 floats */
+    /* of decoding: [n_decode][n_heads][max_splits] results of dim_stride + 2 floats */
     float *partial;
     int32_t decode_most; /* rows of one sequence in decode_rows, neighbours there and in the step */
 } gpu_attention;

@@ -116,9 +116,6 @@ if wanted unit; then
 	step simt-copies env OL_TEST_DEVICE=simt build/test/test_engine_copies
 	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity
 fi
-if wanted cli && [ -x test/cli.sh ]; then
-	step command-line bash test/cli.sh
-fi
 
 # -- the extension, in a throwaway cluster ------------------------------------------------
 make_work

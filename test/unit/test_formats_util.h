@@ -40,7 +40,7 @@ static inline void expect_ok(ol_code code, const ol_error *err)
 
 /* -- safetensors ------------------------------------------------------------------- */
 
-/* A header as text and data_len bytes of data: 0, 1, 2 ... (small F32 when as_floats). */
+/* A header as text and data_len bytes of data: 0, 1, 2 ... */
 static inline ol_buf st_raw(const char *header, size_t data_len)
 {
     ol_buf buf = {0};

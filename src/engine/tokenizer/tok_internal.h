@@ -346,7 +346,7 @@ typedef struct tok_decoder {
 ol_code tok_json_decoder(ol_tokenizer *tok, const struct json_t *node, tok_decoder *decoder,
                          ol_error *err);
 ol_code tok_json_post_processor(ol_tokenizer *tok, const struct json_t *node, ol_error *err);
-/* tok_json_config.c: neighbours of a tokenizer file. */
+/* tok_config.c: neighbours of a tokenizer file. */
 ol_code tok_apply_configs(ol_tokenizer *tok, const char *folder, ol_error *err);
 
 /* ------------------------------------------------------------------ characters (tok_utf8.c) */
