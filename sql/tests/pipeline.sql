@@ -107,6 +107,8 @@ INSERT INTO shape (what, pipelined, query) VALUES
 ('subquery of a filter, filtered', true, $$SELECT ask(adapter, a) FROM (SELECT id, adapter, ask(NULL, body) AS a FROM task WHERE lora_score(NULL, body, ' and') > -9 OFFSET 0) s WHERE lora_score(NULL, a, ' or') > -9$$),
 ('subquery of a volatile function', true, 'SELECT n, n, ask(adapter, n::text) FROM (SELECT adapter, nextval($x$ticks$x$) AS n, ask(NULL, body) AS a FROM task OFFSET 0) s'),
 ('subquery in the targets', true, 'SELECT id, (SELECT ask(t.adapter, w.word) FROM word w WHERE w.id = t.id) FROM task t'),
+('subquery of its own, partly read', true, 'SELECT id, ask(NULL, (SELECT word FROM word LIMIT 1)) FROM task WHERE id < 6'),
+('error in a subquery of its own', true, 'SELECT id, ask(NULL, (SELECT 1 / (count(*) - 30) FROM word)::text) FROM task WHERE id < 6'),
 ('scan in a correlated subquery', true, $$SELECT id, (SELECT string_agg(ask(t.adapter, w.word), ' ' ORDER BY w.id) FROM word w WHERE w.id < t.id) FROM task t WHERE id < 6$$),
 ('limit in a correlated subquery', true, $$SELECT id, (SELECT ask(t.adapter, w.word) FROM word w WHERE w.id > t.id ORDER BY w.id LIMIT 1) FROM task t WHERE id < 6$$),
 ('subquery as an argument', true, 'SELECT id, ask(adapter, (SELECT word FROM word w WHERE w.id = t.id)) FROM task t'),

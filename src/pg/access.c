@@ -24,7 +24,7 @@ static const char *grantee_name(Oid role)
 {
     char *name = role ? GetUserNameFromId(role, true) : "PUBLIC";
 
-    return name ? lora_to_utf8(name) : "a dropped role";
+    return name ? lora_name_as_utf8(name) : "a dropped role";
 }
 
 /* -- using an adapter ------------------------------------------------------------------------ */
@@ -32,7 +32,7 @@ static const char *grantee_name(Oid role)
 static void refuse_weight(const LoraAdapterRef *ref, float8 cap, ol_error *error)
 {
     ol_fail(error, OL_DENIED, "permission denied to use adapter \"%s\" with the weight %g",
-            lora_to_utf8(ref->name), ref->weight);
+            lora_name_as_utf8(ref->name), ref->weight);
     ol_detail(error, "The grant's cap is %g.", cap);
 }
 
@@ -54,7 +54,8 @@ bool lora_may_use(LoraAdapterRef *ref, Oid caller, ol_error *error)
     Datum values[2] = {Int64GetDatum(ref->id), ObjectIdGetDatum(caller)};
     uint64 n = lora_execute(&find, values, NULL, true);
 
-    ol_fail(error, OL_DENIED, "permission denied to use adapter \"%s\"", lora_to_utf8(ref->name));
+    ol_fail(error, OL_DENIED, "permission denied to use adapter \"%s\"",
+            lora_name_as_utf8(ref->name));
     ol_hint(error, "Its owner can give the right with lora_grant.");
     for (uint64 row = 0; row < n; row++) {
         bool any_weight, no_quota;
@@ -106,7 +107,7 @@ static int gather_quotas(const LoraAdapterRef *refs, int n, Oid caller, LoraQuot
                 .tokens = refs[i].token_quota,
                 .concurrent = -1,
                 .what = psprintf("%s for adapter \"%s\"", grantee_name(refs[i].quota_of),
-                                 lora_to_utf8(refs[i].name))};
+                                 lora_name_as_utf8(refs[i].name))};
     return n_quotas;
 }
 

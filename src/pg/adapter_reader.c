@@ -54,8 +54,8 @@ LoraAdapterReader *lora_adapter_open(const LoraAdapterRef *ref, ol_error *error)
     Size length = toast_raw_datum_size(PointerGetDatum(ref->weights)) - VARHDRSZ;
 
     if (length > lora_adapter_size_limit()) { /* the limit was lowered since */
-        ol_fail(error, OL_LIMIT, "adapter \"%s\" is too large: %zu bytes", lora_to_utf8(ref->name),
-                length);
+        ol_fail(error, OL_LIMIT, "adapter \"%s\" is too large: %zu bytes",
+                lora_name_as_utf8(ref->name), length);
         ol_hint(error, "Raise openlora.max_adapter_size.");
         return NULL;
     }

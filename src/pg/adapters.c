@@ -72,10 +72,10 @@ static bool read_weights(ArrayType *array, int n, LoraAdapterRef *refs, ol_error
         if (!(fabs(weight) <= MAX_WEIGHT)) {
             if (nulls[i])
                 ol_fail(error, OL_INVALID, "weight of adapter \"%s\" is NULL",
-                        lora_to_utf8(refs[i].name));
+                        lora_name_as_utf8(refs[i].name));
             else
                 ol_fail(error, OL_INVALID, "weight of adapter \"%s\" is out of range: %g",
-                        lora_to_utf8(refs[i].name), weight);
+                        lora_name_as_utf8(refs[i].name), weight);
             ol_detail(error, "Weights must be from -1e6 to 1e6.");
             return false;
         }
@@ -112,7 +112,7 @@ static void hint_similar(const char *name, ol_error *error)
         pfree(other);
     }
     if (n)
-        ol_hint(error, "Similar adapters: %s.", lora_to_utf8(list.data));
+        ol_hint(error, "Similar adapters: %s.", lora_name_as_utf8(list.data));
     pfree(list.data);
 }
 
@@ -127,7 +127,7 @@ static bool lookup(Datum id, LoraAdapterRef *ref, ol_error *error)
     struct varlena *digest;
 
     if (lora_execute(&statement, &id, NULL, true) == 0) {
-        ol_fail(error, OL_NOT_FOUND, "adapter \"%s\" does not exist", lora_to_utf8(ref->name));
+        ol_fail(error, OL_NOT_FOUND, "adapter \"%s\" does not exist", lora_name_as_utf8(ref->name));
         hint_similar(ref->name, error);
         return false;
     }
@@ -143,12 +143,13 @@ static bool is_new(const LoraAdapterRef *refs, int i, ol_error *error)
 {
     for (int k = 0; k < i; k++) {
         if (refs[k].id == refs[i].id) {
-            ol_fail(error, OL_INVALID, "adapter \"%s\" is named twice", lora_to_utf8(refs[i].name));
+            ol_fail(error, OL_INVALID, "adapter \"%s\" is named twice",
+                    lora_name_as_utf8(refs[i].name));
             return false;
         }
         if (ol_digest_equal(&refs[k].digest, &refs[i].digest)) {
             ol_fail(error, OL_INVALID, "adapters \"%s\" and \"%s\" hold the same weights",
-                    lora_to_utf8(refs[k].name), lora_to_utf8(refs[i].name));
+                    lora_name_as_utf8(refs[k].name), lora_name_as_utf8(refs[i].name));
             ol_hint(error, "Name one of them, with the sum of the weights.");
             return false;
         }
@@ -241,6 +242,6 @@ bool lora_adapter_find_again(LoraAdapterRef *ref, ol_error *error)
     SPI_finish();
     if (!found)
         ol_fail(error, OL_LOST, "adapter \"%s\" was changed while the request was under way",
-                lora_to_utf8(ref->name));
+                lora_name_as_utf8(ref->name));
     return found;
 }

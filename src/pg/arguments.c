@@ -123,7 +123,7 @@ static bool read_bias(Jsonb *jsonb, ol_sampling *sampling, ol_error *error)
 
             if (!key[0] || *end || id < 0 || id > PG_INT32_MAX) {
                 ol_fail(error, OL_INVALID, "logit_bias has the key \"%s\", which is no token id",
-                        lora_to_utf8(key));
+                        lora_name_as_utf8(key));
                 return false;
             }
             bias[n].token = (int32)id;

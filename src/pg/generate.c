@@ -209,6 +209,14 @@ static Datum failed_row(const LoraCall *call, FunctionCallInfo fcinfo)
 
 /* -- finish ---------------------------------------------------------------------------------- */
 
+/* An answer that the database cannot hold is none. */
+static bool is_readable(const LoraRequest *request, ol_error *error)
+{
+    const LoraResult *result = lora_request_result(request);
+
+    return lora_has_characters(result->text.data, (Size)result->text.len, error);
+}
+
 static Datum score_row(const LoraResult *result, FunctionCallInfo fcinfo)
 {
     Datum values[2] = {Float8GetDatum(result->logprob_sum),
@@ -249,7 +257,8 @@ bool lora_call_peek(const LoraCall *call, FunctionCallInfo fcinfo, Datum *value,
 {
     LoraCall seen = *call;
 
-    if (seen.request && lora_request_failed(seen.request, &seen.error)) {
+    if (seen.request && (lora_request_failed(seen.request, &seen.error) ||
+                         !is_readable(seen.request, &seen.error))) {
         seen.failed = true;
         seen.request = NULL;
     }
@@ -265,7 +274,8 @@ Datum lora_call_finish(LoraCall *call, FunctionCallInfo fcinfo, bool *is_null)
     int64 inference;
     Datum value;
 
-    if (call->request && !lora_request_wait(call->request, &call->error)) {
+    if (call->request && !(lora_request_wait(call->request, &call->error) &&
+                           is_readable(call->request, &call->error))) {
         lora_request_free(call->request);
         call->request = NULL;
         call->failed = true;

@@ -72,7 +72,7 @@ typedef struct LoraNodeCall {
     FmgrInfo info;
     FunctionCallInfo fcinfo;
     List *arguments; /* ExprState */
-    bool subplans;   /* in the arguments */
+    bool subplans;   /* are run for the arguments */
     bool *stays;     /* by argument: lives as long as the row; else it is copied */
     int16 *lengths;
     bool *by_value;

@@ -26,14 +26,23 @@ void lora_check_may_execute(Oid function)
     InvokeFunctionExecuteHook(function);
 }
 
+/* A subplan, or what one that needs no row (an InitPlan) gives: that is run when it is first asked
+ * for. */
+static bool runs_plans(Node *node, void *context)
+{
+    if (!node)
+        return false;
+    if (IsA(node, SubPlan) || (IsA(node, Param) && ((Param *)node)->paramkind == PARAM_EXEC))
+        return true;
+    return expression_tree_walker(node, runs_plans, context);
+}
+
 static void begin_arguments(LoraPipeline *p, LoraNodeCall *call, List *expressions)
 {
     int n = list_length(expressions);
 
-    int before = list_length(p->css.ss.ps.subPlan);
-
     call->arguments = ExecInitExprList(expressions, &p->css.ss.ps);
-    call->subplans = list_length(p->css.ss.ps.subPlan) > before;
+    call->subplans = runs_plans((Node *)expressions, NULL);
     call->stays = palloc(sizeof(bool) * (Size)(n + 1));
     call->by_value = palloc(sizeof(bool) * (Size)(n + 1));
     call->lengths = palloc(sizeof(int16) * (Size)(n + 1));

@@ -58,6 +58,19 @@ static void end_stream(LoraStream *stream)
     lora_stream_close(stream);
 }
 
+/* A piece of text that the database cannot hold ends the stream. */
+static bool is_readable(LoraStream *stream, const LoraToken *token)
+{
+    ol_error error;
+
+    if (lora_has_characters(token->text, strlen(token->text), &error))
+        return true;
+    if (!stream->null_on_error)
+        lora_raise(&error);
+    lora_stream_close(stream);
+    return false;
+}
+
 bool lora_stream_next(LoraStream *stream, Datum *values, bool *nulls)
 {
     MemoryContext before;
@@ -72,6 +85,8 @@ bool lora_stream_next(LoraStream *stream, Datum *values, bool *nulls)
         end_stream(stream);
         return false;
     }
+    if (!is_readable(stream, token))
+        return false;
     memset(nulls, false, LORA_STREAM_COLUMNS);
     values[0] = Int32GetDatum(token->index);
     values[1] = Int32GetDatum(token->token);

@@ -29,7 +29,7 @@ fails_with(q{SELECT lora_adapter_import('x', '\x0011223344')}, qr/neither safete
 # What an error quotes is in the database's encoding.
 $node->safe_psql('postgres', q{CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0});
 $node->safe_psql('latin', 'CREATE EXTENSION openlora');
-my (undef, undef, $latin) = $node->psql('latin', qq{SET client_encoding = 'UTF8'; SELECT lora_generate(NULL, 'x', logit_bias => '{"\xc3\xa9": 1}')});
+my ($ret, undef, $latin) = $node->psql('latin', qq{SET client_encoding = 'UTF8'; SELECT lora_generate(NULL, 'x', logit_bias => '{"\xc3\xa9": 1}')});
 like($latin, qr/logit_bias has the key "\xc3\xa9"/, 'a key that is no token id, in another encoding');
 
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'openlora'");
@@ -56,5 +56,27 @@ $node->append_conf('postgresql.conf', "openlora.model = '$ENV{OPENLORA_TEST_MODE
 $node->reload;
 $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
 isnt($node->safe_psql('postgres', q{SELECT lora_generate(NULL, 'Once upon', max_tokens => 5)}), '', 'answers after reload');
+# Texts that an encoding lacks, or that are none. Token 249 is a byte that begins no character.
+my $odd = q{logit_bias => '{"249": 100}'};
+($ret, undef, $latin) = $node->psql('latin', "SELECT lora_generate(NULL, 'x', max_tokens => 1, $odd)");
+like($latin, qr/the answer has a character that encoding LATIN1 lacks/, 'an answer that the database cannot hold');
+is($node->safe_psql('latin', "SELECT error FROM lora_complete(NULL, 'x', max_tokens => 1, on_error => 'null', $odd)"),
+	'the answer has a character that encoding LATIN1 lacks', '... as a value');
+is($node->safe_psql('latin', "SELECT count(*) FROM lora_stream(NULL, 'x', max_tokens => 1, on_error => 'null', $odd)"), '0', '... as a stream');
+is($node->safe_psql('latin', <<'SQL'), "1\n2", '... of a later row, that nobody has asked for yet');
+BEGIN;
+DECLARE c CURSOR FOR SELECT id, lora_generate(NULL, lora_generate(NULL, 'x', max_tokens => 1,
+  logit_bias => CASE WHEN id = 3 THEN '{"249": 100}' ELSE '{}' END::jsonb), max_tokens => 0) FROM generate_series(1, 5) id;
+\pset tuples_only on
+\pset format csv
+\pset null ''
+FETCH 2 FROM c \g |cut -d, -f1
+SQL
+$node->safe_psql('postgres', q{CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql('bytes', 'CREATE EXTENSION openlora');
+is($node->safe_psql('bytes', q{SELECT error FROM lora_complete(NULL, E'caf\xe9', max_tokens => 1, on_error => 'null')}),
+	'the prompt is not valid UTF-8', 'a prompt of no characters');
+is($node->safe_psql('bytes', q{SELECT error FROM lora_complete(ARRAY[E'caf\xe9'], 'x', max_tokens => 1, on_error => 'null')}),
+	'adapter "caf?" does not exist', 'a name of no characters');
 $node->stop;
 done_testing();
