@@ -166,12 +166,13 @@ pgtap() {
 tap() {
 	local perl=$PGXS_TEST/perl
 	(cd "$WORK/test" && as_user env PATH="$PATH" PERL5LIB="$perl" PG_REGRESS="$PGXS_TEST/regress/pg_regress" \
-		TESTDATADIR="$WORK/tap" TESTLOGDIR="$WORK/tap/log" TESTDIR="$WORK/tap" PG_TEST_INITDB_EXTRA_OPTS= \
+		PG_TEST_TIMEOUT_DEFAULT="${PG_TEST_TIMEOUT_DEFAULT:-600}" TESTDATADIR="$WORK/tap" TESTLOGDIR="$WORK/tap/log" TESTDIR="$WORK/tap" PG_TEST_INITDB_EXTRA_OPTS= \
 		prove --failures -I "$perl" -I t t/*.pl)
 }
 
 if wanted regress || wanted isolation || wanted pgtap || wanted readme; then
-	start_cluster "openlora.model=$MODEL" "client_connection_check_interval=100ms"
+	# plans are those without statistics, however long it takes
+	start_cluster "openlora.model=$MODEL" "client_connection_check_interval=100ms" "autovacuum=off"
 	wanted regress && step regress regress
 	wanted isolation && step isolation isolation
 	wanted pgtap && step pgtap pgtap

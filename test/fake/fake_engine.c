@@ -326,6 +326,7 @@ int main(int argc, char **argv)
         return 2;
     for (size_t i = 0; i < sizeof(behaviours) / sizeof(behaviours[0]); i++)
         if (strcmp(behaviours[i].name, name) == 0) {
+            fprintf(stderr, "fake_engine: %s\n", name); /* whoever waits for it reads the log */
             serve(&f, behaviours[i].run);
             return 0;
         }

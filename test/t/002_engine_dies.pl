@@ -25,12 +25,16 @@ my $other = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') 
 $in .= "CREATE TEMP TABLE keep AS SELECT 42 AS answer;\n\\echo made\n";
 $other->pump until $out =~ /made/;
 
-my $called = q{EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'caller' AND query LIKE '%lora_generate%' AND state = 'active')};
+my $called = q{EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'caller' AND query LIKE '%lora_generate%' AND state = 'active' AND wait_event_type = 'Extension')};
 my $restarts = 0;
 for my $signal ('KILL', 'SEGV')
 {
-	my ($run, $stdout, $stderr) = run_psql($node, 'caller', 'SET openlora.max_retries = 5', $long);
-	kill_engine($node, $called, $signal);
+	my ($run, $stdout, $stderr);
+	kill_engine($node, $called, sub {
+		$run->finish if $run;
+		($run, $stdout, $stderr) = run_psql($node, 'caller', 'SET openlora.max_retries = 5', $long);
+		return $run;
+	}, $signal);
 	$run->finish;
 	$restarts++;
 	is($$stderr, '', "$signal: the caller sees no error");
@@ -41,8 +45,12 @@ for my $signal ('KILL', 'SEGV')
 
 # Without retries: a clean error, and the session goes on.
 {
-	my ($run, $stdout, $stderr) = run_psql($node, 'caller', 'SET openlora.max_retries = 0', $long, 'SELECT 1');
-	kill_engine($node, $called);
+	my ($run, $stdout, $stderr);
+	kill_engine($node, $called, sub {
+		$run->finish if $run;
+		($run, $stdout, $stderr) = run_psql($node, 'caller', 'SET openlora.max_retries = 0', $long, 'SELECT 1');
+		return $run;
+	});
 	$run->finish;
 	like($$stderr, qr/08006: the openlora engine was lost/, 'without retries: an error with its SQLSTATE');
 	like($$stdout, qr/^1$/m, 'and the session goes on');

@@ -26,27 +26,30 @@ my $answer = q{md5(lora_generate(adapters, prompt, max_tokens => 20 + i, tempera
 $node->safe_psql('postgres', "CREATE TABLE alone AS SELECT i, $answer AS answer FROM request");
 is($node->safe_psql('postgres', 'SELECT count(DISTINCT answer) FROM alone'), '40', 'forty different answers');
 
-# Eight sessions, each in its own order, all at once.
+# Eight sessions, each in its own order, all at once: each has two calls in flight, and all wait when the engine begins.
 my @runs;
+$node->safe_psql('postgres', 'SELECT lora_stat_reset()');
+my $engine = stop_engine($node);
 for my $session (1 .. 8)
 {
-	push @runs, [ run_psql($node, "session$session", qq{
+	push @runs, [ run_psql($node, "session$session", 'SET openlora.pipeline_depth = 2', qq{
 		SELECT count(*) FROM (SELECT i, $answer AS answer FROM (SELECT * FROM request ORDER BY md5(i || 'x$session')) r OFFSET 0) now
 		JOIN alone USING (i) WHERE now.answer <> alone.answer}) ];
 }
-my $together = $node->poll_query_until('postgres', 'SELECT running > 1 FROM lora_status()');
-ok($together, 'sessions share steps');
+wait_until($node, q{SELECT count(*) = 8 FROM pg_stat_activity WHERE application_name LIKE 'session%' AND wait_event_type = 'Extension'}, 'eight sessions');
+release_engine($engine);
 for my $run (@runs)
 {
 	$run->[0]->finish;
 	is(${ $run->[2] }, '', 'no error');
 	is(${ $run->[1] } =~ s/\s//gr, '0', 'every answer is the one it had alone');
 }
+is(told($node, 'batch_size > 2', 'openlora.stat_engine'), 't', 'sessions share steps');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.inferences'), 9 * 40, 'each answer has its row');
 is($node->safe_psql('postgres', q{
 	SELECT count(*) FROM (SELECT inference, kind, sum(share) FROM openlora.attributions GROUP BY inference, kind HAVING sum(share) <> 1000000) wrong}),
 	'0', 'the shares of each kind sum to the whole');
-is($node->safe_psql('postgres', 'SELECT running + waiting + kv_pages - kv_pages_free FROM lora_status()'), '0', 'nothing is left behind');
+is(told($node, 'running + waiting + kv_pages - kv_pages_free'), '0', 'nothing is left behind');
 
 # A reader that is slow: more answers than its ring holds wait for it, in order and whole.
 {

@@ -18,26 +18,29 @@ END
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION openlora');
 
+# Until an engine that behaves so was started: one of before may have ended and come again meanwhile.
 sub behave
 {
 	my ($how) = @_;
-	my $generation = $node->safe_psql('postgres', 'SELECT coalesce(engine_pid, 0) FROM lora_status()');
+	my $log = -s $node->logfile;
 	$node->safe_psql('postgres', "ALTER SYSTEM SET openlora.model = '/fake/$how'");
 	$node->reload;
-	$node->poll_query_until('postgres', "SELECT engine_pid IS DISTINCT FROM $generation FROM lora_status()") or die "no $how";
+	$node->wait_for_log(qr/^fake_engine: $how$/m, $log);
 }
 
 my $ask = q{SELECT lora_generate(NULL, 'x')};
 
 is($node->safe_psql('postgres', $ask), 'good', 'a good one answers');
 
-# What a session sees, and that it goes on: the error and the answer to another question.
+# What a session sees, and that it goes on: the error and the answer to another question, with settings
+# that hold for the first alone.
 sub meets
 {
 	my ($how, $error, $settings) = @_;
+	my $question = $settings ? "BEGIN; SET LOCAL $settings; $ask; ROLLBACK" : $ask;
 	behave($how);
 	my ($stdout, $stderr);
-	$node->psql('postgres', ($settings // '') . "$ask; SELECT 'goes on'", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
+	$node->psql('postgres', "$question; SELECT 'goes on'", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
 	like($stderr, $error, "$how: one clear error");
 	like($stdout, qr/goes on/, "$how: the session goes on");
 }
@@ -49,8 +52,8 @@ meets('no-session', qr/ERROR:  the openlora engine was lost/);
 meets('corrupt-rings', qr/ERROR:  the openlora engine was lost/);
 meets('hang-up', qr/ERROR:  the openlora engine was lost/);
 meets('leave', qr/ERROR:  the openlora engine was lost/);
-meets('silent', qr/ERROR:  canceling statement due to statement timeout/, q{SET statement_timeout = '300ms'; });
-meets('no-info', qr/ERROR:  /, q{SET openlora.engine_timeout = '500ms'; });
+meets('silent', qr/ERROR:  canceling statement due to statement timeout/, q{statement_timeout = '300ms'});
+meets('no-info', qr/ERROR:  /, q{openlora.engine_timeout = '500ms'});
 
 # -- what it says that was used
 is($node->safe_psql('postgres', 'SELECT count(*) FROM openlora.receipts'), '0', 'what is not reported is not metered');
@@ -89,7 +92,7 @@ is($node->safe_psql('postgres', q{SELECT p.model, bytes_done, bytes_total, perce
 	'loading|30|120|25.0|t|t', 'a view shows how far it is');
 $node->safe_psql('postgres', q{CREATE ROLE looks; SELECT lora_grant_usage('looks')});
 is($node->safe_psql('postgres', 'SET ROLE looks; SELECT count(*) FROM openlora.stat_progress_load'), '1', 'to whoever uses it');
-meets('short-progress', qr/ERROR:  /, q{SET openlora.engine_timeout = '500ms'; });
+meets('short-progress', qr/ERROR:  /, q{openlora.engine_timeout = '500ms'});
 
 behave('good');
 is($node->safe_psql('postgres', $ask), 'good', 'service is back');

@@ -30,16 +30,33 @@ $witness->query_safe('SELECT 1');
 # A merge that is on its way, whose process stands still: (session, its error, backend, child).
 sub start_merge
 {
-	my ($err, $child) = ('', '');
-	my $run = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=merging', '-c',
-		q{SELECT lora_adapter_merge('made', '{shakespeare,grimm}', '{1,1}', 'ties_svd', 0.5)} ],
-		'>', \my $out, '2>', \$err, IPC::Run::timeout(180));
-	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'merging'}) or die 'no session';
-	my $backend = sql(q{SELECT pid FROM pg_stat_activity WHERE application_name = 'merging'});
-	# the program, not what is forked before it is run; it takes a second or more
-	until ($child = `pgrep -P $backend -f openlora-merge.*--method` + 0) { die "over: $err" unless kill 0, $backend; usleep(2000) }
-	kill('STOP', $child) == 1 or die 'gone';
-	return ($run, \$err, $backend, $child);
+	for (1 .. 20)
+	{
+		my ($run, $out, $err) = run_psql($node, 'merging', q{SELECT lora_adapter_merge('made', '{shakespeare,grimm}', '{1,1}', 'ties_svd', 0.5)});
+		my $child = is_seen($node, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'merging'}, $run)
+		  && stop_child(sql(q{SELECT pid FROM pg_stat_activity WHERE application_name = 'merging'}));
+		return ($run, $err, sql(q{SELECT pid FROM pg_stat_activity WHERE application_name = 'merging'}), $child) if $child;
+		$run->finish; # it was over before
+		unlike($$err, qr/ERROR/, 'a merge that was not stopped');
+		sql(q{SELECT lora_adapter_drop('made')});
+	}
+	die 'it always ends before it can be stopped';
+}
+
+# The program, not what is forked before it is run; it takes a second or more. 0 if the merge is over.
+sub stop_child
+{
+	my ($backend) = @_;
+	my $state = sub { return -r "/proc/$_[0]/stat" && eval { slurp_file("/proc/$_[0]/stat") } =~ /\) (\w) / ? $1 : 'Z' };
+	while ($backend && kill 0, $backend)
+	{
+		my $child = `pgrep -P $backend -f openlora-merge.*--method` + 0;
+		usleep(2000);
+		next unless $child && kill 'STOP', $child;
+		usleep(2000) until $state->($child) =~ /[TZ]/; # it stands still, or has ended
+		return $child if $state->($child) eq 'T';
+	}
+	return 0;
 }
 
 sub nothing_left
@@ -95,9 +112,7 @@ unlike($$err, qr/ERROR|FATAL/, 'the merge goes on when the engine has died'); # 
 is(sql(q{SELECT count(*) FROM openlora.adapters WHERE name = 'made'}), '1', 'and its row is there');
 is(sql(q{SELECT lora_generate('{made}', 'Once', max_tokens => 3) IS NOT NULL}), 't', 'and answers');
 # A merge makes a row as any other: the limit holds for it, too.
-sql(q{ALTER SYSTEM SET openlora.max_adapter_size = '1MB'});
-sql('SELECT pg_reload_conf()');
-wait_until($node, q{SELECT current_setting('openlora.max_adapter_size') = '1MB'}, 'the new limit');
+reload_settings($node, q{SET openlora.max_adapter_size = '1MB'});
 my (undef, undef, $said) = $node->psql('postgres', q{SELECT lora_adapter_merge('again', '{shakespeare,grimm}', '{1,1}', 'cat')});
 like($said, qr/the adapter is too large: \d+ bytes.*limit.*Raise openlora\.max_adapter_size/s, 'an adapter beyond openlora.max_adapter_size');
 is(sql(q{SELECT count(*) FROM openlora.adapters WHERE name = 'again'}), '0', 'which leaves no row');

@@ -24,7 +24,7 @@ my $build = q{SET client_min_messages = warning; SET ROLE maker; SELECT lora_tra
 my $us = $node->background_psql('postgres');
 my $progress = 'SELECT role, dataset, phase, done, total FROM openlora.stat_progress_trace';
 my ($out, $err) = ('', '');
-sub start_build { my ($sql) = @_; $out = $err = ''; return IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=builder', '-c', $sql ], '>', \$out, '2>', \$err, IPC::Run::timeout(60)) }
+sub start_build { my ($sql) = @_; $out = $err = ''; return IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') . ' application_name=builder', '-c', $sql ], '>', \$out, '2>', \$err, IPC::Run::timeout(600)) }
 sub waits { my ($phase) = @_; until_true("SELECT count(*) = 1 FROM pg_locks l, openlora.stat_progress_trace p WHERE l.pid = p.pid AND NOT l.granted AND p.phase = '$phase'", "a build waits while $phase") }
 
 $us->query_safe('SELECT pg_advisory_lock(1), pg_advisory_lock(2)');
@@ -64,7 +64,7 @@ $us->query_safe('SELECT pg_advisory_lock(1)');
 $run = start_build($build);
 waits('reading documents');
 my ($first_out, $first) = (\$out, $run);
-my $second = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $build ], '>', \my $second_out, '2>', \my $second_err, IPC::Run::timeout(60));
+my $second = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $build ], '>', \my $second_out, '2>', \my $second_err, IPC::Run::timeout(600));
 until_true('SELECT count(*) = 2 FROM openlora.stat_progress_trace', 'two build the same');
 $us->query_safe('SELECT pg_advisory_unlock(1)');
 $_->finish for $first, $second;

@@ -5,6 +5,9 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 
 my $node = PostgreSQL::Test::Cluster->new('small');
 $node->init;
@@ -31,14 +34,14 @@ my $answers = q{
 
 $node->safe_psql('postgres', 'SELECT lora_count_tokens($$wait$$)');
 my $want = $node->safe_psql('postgres', $answers);
-my $apart = $node->safe_psql('postgres', 'SELECT device_memory FROM lora_status()');
+my $apart = told($node, 'device_memory');
 
 restart_with("openlora.cache_size = '3MB'");
 is($node->safe_psql('postgres', $answers), $want, 'answers are the same in 3 MB for both');
-is($node->safe_psql('postgres', 'SELECT adapters < 4 AND adapter_memory <= 3 * 1024 * 1024 FROM lora_status()'), 't',
+is(told($node, 'adapters < 4 AND adapter_memory <= 3 * 1024 * 1024'), 't',
 	'they do not hold all adapters');
-cmp_ok($node->safe_psql('postgres', 'SELECT adapter_loads FROM openlora.stat_engine'), '>', 4, 'which took turns');
-cmp_ok($node->safe_psql('postgres', 'SELECT device_memory FROM lora_status()'), '<', $apart, 'less memory is taken');
+cmp_ok(told($node, 'adapter_loads', 'openlora.stat_engine'), '>', 4, 'which took turns');
+cmp_ok(told($node, 'device_memory'), '<', $apart, 'less memory is taken');
 
 restart_with("openlora.adapter_cache_size = '1MB'");
 is($node->safe_psql('postgres', q{SELECT lora_generate('{grimm}', 'The king', max_tokens => 3) IS NOT NULL}), 't',

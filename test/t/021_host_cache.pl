@@ -5,6 +5,9 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use FindBin;
+use lib $FindBin::Bin;
+use OpenLora;
 
 my $node = PostgreSQL::Test::Cluster->new('host');
 $node->init;
@@ -24,7 +27,7 @@ my $answers = q{
 	SELECT string_agg(lora_generate(ARRAY[(ARRAY['grimm', 'manual', 'shakespeare', 'sql'])[1 + i % 4]], 'The king ' || i,
 	  max_tokens => 8, temperature => 0.7, seed => i), '|' ORDER BY i) FROM generate_series(1, 12) AS i};
 
-sub status { return $node->safe_psql('postgres', "SELECT $_[0] FROM openlora.stat_engine") }
+sub status { return told($node, $_[0], 'openlora.stat_engine') }
 
 my $want = $node->safe_psql('postgres', $answers);
 is(status('adapters, host_adapters, host_adapter_memory, host_loads'), '4|0|0|0', 'a CPU device has one tier');
