@@ -9,12 +9,28 @@ EXPLAIN (COSTS OFF, VERBOSE) SELECT s.text || ':' || s.seq AS t, s FROM lora_str
 BEGIN;
 DECLARE c CURSOR FOR SELECT seq, token IS NOT NULL AS token, text <> '' AS text, logprob <= 0 AS logprob FROM lora_stream(:long);
 FETCH 1 FROM c;
-SELECT pid = pg_backend_pid() AS mine, state FROM openlora.stat_activity;
 FETCH 2 FROM c;
 SELECT attributed FROM since;
 CLOSE c;
 SELECT count(*) FROM openlora.stat_activity;
 COMMIT;
+-- begun again if it had its end before anybody looked
+CREATE FUNCTION streams() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  c CURSOR FOR SELECT seq FROM lora_stream(NULL, 'Once upon a time', max_tokens => 900, ignore_eos => true);
+  seen text;
+BEGIN
+  FOR try IN 1 .. 20 LOOP
+    OPEN c;
+    MOVE c;
+    SELECT string_agg(format('mine: %s, %s', pid = pg_backend_pid(), state), ';') INTO seen FROM openlora.stat_activity;
+    CLOSE c;
+    EXIT WHEN seen IS NOT NULL;
+  END LOOP;
+  RETURN seen;
+END $$;
+SELECT streams();
+DROP FUNCTION streams;
 -- forward and back; to the end, which is attributed once
 BEGIN;
 DECLARE c SCROLL CURSOR FOR SELECT seq FROM lora_stream(NULL, 'Once upon a time', max_tokens => 4, ignore_eos => true) WHERE token IS NOT NULL;

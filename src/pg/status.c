@@ -77,7 +77,10 @@ static void put_counters(Row *row, const ol_engine_info *info, bool known)
     put_int64(row, (int64)info->requests, known);
 }
 
-#define FRESH_MS 1000 /* how long to wait for a report; a step of a large model takes long */
+/* How long to wait for a report; a step of a large model takes long. In so many waits: should the
+ * machine stand still in one of them, there are others for the engine to answer in. */
+#define FRESH_MS 1000
+#define FRESH_WAITS 10
 
 /* Whether the report is newer than `asked`, or none is to be had; else asks for one. */
 static bool is_fresh(TimestampTz asked)
@@ -87,7 +90,8 @@ static bool is_fresh(TimestampTz asked)
     LWLockAcquire(lora_shared->lock, LW_EXCLUSIVE);
     fresh = lora_shared->engine != LORA_ENGINE_READY || lora_shared->info_at >= asked ||
             !lora_shared->worker_pid;
-    lora_shared->status_wanted = !fresh;
+    if (!fresh) /* another session may want one, too */
+        lora_shared->status_wanted = true;
     LWLockRelease(lora_shared->lock);
     if (!fresh)
         (void)lora_wake_worker();
@@ -98,10 +102,11 @@ static bool is_fresh(TimestampTz asked)
 void lora_refresh_status(void)
 {
     TimestampTz asked = GetCurrentTimestamp();
-    TimestampTz until = TimestampTzPlusMilliseconds(asked, FRESH_MS);
+    int waits = 0;
 
-    while (!is_fresh(asked) && lora_wait_change(until))
-        ;
+    while (waits < FRESH_WAITS && !is_fresh(asked))
+        waits += ConditionVariableTimedSleep(&lora_shared->changed, FRESH_MS / FRESH_WAITS,
+                                             lora_wait_event());
     ConditionVariableCancelSleep();
 }
 
