@@ -127,8 +127,7 @@ ol_code gpu_upload_moves(ol_device *device, gpu_move *moves, int n, int32_t *bad
 /* Until nothing is under way; whatever it comes to. */
 void gpu_upload_settle(ol_device *device);
 
-/* -- handles ------------------------------------------------------------------------------------
- */
+/* -- handles ----------------------------------------------------------------------------------- */
 
 struct ol_weight {
     int use;
@@ -161,8 +160,7 @@ struct ol_lora {
     int group;
 };
 
-/* -- ops.c: what a step's operations are
- * ----------------------------------------------------------- */
+/* -- ops.c: what a step's operations are ------------------------------------------------------- */
 
 typedef enum gpu_op_kind {
     GPU_OP_EMBED,
@@ -196,8 +194,7 @@ typedef struct gpu_sizes {
     int32_t n_items, n_members;
 } gpu_sizes;
 
-/* -- graph.c
- * -------------------------------------------------------------------------------------------- */
+/* -- graph.c ----------------------------------------------------------------------------------- */
 
 #define GPU_GRAPHS 24
 
@@ -209,8 +206,7 @@ typedef struct gpu_graph {
     uint64_t used; /* the step that ran it last */
 } gpu_graph;
 
-/* -- the device
- * ------------------------------------------------------------------------------------------- */
+/* -- the device -------------------------------------------------------------------------------- */
 
 typedef struct gpu_table {
     float *device; /* inverse frequencies */
@@ -299,8 +295,7 @@ static inline int64_t gpu_padded(int64_t cols)
     return (cols + GPU_PAD - 1) / GPU_PAD * GPU_PAD;
 }
 
-/* -- the operations of the table: as device.h has them
- * ------------------------------------------------------ */
+/* -- the operations of the table: as device.h has them ----------------------------------------- */
 ol_code gpu_weight_create(ol_device *device, const ol_weight_desc *desc, ol_weight **weight,
                           ol_error *err);
 void gpu_weight_free(ol_device *device, ol_weight *weight);

@@ -301,8 +301,7 @@ static void fill_members(ol_device *device, const layout *l)
     start[step->n_rows] = n;
 }
 
-/* -- all of it
- * -------------------------------------------------------------------------------------- */
+/* -- all of it --------------------------------------------------------------------------------- */
 
 static void count(ol_device *device, size_t *pages, size_t *words, size_t *members)
 {

@@ -214,8 +214,7 @@ static ol_code find_rope(ol_device *device, const ol_attention *a, const float *
     return OL_OK;
 }
 
-/* -- room
- * ------------------------------------------------------------------------------------------ */
+/* -- room -------------------------------------------------------------------------------------- */
 
 static ol_code prepare_linear(ol_device *device, const gpu_op *op, const gpu_sizes *sizes,
                               size_t *splits, ol_error *err)
@@ -284,8 +283,7 @@ ol_code gpu_ops_prepare(ol_device *device, const gpu_sizes *sizes, ol_error *err
     return OL_OK;
 }
 
-/* -- launching
- * ---------------------------------------------------------------------------------------- */
+/* -- launching --------------------------------------------------------------------------------- */
 
 static cudaError_t shrink(ol_device *device, const gpu_linear *linear, const gpu_sizes *sizes)
 {

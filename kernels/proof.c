@@ -160,8 +160,7 @@ static cudaError_t send_numbers(proof *p, numbers kind)
     return code;
 }
 
-/* -- comparing ----------------------------------------------------------------------------------
- */
+/* -- comparing --------------------------------------------------------------------------------- */
 
 static cudaError_t run(proof *p, gpu_way way, uint8_t *y)
 {

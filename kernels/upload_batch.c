@@ -72,8 +72,7 @@ static bool add(batch *b, const gpu_move *m)
     return true;
 }
 
-/* -- to the device ------------------------------------------------------------------------------
- */
+/* -- to the device ----------------------------------------------------------------------------- */
 
 static size_t place(const batch *b, const gpu_move *m)
 {
@@ -159,8 +158,7 @@ static ol_code send_batch(ol_device *device, const batch *b, int32_t *bad, ol_er
     return gpu_slot_leave(device, slot, err);
 }
 
-/* -- which travel together ----------------------------------------------------------------------
- */
+/* -- which travel together --------------------------------------------------------------------- */
 
 static int by_address(const void *a, const void *b)
 {

@@ -256,8 +256,7 @@ int ol_adapters_records(const ol_adapters *store)
     return n;
 }
 
-/* -- a pool's pages -----------------------------------------------------------------------------
- */
+/* -- a pool's pages ---------------------------------------------------------------------------- */
 
 size_t ol_adapters_place_bytes(const ol_adapters *store, const ol_lora_need *need)
 {

@@ -435,8 +435,7 @@ static void check_all(rig_device *d, int n_seqs, int steps, int most, bool loras
     free(b);
 }
 
-/* -- tests --------------------------------------------------------------------------------------
- */
+/* -- tests ------------------------------------------------------------------------------------- */
 
 typedef struct kind {
     ol_dtype dtype;

@@ -104,8 +104,7 @@ static void make_rows(const shape *s, gpu_rows *rows, int n_tiles)
     free(pos), free(start), free(list), free(pages), free(tiles);
 }
 
-/* -- timing --------------------------------------------------------------------------------------
- */
+/* -- timing ------------------------------------------------------------------------------------ */
 
 typedef struct job {
     const shape *s;

@@ -215,8 +215,7 @@ static batch make_batch(shape s, int n, const int *past, const int *n_rows)
     return b;
 }
 
-/* -- running --------------------------------------------------------------------------------------
- */
+/* -- running ----------------------------------------------------------------------------------- */
 
 static size_t result_size(const batch *b)
 {
@@ -313,8 +312,7 @@ static uint16_t *prefill_all(batch *b, int largest, bool ragged)
     return prefill_tiles(b, tiles, n);
 }
 
-/* -- what is right
- * ----------------------------------------------------------------------------------- */
+/* -- what is right ----------------------------------------------------------------------------- */
 
 /* o of a row and head, by definition. */
 static void reference(const batch *b, int row, int head, double *o)
@@ -398,8 +396,7 @@ static void check_batch(batch *b)
     }
 }
 
-/* -- tests
- * ------------------------------------------------------------------------------------------- */
+/* -- tests ------------------------------------------------------------------------------------- */
 
 static void every_size_of_heads(void **state)
 {

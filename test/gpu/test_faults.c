@@ -124,8 +124,7 @@ static void no_such_card(void **state)
     says(error.message, "900");
 }
 
-/* -- steps by graphs ---------------------------------------------------------------------------
- */
+/* -- steps by graphs --------------------------------------------------------------------------- */
 
 static int n_graphs(const model *m, bool of_this_step)
 {

@@ -132,8 +132,7 @@ static void check_packed(const matrix *m, const int8_t *q)
         assert_true(most[i] == most_of(m, i));
 }
 
-/* -- tests --------------------------------------------------------------------------------------
- */
+/* -- tests ------------------------------------------------------------------------------------- */
 
 static void numbers(void **state)
 {

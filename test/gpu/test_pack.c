@@ -17,8 +17,7 @@ static const struct {
 } types[] = {{OL_F32, 0, -1},        {OL_F16, 1, -1},        {OL_BF16, 2, GPU_BF16},
              {OL_Q8_0, 3, GPU_INT8}, {OL_Q4_0, 4, GPU_INT4}, {OL_Q4_K, 5, GPU_INT4M}};
 
-/* -- a matrix in host memory --------------------------------------------------------------------
- */
+/* -- a matrix in host memory ------------------------------------------------------------------- */
 
 /* A block with all of its fields in use: numbers around 0, or all on one side of it. */
 static void random_block(ol_dtype dtype, uint8_t *at)
@@ -57,8 +56,7 @@ static uint8_t *random_matrix(ol_dtype dtype, int cols, float *values)
     return data;
 }
 
-/* -- packed and read back ------------------------------------------------------------------------
- */
+/* -- packed and read back ---------------------------------------------------------------------- */
 
 static gpu_matrix make_room(int kind, int cols)
 {
@@ -101,9 +99,7 @@ static float *read_back(const gpu_matrix *m)
     return out;
 }
 
-/* -- what may be lost
- * ------------------------------------------------------------------------------
- */
+/* -- what may be lost -------------------------------------------------------------------------- */
 
 /* From a group's numbers, the rest of which are zeros where columns end. */
 static double admitted(const float *group, int n, int kind, bool own)
@@ -153,8 +149,7 @@ static void check(int type, int kind, int cols)
     rig_free_all();
 }
 
-/* -- tests ----------------------------------------------------------------------------------------
- */
+/* -- tests ------------------------------------------------------------------------------------- */
 
 static void every_type_as_every_kind(void **state)
 {

@@ -75,8 +75,7 @@ static void run_all(const batch *b, ol_choice *choices)
     run(b, order, ROWS, choices);
 }
 
-/* -- the engine's -------------------------------------------------------------------------------
- */
+/* -- the engine's ------------------------------------------------------------------------------ */
 
 static void check_logprobs(const ol_choice *got, const ol_choice *want)
 {
@@ -117,8 +116,7 @@ static void check(const batch *b, const ol_choice *choices)
     ol_chooser_free(chooser);
 }
 
-/* -- making
- * ----------------------------------------------------------------------------------------- */
+/* -- making ------------------------------------------------------------------------------------ */
 
 /* Logits of about `scale`, in steps of `grain` (0: none): equal ones then. */
 static batch *make_batch(int vocab, double scale, double grain)
@@ -178,8 +176,7 @@ static void complicate(ask *a, int vocab)
         a->mask[i] = (uint32_t)rig_next() | 1;
 }
 
-/* -- the tests
- * ----------------------------------------------------------------------------------------- */
+/* -- the tests --------------------------------------------------------------------------------- */
 
 static void draws_as_the_engine(void **state)
 {

@@ -19,8 +19,7 @@ static ol_error error;
             fail_msg("%s: %s (%s)", #expr, error.message, error.detail);                           \
     } while (0)
 
-/* -- the host's memory ---------------------------------------------------------------------------
- */
+/* -- the host's memory ------------------------------------------------------------------------- */
 
 typedef struct arena {
     uint8_t *bytes;
@@ -60,8 +59,7 @@ static uint8_t *arena_take(arena *a, size_t bytes, size_t alignment, size_t gap)
     return a->bytes + at;
 }
 
-/* -- adapters ------------------------------------------------------------------------------------
- */
+/* -- adapters ---------------------------------------------------------------------------------- */
 
 typedef struct adapter {
     arena arenas[MOST_ARENAS];
@@ -127,8 +125,7 @@ static void random_modules(adapter *a)
     }
 }
 
-/* -- what is to be there ------------------------------------------------------------------------
- */
+/* -- what is to be there ----------------------------------------------------------------------- */
 
 /* Packed alone, from memory that is aligned; NULL for `most`: in bf16. */
 static uint8_t *pack_alone(const ol_tensor *t, bool by_columns, float *most, size_t *bytes)
@@ -271,8 +268,7 @@ static void check(ol_device *device, adapter *a, bool eight)
     t->lora_free(device, lora);
 }
 
-/* -- tests ----------------------------------------------------------------------------------------
- */
+/* -- tests ------------------------------------------------------------------------------------- */
 
 static void open_arenas(adapter *a, int n, bool pinned)
 {
@@ -423,8 +419,7 @@ static void one_copy_and_one_kernel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(wherever_they_lie),
-        cmocka_unit_test(larger_than_a_slot),
+        cmocka_unit_test(wherever_they_lie),       cmocka_unit_test(larger_than_a_slot),
         cmocka_unit_test(beside_each_other),       cmocka_unit_test(says_what_is_not_finite),
 #ifdef OL_SIMT
         cmocka_unit_test(one_copy_and_one_kernel),

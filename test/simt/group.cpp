@@ -192,8 +192,7 @@ void simt_group_end()
     state->begun = false;
 }
 
-/* -- barriers -----------------------------------------------------------------------------------
- */
+/* -- barriers ---------------------------------------------------------------------------------- */
 
 /* How a barrier looks in shared memory: what it is, how many it waits for, how many are missing,
  * the phase. */

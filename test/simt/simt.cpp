@@ -284,8 +284,7 @@ void load_matrix4_transposed(uint32_t (&r)[4], const void *row)
     load_matrices(r, row, true);
 }
 
-/* -- copies: they arrive when somebody waits for them, or, with some seeds, at once -------------
- */
+/* -- copies: they arrive when somebody waits for them, or, with some seeds, at once ------------ */
 
 void simt_misaligned()
 {
@@ -493,8 +492,7 @@ static void run_block(worker *w)
     }
 }
 
-/* -- a grid -------------------------------------------------------------------------------------
- */
+/* -- a grid ------------------------------------------------------------------------------------ */
 
 /* Block i, up to where it first may be held. */
 static void begin_block(worker *w, unsigned i, dim3 grid, dim3 block, size_t shared,

@@ -33,8 +33,7 @@ static void test_crowd(void **state)
     util_free(have, N_REQUESTS);
 }
 
-/* -- the device's memory -------------------------------------------------------------------------
- */
+/* -- the device's memory ----------------------------------------------------------------------- */
 
 /* Up to four requests with an adapter each, a host that answers at once. */
 static void run_some(ol_engine *e, util_result *r, int n)

@@ -4,8 +4,7 @@
 
 #include <math.h>
 
-/* -- refusals, the queue
- * ---------------------------------------------------------------------------- */
+/* -- refusals, the queue ----------------------------------------------------------------------- */
 
 static void test_refusals(void **state)
 {
@@ -123,8 +122,7 @@ static void test_bad_place(void **state)
     util_expect_idle(engine);
 }
 
-/* -- cancelling
- * ------------------------------------------------------------------------------------- */
+/* -- cancelling -------------------------------------------------------------------------------- */
 
 static void test_cancel(void **state)
 {
@@ -180,8 +178,7 @@ static void test_close_with_work_left(void **state)
     ol_engine_close(e);
 }
 
-/* -- usage
- * ------------------------------------------------------------------------------------------ */
+/* -- usage ------------------------------------------------------------------------------------- */
 
 /* The next USAGE event; those of other kinds pass. */
 static bool take_usage(ol_event *e)

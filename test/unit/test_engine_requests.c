@@ -250,8 +250,7 @@ static void test_first_request_takes_no_memory(void **state)
     ol_engine_close(fresh);
 }
 
-/* -- a model without a tokenizer, bad options -----------------------------------------------------
- */
+/* -- a model without a tokenizer, bad options -------------------------------------------------- */
 
 static void link_into(const char *folder, const char *name)
 {

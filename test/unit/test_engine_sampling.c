@@ -248,8 +248,7 @@ static void check_asked(const outcome *o)
     assert_memory_equal(o[SCORE_TOP].tokens, prompt + 3, (N_PROMPT - 3) * sizeof(int32_t));
 }
 
-/* -- the same -------------------------------------------------------------------------------------
- */
+/* -- the same ---------------------------------------------------------------------------------- */
 
 static void compare(const outcome *a, const outcome *b, float tolerance)
 {
@@ -275,8 +274,7 @@ static void compare(const outcome *a, const outcome *b, float tolerance)
     }
 }
 
-/* -- the tests
- * -------------------------------------------------------------------------------------- */
+/* -- the tests --------------------------------------------------------------------------------- */
 
 static void test_device_and_host(void **state)
 {

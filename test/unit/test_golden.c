@@ -322,8 +322,7 @@ static void test_gguf(void **state)
     assert_true(n > 0);
 }
 
-/* -- hostile files --------------------------------------------------------------------------------
- */
+/* -- hostile files ----------------------------------------------------------------------------- */
 
 static bool says(const ol_error *err, const char *word)
 {

@@ -511,8 +511,7 @@ static void test_smallest_world(void **state)
     close_world(&w);
 }
 
-/* -- many at random ------------------------------------------------------------------------------
- */
+/* -- many at random ---------------------------------------------------------------------------- */
 
 static ol_sched_limits random_limits(void)
 {
