@@ -47,7 +47,7 @@ typedef struct gpu_scratch {
     size_t bytes;
 } gpu_scratch;
 
-/* -- proof.c: whether products of groups may be used --------------------------------------- */
+/* -- proof.c, proof_child.c: whether products of groups may be used --------------------------- */
 
 typedef enum gpu_proof {
     GPU_PROOF_SAME,    /* the card rounds in them as elsewhere */
@@ -57,11 +57,19 @@ typedef enum gpu_proof {
     GPU_PROOF_NO_CARD, /* there is none that this process, or its child, can use */
 } gpu_proof;
 
-/* In this process. */
-gpu_proof gpu_prove_here(int device_index);
+/* What was found, and where it differs or failed with which weights, and whether with adapters. */
+typedef struct gpu_proven {
+    uint8_t found; /* gpu_proof */
+    uint8_t kind;  /* gpu_kind */
+    bool adapters;
+} gpu_proven;
+
+/* In this process. `tell_file` hears, before each attempt, that this one failed; -1: nobody does.
+ */
+gpu_proven gpu_prove_here(int device_index, int tell_file);
 /* In a process of its own, which only one that has not used CUDA yet can have: else
  * GPU_PROOF_NO_CARD. A card that failed once in this process fails without being asked. */
-gpu_proof gpu_prove_apart(int device_index);
+gpu_proven gpu_prove_apart(int device_index);
 /* This process uses CUDA from here on; or, for tests, has never done so. */
 void gpu_proof_used(bool used);
 
@@ -238,8 +246,8 @@ typedef struct gpu_lists {
 struct ol_device {
     ol_device_options options;
     struct cudaDeviceProp card;
-    gpu_way way; /* of prefill's products */
-    const char *way_note;
+    gpu_way way;            /* of prefill's products */
+    char way_note[80];      /* behind the card's name */
     bool weights_under_way; /* on the upload's stream: a step has to wait for them */
     bool no_graphs;         /* recording has failed: steps are launched one by one */
     gpu_memory memory;

@@ -42,35 +42,43 @@ static void gpu_close(ol_device *device)
     free(device);
 }
 
+static void say(ol_device *device, gpu_proven p)
+{
+    static const char *const kinds[GPU_KINDS] = {"BF16", "INT8", "INT4", "INT4 (Q4_K)", "FP8"};
+
+    if (p.found == GPU_PROOF_SAME)
+        snprintf(device->way_note, sizeof(device->way_note), ", wgmma");
+    else if (p.found == GPU_PROOF_DIFFERS || p.found == GPU_PROOF_FAILED)
+        snprintf(device->way_note, sizeof(device->way_note),
+                 ", wgmma not used: with %s weights%s it %s", kinds[p.kind % GPU_KINDS],
+                 p.adapters ? " and adapters" : "",
+                 p.found == GPU_PROOF_DIFFERS ? "rounds otherwise" : "failed");
+}
+
 /* Products of groups, if they are proven; OL_CUDA_PRODUCT=mma does without, =wgmma asks for no
  * proof: for measuring both. */
-static void choose_way(ol_device *device, gpu_proof found)
+static void choose_way(ol_device *device, gpu_proven proven)
 {
-    static const char *const notes[] = {
-        [GPU_PROOF_SAME] = ", wgmma",
-        [GPU_PROOF_DIFFERS] = ", wgmma not used: it rounds otherwise",
-        [GPU_PROOF_FAILED] = ", wgmma not used: it failed on this card",
-        [GPU_PROOF_NONE] = "",
-        [GPU_PROOF_NO_CARD] = "",
-    };
     const char *asked = getenv("OL_CUDA_PRODUCT");
 
     if (asked && strcmp(asked, "wgmma") == 0 &&
         gpu_linear_has_groups(device->options.device_index)) {
         device->way = GPU_WAY_GROUP;
-        device->way_note = ", wgmma unproven";
+        snprintf(device->way_note, sizeof(device->way_note), ", wgmma unproven");
         return;
     }
-    if (found == GPU_PROOF_NO_CARD) /* to a child of this process */
-        found = gpu_prove_here(device->options.device_index);
-    device->way = found == GPU_PROOF_SAME ? GPU_WAY_GROUP : GPU_WAY_WARP;
-    device->way_note = notes[found];
+    if (proven.found == GPU_PROOF_NO_CARD) /* to a child of this process */
+        proven = gpu_prove_here(device->options.device_index, -1);
+    device->way = proven.found == GPU_PROOF_SAME ? GPU_WAY_GROUP : GPU_WAY_WARP;
+    say(device, proven);
 }
 
 /* Before this process uses CUDA for the first time. */
-static gpu_proof prove(const ol_device_options *options)
+static gpu_proven prove(const ol_device_options *options)
 {
-    return getenv("OL_CUDA_PRODUCT") ? GPU_PROOF_NONE : gpu_prove_apart(options->device_index);
+    gpu_proven none = {GPU_PROOF_NONE, GPU_BF16, false};
+
+    return getenv("OL_CUDA_PRODUCT") ? none : gpu_prove_apart(options->device_index);
 }
 
 /* For measuring, and for finding out which of what was never tried on a card is to blame. */
@@ -105,7 +113,7 @@ static ol_code start(ol_device *device, ol_error *err)
 static ol_code gpu_open(const ol_device_options *options, ol_device **out, ol_error *err)
 {
     ol_device *device;
-    gpu_proof found;
+    gpu_proven found;
 
     if (options->max_rows < 1 || options->max_seqs < 1 || options->max_logit_rows < 0)
         return ol_fail(err, OL_INVALID, "a device for %d rows, %d sequences, %d logit rows",
@@ -134,7 +142,7 @@ static void gpu_info(ol_device *device, ol_device_info *info)
 {
     memset(info, 0, sizeof(*info));
     snprintf(info->name, sizeof(info->name), "cuda");
-    snprintf(info->description, sizeof(info->description), "%.90s, compute capability %d.%d%s",
+    snprintf(info->description, sizeof(info->description), "%.64s, compute capability %d.%d%s",
              device->card.name, device->card.major, device->card.minor, device->way_note);
     info->memory_used = device->memory.used;
     info->memory_total = device->card.totalGlobalMem;

@@ -3,7 +3,8 @@
  */
 #include "kernels/linear.cuh"
 
-#define RUNS_ROWS 128 /* of a block that sums one run, at most */
+#define RUNS_ROWS 128  /* of a block that sums one run, at most */
+#define GROUP_BLOCKS 3 /* of GPU_WAY_GROUP_128 and _256: few, so that each takes several tiles */
 
 /* -- runs ----------------------------------------------------------------------------------- */
 
@@ -171,7 +172,7 @@ static cudaError_t launch_parts(const gpu_rows *rows, const gpu_linear *op, int 
 
     if (code != cudaSuccess)
         return code;
-    args.at_once = limits.multiprocessors;
+    args.at_once = op->way > GPU_WAY_GROUP ? GROUP_BLOCKS : limits.multiprocessors;
     args.rows = *rows;
     args.op = *op;
     args.op.n_parts = end - first;

@@ -42,22 +42,73 @@ static void groups_are_proven_first(void **state)
     simt_settings.group_differs = 1;
     describe_card(text, sizeof(text), &way);
     simt_settings.group_differs = 0;
-    assert_non_null(strstr(text, "wgmma not used: it rounds otherwise"));
+    assert_non_null(strstr(text, "wgmma not used: with BF16 weights it rounds otherwise"));
     assert_int_equal(way, GPU_WAY_WARP);
 }
 
-/* A proof that fails costs the card's products of groups, not the card. */
+#define EACH_KIND                                                                                  \
+    18 /* launches of the proof: of every kind but the first one, a third compared                 \
+        */
+
+/* What the proof says where products of groups differ from its n-th launch on. */
+static gpu_proven proven_with_difference(int n)
+{
+    gpu_proven proven;
+
+    simt_recover();
+    simt_settings.capability = 9;
+    simt_settings.group_differs = n;
+    proven = gpu_prove_here(0, -1);
+    simt_settings.group_differs = 0;
+    simt_settings.capability = 0;
+    return proven;
+}
+
+/* Each kind of weights is compared, without adapters first and with some last: a difference that
+ * begins in its second launch is found there, and one in the last whose sums come as they are. */
+static void every_kind_is_proven(void **state)
+{
+    gpu_proven all = proven_with_difference(0);
+    int end = (int)simt_launches;
+
+    (void)state;
+    assert_int_equal(all.found, GPU_PROOF_SAME);
+    for (int kind = GPU_KINDS - 1; kind > GPU_BF16; kind--, end -= EACH_KIND)
+        for (int adapters = 0; adapters < 2; adapters++) {
+            gpu_proven p = proven_with_difference(adapters ? end - 3 : end - EACH_KIND + 2);
+
+            assert_int_equal(p.found, GPU_PROOF_DIFFERS);
+            assert_int_equal(p.kind, kind);
+            assert_int_equal(p.adapters, adapters);
+        }
+}
+
+/* A proof that fails costs the card's products of groups, not the card. It is said where, also when
+ * the child that was at it has ended. */
 static void a_failed_proof_is_survived(void **state)
 {
+    static const struct {
+        int launch;
+        const char *said;
+    } cases[] = {{5, "with BF16 weights it failed"},
+                 {50, "with INT4 weights it failed"},
+                 {55, "with INT4 weights and adapters it failed"}};
     char text[256];
     gpu_way way;
 
     (void)state;
-    simt_settings.fail_after = 5;
-    describe_card(text, sizeof(text), &way);
-    simt_settings.fail_after = -1;
-    assert_non_null(strstr(text, "wgmma not used: it failed"));
-    assert_int_equal(way, GPU_WAY_WARP);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        simt_settings.fail_after = cases[i].launch;
+        describe_card(text, sizeof(text), &way);
+        simt_settings.fail_after = -1;
+        assert_non_null(strstr(text, cases[i].said));
+        assert_int_equal(way, GPU_WAY_WARP);
+        simt_settings.group_dies = cases[i].launch;
+        describe_card(text, sizeof(text), &way);
+        simt_settings.group_dies = 0;
+        assert_non_null(strstr(text, cases[i].said));
+        assert_int_equal(way, GPU_WAY_WARP);
+    }
 }
 
 static void measuring_may_choose(void **state)
@@ -101,9 +152,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(says_what_it_uses),
 #ifdef OL_SIMT
-        cmocka_unit_test(groups_are_proven_first),
-        cmocka_unit_test(a_failed_proof_is_survived),
-        cmocka_unit_test(measuring_may_choose),
+        cmocka_unit_test(groups_are_proven_first),    cmocka_unit_test(every_kind_is_proven),
+        cmocka_unit_test(a_failed_proof_is_survived), cmocka_unit_test(measuring_may_choose),
 #endif
     };
 

@@ -1,6 +1,7 @@
 /* group.cpp: see group.h. */
 #include "group.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -44,10 +45,17 @@ static simt_sums *sums_of(simt_group_state *state, float *c)
     return NULL;
 }
 
+static bool from_launch(int n)
+{
+    return n > 0 && simt_launches >= (unsigned long long)n;
+}
+
 void simt_group_multiply(float *c, int n, const uint32_t *a, uint64_t b)
 {
     simt_group_state *state = simt_group_of_thread();
 
+    if (from_launch(simt_settings.group_dies))
+        raise(SIGKILL);
     if (!state->begun)
         die("a product without group_begin() before it");
     if (!sums_of(state, c)) {
@@ -81,10 +89,12 @@ static const uint16_t *eight_of_b(uint64_t b, int column, int half)
 /* Other sums than mma_bf16's, where that is wanted: pairs first. */
 static float add16(float sum, const float *x, const uint16_t *y)
 {
+    bool differs = from_launch(simt_settings.group_differs);
+
     for (int k = 0; k < 8; k += 2) {
         float p = x[k] * bf16_value(y[k]), q = x[k + 1] * bf16_value(y[k + 1]);
 
-        if (simt_settings.group_differs)
+        if (differs)
             sum += p + q;
         else
             sum = sum + p + q;
