@@ -64,7 +64,7 @@ CREATE TABLE openlora.settlements (
     closed_at   timestamptz NOT NULL DEFAULT now(),
     role        name NOT NULL DEFAULT CURRENT_USER,
     policies    bigint NOT NULL DEFAULT 0,
-    corrects    bigint REFERENCES openlora.settlements,
+    corrects    bigint, -- a settlement: no key, since pg_dump warns of a table that refers to itself
     note        text
 );
 COMMENT ON TABLE openlora.settlements IS 'periods that were closed, and corrections';

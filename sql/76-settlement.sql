@@ -252,6 +252,9 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'a correction moves an amount above zero between two accounts, for a reason';
     END IF;
+    IF NOT EXISTS (SELECT FROM openlora.settlements s WHERE s.id = $6) AND $6 IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('settlement %s does not exist', $6);
+    END IF;
     UPDATE openlora.settlement_turn SET taken = taken + 1;
     FOREACH named IN ARRAY ARRAY[$2, $3] LOOP
         ids := ids || substring(named FROM '^contributor:([0-9]{1,18})$')::bigint;

@@ -89,6 +89,9 @@ DECLARE
     columns text;
     f regprocedure;
 BEGIN
+    IF grantee IS NULL OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = grantee) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('role %s does not exist', coalesce(grantee::text, 'NULL'));
+    END IF;
     SELECT string_agg(quote_ident(attname), ', ') INTO columns FROM pg_attribute
     WHERE attrelid = 'openlora.adapters'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> 'weights';
     EXECUTE format('GRANT USAGE ON SCHEMA openlora TO %s', grantee);
@@ -140,6 +143,9 @@ DECLARE
     columns text;
     f regprocedure;
 BEGIN
+    IF grantee IS NULL OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = grantee) THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('role %s does not exist', coalesce(grantee::text, 'NULL'));
+    END IF;
     SELECT string_agg(quote_ident(attname), ', ') INTO columns FROM pg_attribute
     WHERE attrelid = 'openlora.adapters'::regclass AND attnum > 0 AND NOT attisdropped;
     EXECUTE format('REVOKE SELECT (%s) ON openlora.adapters FROM %s', columns, grantee);

@@ -46,3 +46,6 @@ SELECT abs(lora_score(NULL, 'Once upon', ' a time')
 SELECT lora_detokenize('{188,188}') = repeat(chr(65533), 2) AS replaced;
 SELECT t.text = repeat(chr(65533), 3) AS whole, jsonb_path_query_array(t.token_logprobs, '$[*].text') = to_jsonb(ARRAY[chr(65533), chr(65533), chr(65533)]) AS pieces
 FROM lora_complete(NULL, 'x', max_tokens => 3, logit_bias => '{"188": 100}', logprobs => 0) t;
+-- nothing to do, nowhere to keep
+SELECT lora_replay(NULL) IS NULL AS nothing;
+ALTER SYSTEM SET openlora.ledger_key_directory = '';

@@ -5,6 +5,9 @@ CREATE ROLE lora_maker;
 SELECT lora_grant_usage('lora_user');
 SELECT lora_grant_usage('lora_maker', manage => true);
 \set VERBOSITY terse
+SELECT lora_grant_usage(NULL);
+SELECT lora_grant_usage('-');
+SELECT lora_revoke_usage('1');
 SET ROLE lora_stranger;
 SELECT lora_generate(NULL, 'x');
 SELECT count(*) FROM openlora.adapters;

@@ -66,6 +66,15 @@ static const struct config_enum_entry keep_texts[] = {{"none", LORA_KEEP_NOTHING
 static const struct config_enum_entry durabilities[] = {
     {"async", LORA_RECEIPTS_ASYNC, false}, {"sync", LORA_RECEIPTS_SYNC, false}, {NULL, 0, false}};
 
+/* None would be the root of the file system. */
+static bool check_key_directory(char **value, void **extra, GucSource source)
+{
+    if (**value)
+        return true;
+    GUC_check_errdetail("It must name a folder.");
+    return false;
+}
+
 /* Settings of the engine: a change restarts it. */
 static void define_engine(void)
 {
@@ -200,7 +209,7 @@ static void define_attribution(void)
     DefineCustomStringVariable("openlora.ledger_key_directory", "Folder of the ledger's keys.",
                                "Relative to the data directory, unless it begins with a slash.",
                                &lora_ledger_key_directory, "openlora_keys", PGC_POSTMASTER,
-                               GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+                               GUC_SUPERUSER_ONLY, check_key_directory, NULL, NULL);
     DefineCustomEnumVariable("openlora.receipt_durability",
                              "What a crash of the server may lose of receipts.",
                              "async: those of the last moment; sync: none unnoticed: no token of "

@@ -231,7 +231,8 @@ static int look_at_engine(uint32 *generation, ol_error *error)
     case LORA_ENGINE_BROKEN:
         *error = reason;
         if (!error->hint[0])
-            ol_hint(error, "Correct openlora.model and reload the configuration.");
+            ol_hint(error, "Correct openlora.model, or what else is set for it, and reload the "
+                           "configuration.");
         return -1;
     case LORA_ENGINE_OFF:
         break;
@@ -242,6 +243,7 @@ static int look_at_engine(uint32 *generation, ol_error *error)
         return -1;
     }
     ol_fail(error, OL_LOST, "the openlora worker is not running");
+    ol_hint(error, "If it stays so, max_worker_processes may leave no room for it.");
     return 0;
 }
 

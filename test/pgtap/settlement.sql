@@ -4,7 +4,7 @@
 \pset tuples_only on
 \pset pager off
 BEGIN;
-SELECT plan(47);
+SELECT plan(48);
 CREATE FUNCTION pg_temp.answer(at timestamptz, role text, input int, cached int, output int, adapters jsonb) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -108,6 +108,7 @@ SELECT id AS ann FROM openlora.contributors WHERE name = 'ann' \gset
 SELECT throws_ok($$SELECT lora_correct('EUR', 'platform', 'contributor:99999', 5, 'why')$$, '42704', NULL, 'to nobody');
 SELECT throws_ok($$SELECT lora_correct('EUR', 'platform', 'unattributed', 0, 'why')$$, '22023', NULL, 'of nothing');
 SELECT throws_ok($$SELECT lora_correct('EUR', 'platform', 'unattributed', 1, '')$$, '22023', NULL, 'without a reason');
+SELECT throws_ok($$SELECT lora_correct('EUR', 'platform', 'unattributed', 1, 'why', 99999)$$, '42704', 'settlement 99999 does not exist', 'of no settlement');
 SELECT lora_correct('EUR', 'contributor:' || :ann, 'unattributed', 7000, 'the adapter was not hers', :four) AS six \gset
 SELECT is((SELECT string_agg(account || ' ' || amount, ', ' ORDER BY amount) FROM books WHERE settlement = :six),
           format('contributor:%s -7000, unattributed 7000', :ann), 'an offsetting entry');

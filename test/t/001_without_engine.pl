@@ -78,5 +78,9 @@ is($node->safe_psql('bytes', q{SELECT error FROM lora_complete(NULL, E'caf\xe9',
 	'the prompt is not valid UTF-8', 'a prompt of no characters');
 is($node->safe_psql('bytes', q{SELECT error FROM lora_complete(ARRAY[E'caf\xe9'], 'x', max_tokens => 1, on_error => 'null')}),
 	'adapter "caf?" does not exist', 'a name of no characters');
+
+$node->append_conf('postgresql.conf', 'max_worker_processes = 0');
+$node->restart;
+fails_with(q{SET openlora.engine_timeout = 0; SELECT lora_generate(NULL, 'x')}, qr/worker is not running.*max_worker_processes/s, 'no room for the worker');
 $node->stop;
 done_testing();

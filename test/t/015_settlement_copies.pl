@@ -68,22 +68,25 @@ my ($rows, $roots, $paid) = (contents($first), claims($first), payouts($first));
 cmp_ok(scalar(split /\n/, $roots), '>=', 5, 'there are claims');
 
 my $from = $first;
-for my $name ('restored', 'restored_again')
+# By name: how it is dumped, and restored. Several jobs need foreign keys not to be looked at: pg_dump
+# does not note which data of an extension's tables refers to which.
+for ([ 'restored', ['-Fc'], [] ], [ 'restored_again', ['-Fp'], undef ], [ 'restored_by_jobs', [ '-Fd', '-j', '3' ], [ '-j', '3' ] ])
 {
+	my ($name, $dump, $restore) = @$_;
 	my $to = server($name);
 	$to->safe_psql('postgres', "CREATE ROLE other_$_") for 1 .. 3; # so that roles have other oids
-	my $script = $name ne 'restored'; # else an archive
 	$from->command_ok([ 'pg_dumpall', '--roles-only', '-f', "$temp/roles" ], "$name: roles are dumped");
-	$from->command_ok([ 'pg_dump', $script ? '-Fp' : '-Fc', '-f', "$temp/dump", 'postgres' ], "$name: the database is dumped");
+	$from->command_checks_all([ 'pg_dump', @$dump, '-f', "$temp/$name", 'postgres' ], 0, [qr/^$/], [qr/^$/], "$name: the database is dumped");
 	$to->psql('postgres', "\\i $temp/roles", on_error_stop => 0); # all but those that every cluster has
-	if ($script)
+	if ($restore)
 	{
-		my (undef, undef, $err) = $to->psql('postgres', "\\i $temp/dump");
-		is($err, '', "$name: and restored, from a script");
+		local $ENV{PGOPTIONS} = @$restore ? '-c session_replication_role=replica' : '';
+		$to->command_ok([ 'pg_restore', '--exit-on-error', @$restore, '-d', 'postgres', "$temp/$name" ], "$name: and restored");
 	}
 	else
 	{
-		$to->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'postgres', "$temp/dump" ], "$name: and restored");
+		my (undef, undef, $err) = $to->psql('postgres', "\\i $temp/$name");
+		is($err, '', "$name: and restored, from a script");
 	}
 	isnt($to->safe_psql('postgres', 'SELECT openlora.system_identifier()'), $system, "$name: another cluster");
 	is(contents($to), $rows, "$name: every row is as it was");
