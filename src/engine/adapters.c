@@ -25,7 +25,6 @@ ol_code ol_adapters_create(const ol_adapters_options *options, ol_adapters **out
         return err->code;
     }
     store->how = *options;
-    store->counts.budget = options->budget;
     store->copies = (ol_copies){
         .budget = options->copy_budget, .table = options->table, .device = options->device};
     if (options->pool)
@@ -256,7 +255,7 @@ int ol_adapters_records(const ol_adapters *store)
     return n;
 }
 
-/* -- a pool's pages ---------------------------------------------------------------------------- */
+/* -- a pool's pages --------------------------------------------------------------------- */
 
 size_t ol_adapters_place_bytes(const ol_adapters *store, const ol_lora_need *need)
 {
@@ -266,11 +265,11 @@ size_t ol_adapters_place_bytes(const ol_adapters *store, const ol_lora_need *nee
 bool adapters_make_room(ol_adapters *store, size_t bytes)
 {
     const ol_adapters_counts *c = &store->counts;
+    size_t budget = store->how.budget;
 
-    if (c->pinned_bytes + c->reserved > c->budget ||
-        bytes > c->budget - c->pinned_bytes - c->reserved)
+    if (c->pinned_bytes + c->reserved > budget || bytes > budget - c->pinned_bytes - c->reserved)
         return false;
-    while (bytes > c->budget - c->bytes - c->reserved)
+    while (bytes > budget - c->bytes - c->reserved)
         adapters_evict(store, ol_idle_first(&store->idle));
     return true;
 }
@@ -347,7 +346,7 @@ ol_adapters_counts ol_adapters_count(const ol_adapters *store)
     const ol_kvpages *pool = store->how.pool;
     ol_adapters_counts c = store->counts;
 
-    c.room = c.budget;
+    c.budget = c.room = store->how.budget;
     c.copies = store->copies.n;
     c.copy_bytes = store->copies.bytes;
     if (pool) {

@@ -66,13 +66,15 @@ typedef struct ol_adapter {
 
 typedef struct ol_adapters_counts {
     int resident;
-    size_t bytes, pinned_bytes, reserved, budget;
+    size_t bytes, pinned_bytes, reserved;
+    uint64_t loads, hits, evictions;
+    uint64_t copy_loads; /* of the loads: from copies */
+    uint64_t releases;   /* how often an adapter lost its last pin, or a page its last user */
+    /* For those who ask. */
+    size_t budget;
     size_t room; /* what can be pinned and reserved now: the budget, but for a pool's used pages */
     int copies;  /* in the host's memory */
     size_t copy_bytes;
-    uint64_t loads, hits, evictions;
-    uint64_t copy_loads; /* of the loads: from there */
-    uint64_t releases;   /* how often an adapter lost its last pin, or a page its last user */
 } ol_adapters_counts;
 
 typedef struct ol_adapters_options {
@@ -130,8 +132,8 @@ typedef struct ol_adapter_known {
     ol_seal seal;
 } ol_adapter_known;
 
-/* Finds the digest, parses, validates, and, with `place`, has the device place it. known: or
- * NULL. */
+/* Finds the digest, parses, validates, and, with `place`, has the device place it. known: what a
+ * record knows of them; NULL when nothing will be kept of them, which then are not sealed. */
 void ol_adapters_make(const ol_adapters *store, const ol_adapter_bytes *bytes,
                       const ol_adapter_known *known, bool place, ol_adapter_made *made);
 /* The same of a copy that a reader holds: there is nothing to be read but the device's part. */

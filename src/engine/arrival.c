@@ -28,12 +28,14 @@ static void find_need(const ol_adapters *store, ol_adapter_made *made)
     made->takes = ol_adapters_place_bytes(store, &made->place.need);
 }
 
-/* Bytes that were hashed before have the digest they had. */
+/* Bytes that were hashed before have the digest they had. Of those that nobody keeps, no seal. */
 static void identify(const ol_adapters *store, const ol_adapter_known *known, ol_adapter_made *made)
 {
     const ol_adapter_bytes *b = &made->bytes;
 
-    made->seal = ol_seal_of(store->sealer, b->weights, b->weights_len, b->config, b->config_len);
+    if (known)
+        made->seal =
+            ol_seal_of(store->sealer, b->weights, b->weights_len, b->config, b->config_len);
     if (known && ol_seal_equal(&known->seal, &made->seal))
         made->digest = known->digest;
     else
@@ -147,7 +149,7 @@ ol_code ol_adapters_over_budget(const ol_adapters *store, size_t bytes, int n, o
     else
         ol_fail(err, OL_LIMIT, "the %d adapters of the request do not fit the adapter cache", n);
     ol_detail(err, "%zu bytes are needed; the cache's budget is %zu bytes.", bytes,
-              store->counts.budget);
+              store->how.budget);
     return ol_hint(err, "Give the adapter cache more memory, or use fewer or smaller adapters.");
 }
 
@@ -192,7 +194,7 @@ static ol_code keep(ol_adapters *store, ol_adapter_made *made, ol_adapter *a,
     ol_lora *lora = made->lora;
 
     a->bytes = file->tensor_bytes;
-    if (file->tensor_bytes > store->counts.budget)
+    if (file->tensor_bytes > store->how.budget)
         return ol_adapters_over_budget(store, file->tensor_bytes, 1, err);
     if (!lora) {
         if (!adapters_make_room(store, file->tensor_bytes))
@@ -210,8 +212,7 @@ static ol_code keep(ol_adapters *store, ol_adapter_made *made, ol_adapter *a,
         return OL_OK;
     }
     store->how.table->lora_free(store->how.device, lora);
-    return a->bytes > store->counts.budget ? ol_adapters_over_budget(store, a->bytes, 1, err)
-                                           : OL_OK;
+    return a->bytes > store->how.budget ? ol_adapters_over_budget(store, a->bytes, 1, err) : OL_OK;
 }
 
 /* The same in a pool: the loader has filled its place, or it is filled here and now. */
@@ -222,7 +223,7 @@ static ol_code keep_in_pool(ol_adapters *store, ol_adapter_made *made, ol_adapte
 
     a->bytes = made->takes;
     a->pages.need = made->place.need;
-    if (made->takes > store->counts.budget)
+    if (made->takes > store->how.budget)
         return ol_adapters_over_budget(store, made->takes, 1, err);
     if (!made->lora && made->here && ol_adapters_take_place(store, &made->place.need, &place)) {
         ol_adapters_unreserve(store, made->takes);
@@ -312,13 +313,14 @@ ol_code ol_adapters_put(ol_adapters *store, const ol_digest *expected,
                         const ol_adapter_bytes *bytes, ol_adapter_verdict *verdict, ol_error *err)
 {
     const ol_adapter *there = ol_adapters_find(store, expected);
+    ol_adapter_known known = {.digest = *expected};
     ol_adapter_made made;
 
     if (there) { /* need not be read */
         *verdict = (ol_adapter_verdict){.kept = true, .ours = true, .facts = there->facts};
         return OL_OK;
     }
-    ol_adapters_make(store, bytes, NULL, false, &made);
+    ol_adapters_make(store, bytes, &known, false, &made);
     made.here = true;
     return ol_adapters_take(store, expected, &made, verdict, err);
 }
@@ -331,7 +333,7 @@ ol_code ol_adapters_judge(const ol_adapters *store, const ol_adapter_made *made,
         return made->code;
     }
     facts_of(made, facts);
-    if (made->takes > store->counts.budget)
+    if (made->takes > store->how.budget)
         return ol_adapters_over_budget(store, made->takes, 1, err);
     return OL_OK;
 }

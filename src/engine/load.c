@@ -37,7 +37,8 @@ static void read_offer(load *l)
 
     bring_near(l);
     bytes = bytes_of(l);
-    ol_adapters_make(l->engine->adapters, &bytes, &l->known, l->reserved > 0, &l->made);
+    ol_adapters_make(l->engine->adapters, &bytes, l->what.check ? NULL : &l->known, l->reserved > 0,
+                     &l->made);
 }
 
 /* This thread begins or ends to compute. */

@@ -179,6 +179,25 @@ static void test_the_record_remembers(void **state)
     close_world(&w);
 }
 
+/* A seal is for what is kept: nobody would look at that of bytes that are only checked. */
+static void test_a_check_makes_no_seal(void **state)
+{
+    world w = make_world();
+    ol_adapter_facts facts;
+    ol_adapter_made made;
+    ol_error err;
+
+    (void)state;
+    open_store(&w);
+    ol_adapters_make(w.store, &w.bytes, NULL, false, &made);
+    assert_false(made.seal.made);
+    assert_true(ol_digest_equal(&made.digest, &w.digest));
+    expect_ok(ol_adapters_judge(w.store, &made, &facts, &err), &err);
+    assert_true(ol_digest_equal(&facts.digest, &w.digest));
+    ol_adapters_drop(w.store, &made);
+    close_world(&w);
+}
+
 /* What can not be parsed has a digest all the same: the request that named it fails. */
 static void test_bad_bytes_are_ours(void **state)
 {
@@ -204,6 +223,7 @@ int main(void)
         cmocka_unit_test(test_known_bytes_are_not),
         cmocka_unit_test(test_other_bytes_have_other_seals),
         cmocka_unit_test(test_the_record_remembers),
+        cmocka_unit_test(test_a_check_makes_no_seal),
         cmocka_unit_test(test_bad_bytes_are_ours),
     };
 

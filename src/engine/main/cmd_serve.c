@@ -157,10 +157,9 @@ static ol_code take_frames(job *j, ol_error *err)
     return OL_OK;
 }
 
-/* Waits for the worker, or at most `ms` (-1: for ever); false when the worker is gone. The
- * channel tells of frames to read and of room for ours, the engine of adapters that it has read;
- * frames that we would not read (see
- * take_frames) need not wake us. */
+/* Waits for the worker, or at most `ms` (-1: for ever); false when the worker is gone. The channel
+ * tells of frames to read and of room for ours, the engine of adapters that it has read. Frames
+ * that we would not read (see take_frames) need not wake us. */
 static bool wait_for_worker(server *s, int ms)
 {
     struct pollfd wake[2] = {
@@ -173,6 +172,19 @@ static bool wait_for_worker(server *s, int ms)
             return false;
     }
     return ol_channel_woken(&s->channel);
+}
+
+/* A device that may hang is watched. */
+static ol_code watched_step(const job *j, ol_error *err)
+{
+    ol_code code;
+
+    if (j->stall_seconds == 0)
+        return ol_engine_step(j->server.engine, err);
+    alarm((unsigned)j->stall_seconds);
+    code = ol_engine_step(j->server.engine, err);
+    alarm(0);
+    return code;
 }
 
 /* A step when there is something to compute, or when one is due after a wait. */
@@ -188,9 +200,7 @@ static ol_code work_or_wait(job *j, bool *gone, ol_error *err)
         if (blocked)
             return OL_OK;
     }
-    alarm((unsigned)j->stall_seconds);
-    code = ol_engine_step(s->engine, err);
-    alarm(0);
+    code = watched_step(j, err);
     if (code == OL_OK)
         serve_events(s);
     return code;
