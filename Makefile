@@ -101,6 +101,7 @@ $(BUILD)/test/test_merge: $(BUILD)/obj/test/unit/test_merge.o $(call obj,$(MERGE
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(MERGE_LIBS) $(ENGINE_LIBS)
 $(BUILD)/test/test_engine_pool: $(call obj,src/engine/main/random_adapter.c)
+$(BUILD)/test/test_wire: $(call obj,src/engine/main/outbox.c)
 $(BUILD)/test/%: $(BUILD)/obj/test/unit/%.o $(call obj,$(UNIT_HELPERS)) $(BUILD)/libopenlora.a
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(OPTIMISE) -o $@ $^ -lcmocka $(ENGINE_LIBS)

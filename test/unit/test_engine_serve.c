@@ -1,6 +1,7 @@
 /* test_engine_serve.c: what the engine's process answers to its worker. */
 #include "engine_process.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 static void test_generate(void **state)
@@ -89,6 +90,42 @@ static void test_adapter_check(void **state)
     process_shut_down(&p);
 }
 
+/* What the engine says of anybody until it answers a call of session 6. */
+static void drain(engine_process *p)
+{
+    ol_wire_text_op op = {0};
+    ol_buf payload = {0};
+
+    ol_wire_put_text_op(&payload, &op);
+    process_send(p, 6, 1, OL_FRAME_TOKENIZE, &payload);
+    do
+        assert_true(process_receive(p));
+    while (process_in.frame.session != 6);
+    ol_buf_free(&payload);
+}
+
+/* A request of a tag whose adapter is being checked: the engine finds both at once. It is refused,
+ * and its session is told. */
+static void test_request_during_a_check(void **state)
+{
+    engine_process p = process_ready(NULL, NULL);
+    ol_request q = util_text_request("Hello", 4);
+
+    (void)state;
+    assert_int_equal(kill(p.pid, SIGSTOP), 0);
+    process_send_adapter(&p, 1, 7, OL_FRAME_ADAPTER_CHECK, golden_path(PROCESS_MODEL "/adapters/a"),
+                         NULL);
+    process_send_request(&p, 1, 7, &q);
+    assert_int_equal(kill(p.pid, SIGCONT), 0);
+    assert_int_equal(process_expect_event(&p, 1, 7).kind, OL_EVENT_FAILED);
+    process_send_request(&p, 1, 7, &q); /* the tag is free again */
+    assert_int_equal(process_expect_event(&p, 1, 7).kind, OL_EVENT_TOKEN);
+    process_send(&p, 1, 7, OL_FRAME_CANCEL, NULL);
+    drain(&p);
+    process_expect_idle(&p);
+    process_shut_down(&p);
+}
+
 static void test_tokens_and_back(void **state)
 {
     static const char text[] = "Where is my parcel?";
@@ -152,8 +189,6 @@ static void test_cancel_and_session_end(void **state)
 {
     engine_process p = process_ready(NULL, NULL);
     ol_request q = util_text_request("Hello", 200);
-    ol_wire_text_op op = {0};
-    ol_buf payload = {0};
 
     (void)state;
     process_send_request(&p, 1, 1, &q);
@@ -164,23 +199,21 @@ static void test_cancel_and_session_end(void **state)
     process_send_data(&p, 2, 9, "left behind", 11);
     process_send(&p, 2, 0, OL_FRAME_SESSION_END, NULL);
     process_send(&p, 1, 77, OL_FRAME_CANCEL, NULL); /* nobody */
-    /* A call of another session: after its answer nothing of the others can come. */
-    ol_wire_put_text_op(&payload, &op);
-    process_send(&p, 6, 1, OL_FRAME_TOKENIZE, &payload);
-    do
-        assert_true(process_receive(&p));
-    while (process_in.frame.session != 6);
+    drain(&p);                                      /* after that nothing of the others can come */
     process_expect_idle(&p);
-    ol_buf_free(&payload);
     process_shut_down(&p);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_generate),      cmocka_unit_test(test_adapter_flow),
-        cmocka_unit_test(test_adapter_check), cmocka_unit_test(test_tokens_and_back),
-        cmocka_unit_test(test_long_answer),   cmocka_unit_test(test_cancel_and_session_end),
+        cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_adapter_flow),
+        cmocka_unit_test(test_adapter_check),
+        cmocka_unit_test(test_tokens_and_back),
+        cmocka_unit_test(test_long_answer),
+        cmocka_unit_test(test_cancel_and_session_end),
+        cmocka_unit_test(test_request_during_a_check),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* test_wire.c: the ring under two threads and under a lying peer; every message
  * there and back, cut short, and with random bytes. */
 #include "base/arena.h"
+#include "engine/main/outbox.h"
 #include "wire/channel.h"
 #include "wire/message.h"
 #include "wire/stats.h"
@@ -221,6 +222,39 @@ static void test_channel_wakes_both_ways(void **state)
     alarm(0);
     ol_channel_close(&theirs);
     assert_false(ol_channel_woken(&ours)); /* the other end is closed */
+    ol_channel_close(&ours);
+    free(payload);
+}
+
+/* A reader that keeps up, and never catches up: what waits for it takes memory, what it had none.
+ */
+static void test_outbox_that_never_runs_empty(void **state)
+{
+    enum { WAITING = 8, ROUNDS = 500 };
+    ol_channel ours, theirs;
+    uint8_t *payload = calloc(1, OL_FRAME_PAYLOAD);
+    outbox box = {.channel = &theirs};
+    int ring_fd, wake_fd;
+    ol_frame to = {0};
+    ol_error err;
+
+    (void)state;
+    assert_int_equal(ol_channel_create(&ours, &ring_fd, &wake_fd, &err), OL_OK);
+    assert_int_equal(ol_channel_attach(&theirs, ring_fd, wake_fd, &err), OL_OK);
+    while (outbox_waiting(&box) < WAITING * OL_FRAME_PAYLOAD)
+        outbox_send_data(&box, &to, payload, OL_FRAME_PAYLOAD);
+    for (to.tag = 1; to.tag <= ROUNDS; to.tag++) {
+        ol_frame got;
+
+        assert_int_equal(ol_channel_receive(&ours, &got, payload), 1);
+        assert_true(got.tag < to.tag && got.length == OL_FRAME_PAYLOAD);
+        outbox_send_data(&box, &to, payload, OL_FRAME_PAYLOAD);
+        assert_true(outbox_waiting(&box) > 0);
+        assert_true(box.waiting.cap <= 4 * WAITING * OL_FRAME_PAYLOAD);
+    }
+    assert_false(outbox_failed(&box));
+    outbox_free(&box);
+    ol_channel_close(&theirs);
     ol_channel_close(&ours);
     free(payload);
 }
@@ -508,6 +542,7 @@ int main(void)
         cmocka_unit_test(test_ring_full_and_wake),
         cmocka_unit_test(test_ring_room_is_awaited),
         cmocka_unit_test(test_channel_wakes_both_ways),
+        cmocka_unit_test(test_outbox_that_never_runs_empty),
         cmocka_unit_test(test_request_there_and_back),
         cmocka_unit_test(test_events_there_and_back),
         cmocka_unit_test(test_usage_there_and_back),

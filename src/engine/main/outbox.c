@@ -34,6 +34,16 @@ void outbox_send_data(outbox *box, const ol_frame *to, const void *bytes, size_t
             len - at < OL_FRAME_PAYLOAD ? len - at : OL_FRAME_PAYLOAD);
 }
 
+/* Where it never runs empty, what was sent must not pile up before what was not. */
+static void close_up(outbox *box)
+{
+    if (box->sent <= box->waiting.len / 2)
+        return;
+    box->waiting.len -= box->sent;
+    memmove(box->waiting.data, box->waiting.data + box->sent, box->waiting.len);
+    box->sent = 0;
+}
+
 bool outbox_flush(outbox *box)
 {
     while (box->sent < box->waiting.len) {
@@ -41,8 +51,10 @@ bool outbox_flush(outbox *box)
         ol_frame frame;
 
         memcpy(&frame, at, sizeof(frame));
-        if (!ol_channel_send(box->channel, &frame, at + sizeof(frame)))
+        if (!ol_channel_send(box->channel, &frame, at + sizeof(frame))) {
+            close_up(box);
             return false;
+        }
         box->sent += sizeof(frame) + frame.length;
     }
     ol_buf_reset(&box->waiting);

@@ -144,8 +144,9 @@ static void take_request(server *s, tag_entry *e, ol_reader *r, const ol_frame *
 {
     ol_error err;
 
-    if (e->live) {
+    if (e->live || e->checking) {
         serve_malformed(frame, &err);
+        tag_drop_upload(s->tags, e); /* this was the frame that ends it */
         fail_request(s, e, &err);
     } else if (submit(s, e, r, frame, &err) != OL_OK) {
         send_failure(s, frame, true, &err);
