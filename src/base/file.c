@@ -75,11 +75,29 @@ void ol_sha256_add(ol_sha256 *sha, const void *bytes, size_t len)
     EVP_DigestUpdate(sha->ctx, bytes, len);
 }
 
+bool ol_sha256_so_far(const ol_sha256 *sha, ol_digest *digest)
+{
+    EVP_MD_CTX *copy = EVP_MD_CTX_new();
+    unsigned len = OL_DIGEST_BYTES;
+    bool good = copy && EVP_MD_CTX_copy_ex(copy, sha->ctx) == 1 &&
+                EVP_DigestFinal_ex(copy, digest->bytes, &len) == 1;
+
+    EVP_MD_CTX_free(copy);
+    return good;
+}
+
 void ol_sha256_end(ol_sha256 *sha, ol_digest *digest)
 {
     unsigned len = OL_DIGEST_BYTES;
 
     EVP_DigestFinal_ex(sha->ctx, digest->bytes, &len);
+    ol_sha256_drop(sha);
+}
+
+void ol_sha256_drop(ol_sha256 *sha)
+{
+    if (!sha)
+        return;
     EVP_MD_CTX_free(sha->ctx);
     free(sha);
 }

@@ -25,7 +25,10 @@ typedef struct ol_sha256 ol_sha256;
 
 ol_sha256 *ol_sha256_begin(void); /* NULL when out of memory */
 void ol_sha256_add(ol_sha256 *sha, const void *bytes, size_t len);
+/* Of what was added until now; more may follow. False when out of memory. */
+bool ol_sha256_so_far(const ol_sha256 *sha, ol_digest *digest);
 void ol_sha256_end(ol_sha256 *sha, ol_digest *digest); /* frees sha */
+void ol_sha256_drop(ol_sha256 *sha);                   /* NULL is fine */
 void ol_sha256_of(const void *bytes, size_t len, ol_digest *digest);
 
 /* 64 lower-case hex digits and a NUL. */

@@ -34,6 +34,8 @@ typedef struct request {
     ol_buf meter;                 /* empty: not metered */
     int told_prompt, tell_output; /* metered: told so far; at how many tokens to tell again */
     ol_digest meter_salt;
+    ol_sha256 *told_tokens; /* metered: salt and the first n_told tokens of the output; or NULL */
+    int n_told;
     int logprobs;
     int32_t *tokens; /* prompt, then output (GENERATE) or completion (SCORE) */
     int n_prompt, n_output, max_output, max_tokens; /* max_tokens: size of the array */
@@ -156,7 +158,7 @@ void request_unpin(ol_engine *engine, request *r);
  * its tokens are not. */
 void request_suspend(ol_engine *engine, request *r);
 /* What was computed, for a request that is metered. */
-void request_tell_usage(ol_engine *engine, const request *r, ol_outcome outcome);
+void request_tell_usage(ol_engine *engine, request *r, ol_outcome outcome);
 /* The same of one that goes on, when something new is worth telling. */
 void request_tell_so_far(ol_engine *engine, request *r);
 /* Each ends the request: queues its last event and frees it. */

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define DIGESTED_AT_ONCE 64 /* tokens */
+
 /* -- by tag ------------------------------------------------------------------------- */
 
 static request **bucket_of(const ol_engine *engine, uint64_t tag)
@@ -144,6 +146,7 @@ void request_free(ol_engine *engine, request *r)
     ol_stops_free(r->stops);
     ol_buf_free(&r->held);
     ol_buf_free(&r->meter);
+    ol_sha256_drop(r->told_tokens);
     free(r->tokens);
     free(r);
 }
@@ -171,34 +174,46 @@ static void tell_times(const request *r, ol_event *e)
         e->decode_us = now - r->first_us;
 }
 
-/* The tokens as everybody can write them down, whatever this machine's byte order is. */
-static bool digest_output(const request *r, ol_digest *digest)
+/* Some tokens as everybody can write them down, whatever this machine's byte order is. */
+static void add_tokens(ol_sha256 *sha, const int32_t *tokens, int n)
 {
-    ol_sha256 *sha = ol_sha256_begin();
+    uint8_t bytes[4 * DIGESTED_AT_ONCE], *at = bytes;
 
-    if (!sha)
-        return false;
-    ol_sha256_add(sha, r->meter_salt.bytes, OL_DIGEST_BYTES);
-    for (int i = 0; i < r->n_output; i++) {
-        uint32_t token = (uint32_t)r->tokens[r->n_prompt + i];
-        uint8_t bytes[4] = {(uint8_t)token, (uint8_t)(token >> 8), (uint8_t)(token >> 16),
-                            (uint8_t)(token >> 24)};
-
-        ol_sha256_add(sha, bytes, sizeof(bytes));
-    }
-    ol_sha256_end(sha, digest);
-    return true;
+    for (int i = 0; i < n; i++)
+        for (int shift = 0; shift < 32; shift += 8)
+            *at++ = (uint8_t)((uint32_t)tokens[i] >> shift);
+    ol_sha256_add(sha, bytes, (size_t)(at - bytes));
 }
 
-/* Of a prompt that was not finished, what was computed of it counts. */
+/* A long output is told often: each of its tokens is hashed once. */
+static bool digest_output(request *r, ol_digest *digest)
+{
+    if (!r->told_tokens) {
+        r->told_tokens = ol_sha256_begin();
+        if (!r->told_tokens)
+            return false;
+        ol_sha256_add(r->told_tokens, r->meter_salt.bytes, OL_DIGEST_BYTES);
+    }
+    while (r->n_told < r->n_output) {
+        int n = r->n_output - r->n_told;
+
+        n = n < DIGESTED_AT_ONCE ? n : DIGESTED_AT_ONCE;
+        add_tokens(r->told_tokens, r->tokens + r->n_prompt + r->n_told, n);
+        r->n_told += n;
+    }
+    return ol_sha256_so_far(r->told_tokens, digest);
+}
+
+/* Of a prompt that was not finished, what was computed of it counts; also when its pages have gone
+ * to others since. */
 static int used_prompt(const request *r)
 {
-    if (r->n_output > 0)
-        return r->n_prompt;
-    return r->seq.computed < r->n_prompt ? r->seq.computed : r->n_prompt;
+    int computed = r->seq.computed > r->told_prompt ? r->seq.computed : r->told_prompt;
+
+    return r->n_output > 0 || computed > r->n_prompt ? r->n_prompt : computed;
 }
 
-void request_tell_usage(ol_engine *engine, const request *r, ol_outcome outcome)
+void request_tell_usage(ol_engine *engine, request *r, ol_outcome outcome)
 {
     double shares[OL_MAX_REQUEST_ADAPTERS];
     int prompt = outcome == OL_OUTCOME_DONE ? r->n_prompt : used_prompt(r);

@@ -194,7 +194,10 @@ static void test_files_and_digests(void **state)
     unlink(path);
     sha = ol_sha256_begin();
     ol_sha256_add(sha, "a", 1);
-    ol_sha256_add(sha, "bc", 2);
+    ol_sha256_add(sha, "b", 1);
+    assert_true(ol_sha256_so_far(sha, &two) && !ol_digest_equal(&one, &two));
+    ol_sha256_add(sha, "c", 1);
+    assert_true(ol_sha256_so_far(sha, &two) && ol_digest_equal(&one, &two));
     ol_sha256_end(sha, &two);
     assert_true(ol_digest_equal(&one, &two));
     assert_int_equal(ol_map_open(path, &map, &err), OL_NOT_FOUND);
