@@ -60,7 +60,7 @@ typedef struct ol_engine_options {
     int max_seqs;            /* running sequences; 0: 64 */
     int step_tokens;         /* token rows per step; 0: 512 */
     int page_tokens;         /* 0: 16 */
-    int max_queued;          /* waiting requests; 0: 1000 */
+    int max_queued;          /* requests beyond max_seqs; 0: 1000 */
     int step_ms;             /* how long a step with prompts in it may take while others
                               * generate; 0: 200. Only waiting depends on it */
     bool no_prefix_cache;    /* compute every prompt anew */

@@ -34,17 +34,26 @@ static ol_code check_text(const ol_engine *engine, const ol_request *q, ol_error
     return ol_hint(err, "Without one, requests are made of token ids and have no stop strings.");
 }
 
+/* Whoever could run at once does not count: that it does not run yet is a matter of steps. */
+static ol_code check_queue(const ol_engine *engine, ol_error *err)
+{
+    const limits *l = &engine->limits;
+
+    if (engine->n_live < l->max_queued + l->max_seqs)
+        return OL_OK;
+    ol_fail(err, OL_BUSY, "too many requests are waiting");
+    ol_detail(err, "At most %d may, beside %d that can run at the same time.", l->max_queued,
+              l->max_seqs);
+    return ol_hint(err, "Try again later, or raise openlora.max_queued.");
+}
+
 static ol_code check_request(const ol_engine *engine, const ol_request *q, ol_error *err)
 {
     if (q->task != OL_TASK_GENERATE && q->task != OL_TASK_SCORE)
         return ol_fail(err, OL_INVALID, "task %d does not exist", (int)q->task);
     if (request_find(engine, q->tag))
         return ol_fail(err, OL_INVALID, "tag %llu is in use", (unsigned long long)q->tag);
-    if (engine->n_pending + ol_sched_waiting(engine->sched) >= engine->limits.max_queued) {
-        ol_fail(err, OL_BUSY, "too many requests are waiting");
-        ol_detail(err, "At most %d may.", engine->limits.max_queued);
-        return ol_hint(err, "Try again later, or raise openlora.max_queued.");
-    }
+    OL_TRY(check_queue(engine, err));
     if (q->priority < -OL_MAX_PRIORITY || q->priority > OL_MAX_PRIORITY)
         return ol_fail(err, OL_INVALID, "a priority cannot be %d", q->priority);
     if (!(q->tenant_weight >= 0) || !isfinite(q->tenant_weight))

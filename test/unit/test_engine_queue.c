@@ -55,10 +55,11 @@ static void test_tags(void **state)
     util_free(&r, 1);
 }
 
+/* Requests come faster than steps: those that a step could let run do not wait. */
 static void test_queue_is_bounded(void **state)
 {
     ol_engine_options options;
-    util_result r[6] = {0};
+    util_result r[8] = {0};
     ol_engine *small;
     ol_request q;
 
@@ -66,20 +67,25 @@ static void test_queue_is_bounded(void **state)
     need_path(golden_path("llama"));
     options = util_options(golden_path("llama"));
     options.max_queued = 3;
-    options.max_seqs = 1;
+    options.max_seqs = 2;
     small = util_open(&options);
-    for (uint64_t i = 0; i < 3; i++) {
-        q = util_request(i, prompt, N_PROMPT, 3);
+    for (uint64_t i = 0; i < 5; i++) {
+        q = util_request(i, prompt, N_PROMPT, 3 + (int)i);
         util_submit(small, &q);
     }
-    q = util_request(3, prompt, N_PROMPT, 3);
+    q = util_request(5, prompt, N_PROMPT, 3);
     must_fail(ol_engine_submit(small, &q, &err), OL_BUSY, "waiting", &err);
-    must(ol_engine_step(small, &err), &err); /* one of them runs now */
+    must(ol_engine_step(small, &err), &err); /* two of them run now, three wait as before */
+    must_fail(ol_engine_submit(small, &q, &err), OL_BUSY, "At most 3 may, beside 2", &err);
+    while (!r[0].done) {
+        must(ol_engine_step(small, &err), &err);
+        util_take(small, r, 8);
+    }
     util_submit(small, &q);
-    util_run(small, r, 6);
-    for (int i = 0; i < 4; i++)
-        assert_int_equal(r[i].n, 3);
-    util_free(r, 6);
+    util_run(small, r, 8);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(r[i].n, i == 5 ? 3 : 3 + i);
+    util_free(r, 8);
     ol_engine_close(small);
 }
 
@@ -181,9 +187,9 @@ static void test_close_with_work_left(void **state)
 /* -- usage ------------------------------------------------------------------------------------- */
 
 /* The next USAGE event; those of other kinds pass. */
-static bool take_usage(ol_event *e)
+static bool take_usage(ol_engine *from, ol_event *e)
 {
-    while (ol_engine_poll(engine, e))
+    while (ol_engine_poll(from, e))
         if (e->kind == OL_EVENT_USAGE)
             return true;
     return false;
@@ -218,7 +224,7 @@ static void test_usage_of_done(void **state)
     util_submit(engine, &q);
     while (ol_engine_busy(engine))
         must(ol_engine_step(engine, &err), &err);
-    assert_true(take_usage(&e));
+    assert_true(take_usage(engine, &e));
     assert_int_equal(e.outcome, OL_OUTCOME_DONE);
     assert_int_equal(e.prompt_tokens, N_PROMPT);
     assert_int_equal(e.completion_tokens, 6);
@@ -234,6 +240,7 @@ static void test_usage_of_done(void **state)
 static void test_usage_of_cancelled(void **state)
 {
     ol_request q = util_request(1, prompt, N_PROMPT, 50);
+    util_result r;
     ol_event e;
 
     (void)state;
@@ -264,21 +271,71 @@ static void test_usage_of_cancelled(void **state)
     assert_int_equal(e.kind, OL_EVENT_USAGE);
     assert_int_equal(e.outcome, OL_OUTCOME_DONE);
     assert_false(ol_engine_poll(engine, &e));
-    q.meter.len = 5;
-    q.sampling.max_tokens = 50; /* told before it ends: at 8 tokens, and every 32 */
+    q.meter.len = 0;
+    q.tag = 0;
+    q.sampling.max_tokens = 50;
+    r = run_done(engine, &q);
+    q.meter.len = 5; /* told before it ends: at 8 tokens, and every 32 */
     util_submit(engine, &q);
     while (ol_engine_busy(engine))
         must(ol_engine_step(engine, &err), &err);
     for (int i = 0; i < 3; i++) {
-        assert_true(take_usage(&e));
+        assert_true(take_usage(engine, &e));
         assert_int_equal(e.outcome, i < 2 ? OL_OUTCOME_SO_FAR : OL_OUTCOME_DONE);
         assert_int_equal(e.completion_tokens, i == 0 ? 8 : i == 1 ? 40 : 50);
         assert_int_equal(e.prompt_tokens, N_PROMPT);
+        expect_digest(&e.digest, &q.meter_salt, r.tokens, e.completion_tokens);
     }
-    assert_false(take_usage(&e));
+    assert_false(take_usage(engine, &e));
+    util_free(&r, 1);
     q.meter.len = OL_MAX_METER_BYTES + 1;
     must_fail(ol_engine_submit(engine, &q, &err), OL_LIMIT, "meter", &err);
     util_expect_idle(engine);
+}
+
+/* A prompt whose pages went to others before it was finished is computed again; what it has used is
+ * what it had, whatever became of it. */
+static void test_usage_does_not_shrink(void **state)
+{
+    enum { LONG = 240, OTHERS = 8, PAGES = 36 };
+    int32_t tokens[LONG];
+    ol_engine_options options;
+    ol_request q;
+    ol_engine *e;
+    ol_engine_info info;
+    ol_event event;
+    int told = 0;
+
+    (void)state;
+    need_path(golden_path("llama"));
+    options = util_options(golden_path("llama"));
+    options.step_tokens = 16;
+    options.no_prefix_cache = true;
+    options.kv_bytes = PAGES * util_page_bytes(&options);
+    e = util_open(&options);
+    for (int i = 0; i < LONG; i++)
+        tokens[i] = 3 + i % 100;
+    for (uint64_t tag = 0; tag <= OTHERS; tag++) { /* the last one's prompt takes long */
+        q = tag < OTHERS ? util_request(tag, prompt, N_PROMPT, 100)
+                         : util_request(tag, tokens, LONG, 5);
+        q.meter = (ol_text){"whose", tag == OTHERS ? 5 : 0};
+        util_submit(e, &q);
+    }
+    do {
+        must(ol_engine_step(e, &err), &err);
+        ol_engine_info_get(e, &info);
+        while (ol_engine_poll(e, &event))
+            if (event.kind == OL_EVENT_USAGE) {
+                assert_true(event.prompt_tokens >= told && event.completion_tokens == 0);
+                told = event.prompt_tokens;
+            }
+    } while (info.preemptions == 0);
+    assert_in_range(told, 1, LONG - 1);
+    ol_engine_cancel(e, OTHERS);
+    assert_true(take_usage(e, &event));
+    assert_int_equal(event.outcome, OL_OUTCOME_CANCELLED);
+    assert_int_equal(event.prompt_tokens, told);
+    ol_engine_close(e);
 }
 
 int main(void)
@@ -293,6 +350,7 @@ int main(void)
         cmocka_unit_test(test_close_with_work_left),
         cmocka_unit_test(test_usage_of_done),
         cmocka_unit_test(test_usage_of_cancelled),
+        cmocka_unit_test(test_usage_does_not_shrink),
     };
 
     return cmocka_run_group_tests(tests, open_default, close_default);
