@@ -100,7 +100,7 @@ fi
 wanted unit && unit_programs build ""
 # With keys, values and adapters in one pool.
 if wanted unit; then
-	for part in adapters eviction prefix queue requests scores; do
+	for part in adapters crowd eviction prefix queue requests scores; do
 		step "pool-$part" env OL_TEST_POOL=1 "build/test/test_engine_$part"
 	done
 fi

@@ -6,6 +6,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* y = M x. Some rows beside each other: a sum has to wait for each of its terms, others need not.
+ */
+static void multiply(const double *m, int64_t rows, int64_t cols, const double *x, double *y)
+{
+    enum { BESIDE = 8 };
+
+    for (int64_t first = 0; first < rows; first += BESIDE) {
+        int64_t n = rows - first < BESIDE ? rows - first : BESIDE;
+        const double *at[BESIDE];
+        double sum[BESIDE] = {0};
+
+        for (int64_t i = 0; i < BESIDE; i++) /* beyond the last row: the last one again */
+            at[i] = m + (first + (i < n ? i : n - 1)) * cols;
+        for (int64_t k = 0; k < cols; k++)
+            for (int i = 0; i < BESIDE; i++)
+                sum[i] += at[i][k] * x[k];
+        for (int64_t i = 0; i < n; i++)
+            y[first + i] = sum[i];
+    }
+}
+
 /* delta = scale * B (A x), without the request's weight. */
 static void delta_of(const rig_lora *lora, int layer, int module, const double *x, double *out)
 {
@@ -13,14 +34,10 @@ static void delta_of(const rig_lora *lora, int layer, int module, const double *
     int rank = lora->rank[layer][module];
     double *h = calloc((size_t)rank + 1, sizeof(double));
 
-    for (int i = 0; i < rank; i++)
-        for (int64_t k = 0; k < a->t.shape[1]; k++)
-            h[i] += a->dense[i * a->t.shape[1] + k] * x[k];
-    for (int64_t r = 0; r < b->t.shape[0]; r++) {
-        out[r] = 0;
-        for (int i = 0; i < rank; i++)
-            out[r] += (double)lora->scale * b->dense[r * rank + i] * h[i];
-    }
+    multiply(a->dense, rank, a->t.shape[1], x, h);
+    multiply(b->dense, b->t.shape[0], rank, h, out);
+    for (int64_t r = 0; r < b->t.shape[0]; r++)
+        out[r] *= (double)lora->scale;
     free(h);
 }
 
@@ -42,13 +59,9 @@ void ref_linear(const rig_device *d, int layer, int module, const double *x,
     int64_t in = w->t.shape[1], out = w->t.shape[0];
     double *delta = malloc((size_t)out * sizeof(double) + 1);
 
-    for (int64_t r = 0; r < out; r++) {
-        double sum = bias->dense ? bias->dense[r] : 0;
-
-        for (int64_t k = 0; k < in; k++)
-            sum += stored[r * in + k] * x[k];
-        y[r] = sum;
-    }
+    multiply(stored, out, in, x, y);
+    for (int64_t r = 0; bias->dense && r < out; r++)
+        y[r] += bias->dense[r];
     for (int i = 0; i < n_loras; i++) {
         const rig_lora *lora = lora_of(d, loras[i].lora);
 

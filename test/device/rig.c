@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define POOL_PAGES 256 /* for adapters: the tests' take 104 at most */
+
 ol_error rig_error;
 
 void rig_ok(ol_code code, const ol_error *err, const char *what, const char *file, int line)
@@ -346,7 +348,7 @@ void rig_place(rig_device *d, const rig_model *m, const rig_options *options)
                               .max_seqs = options->max_rows,
                               .max_logit_rows = options->max_rows,
                               .adapters = options->int8 ? OL_QUANT_INT8 : OL_QUANT_AS_IS};
-    int more = options->pool ? 4096 : 0;
+    int more = options->pool ? POOL_PAGES : 0;
     ol_kv_desc kv = {.n_layers = RIG_LAYERS,
                      .n_kv_heads = s->kv_heads,
                      .head_dim = s->dim,

@@ -276,12 +276,18 @@ int8_t *rig_pack_lora8(const int8_t *matrix, int rows, int cols, bool by_columns
 
 void rig_compare(rig_gap *gap, double got, double want)
 {
+    rig_compare_sum(gap, got, want, 0);
+}
+
+void rig_compare_sum(rig_gap *gap, double got, double want, double size)
+{
     double e = fabs(got - want);
 
     if (!(e <= 1e150))
         e = 1e150;
+    size = fmax(size, fabs(want));
     gap->error += e * e;
-    gap->norm += want * want;
+    gap->norm += size * size;
     e -= fabs(want) / 256;
     gap->worst = e > gap->worst ? e : gap->worst;
     gap->n++;

@@ -70,11 +70,16 @@ int8_t *rig_pack_lora8(const int8_t *matrix, int rows, int cols, bool by_columns
 /* -- comparing: by norm, and the worst element against the root mean square ----------------------
  * Of the worst only counts what is more than bf16 rounds off a number of its size: a few of many
  * may be a dozen times the root mean square. */
+#define RIG_BF16                                                                                   \
+    4e-3 /* of numbers rounded once: 2^-8 of each at most, and what f32 has lost before */
 typedef struct rig_gap {
     double error, norm, worst;
     size_t n;
 } rig_gap;
 void rig_compare(rig_gap *gap, double got, double want); /* NaN counts as infinite */
+/* A sum: what is lost is in proportion to its terms, which may cancel, and not to what is left of
+ * them. `size`: the root of the sum of their squares. */
+void rig_compare_sum(rig_gap *gap, double got, double want, double size);
 void rig_check_gap(const rig_gap *gap, double rms, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -42,7 +42,8 @@ typedef struct world {
     shape s;
     gpu_linear op;
     int out, ldy, ldx;
-    double *w[3], *x, *h, *want; /* want: [POOL][out] */
+    double *w[3], *x, *h;
+    double *want, *size; /* [POOL][out]; of the terms, for rig_compare_sum */
     float *bias[3];
     uint16_t *x_bits, *h_bits;
     int h_size;
@@ -289,42 +290,63 @@ static void make_lists(world *w)
 
 /* -- a world, and what it should come to ---------------------------------------------------- */
 
-static double want_part(const world *w, int row, int part, int feature)
+/* A sum, and the root of its terms' squares. */
+typedef struct wanted {
+    double sum, size;
+} wanted;
+
+static wanted want_part(const world *w, int row, int part, int feature)
 {
     int cols = w->s.cols;
-    double sum = w->bias[part] ? (double)w->bias[part][feature] : 0;
+    double sum = w->bias[part] ? (double)w->bias[part][feature] : 0, squares = sum * sum;
 
-    for (int k = 0; k < cols; k++)
-        sum += w->w[part][(size_t)feature * (size_t)cols + (size_t)k] *
-               w->x[(size_t)row * (size_t)w->ldx + (size_t)k];
+    for (int k = 0; k < cols; k++) {
+        double term = w->w[part][(size_t)feature * (size_t)cols + (size_t)k] *
+                      w->x[(size_t)row * (size_t)w->ldx + (size_t)k];
+
+        sum += term;
+        squares += term * term;
+    }
     for (int i = 0; i < w->n_entries[row]; i++) {
         entry e = w->lists[row][i];
         const adapter *a = &w->adapters[e.adapter];
         const gpu_lora_part *p = &a->parts[LAYER * GPU_MODULES + w->op.parts[part].module];
 
-        for (int k = 0; e.adapter != ADAPTERS - 1 && k < p->rank; k++)
-            sum += a->b[part][(size_t)feature * (size_t)p->rank + (size_t)k] * w->h[e.h + p->h + k];
+        for (int k = 0; e.adapter != ADAPTERS - 1 && k < p->rank; k++) {
+            double term =
+                a->b[part][(size_t)feature * (size_t)p->rank + (size_t)k] * w->h[e.h + p->h + k];
+
+            sum += term;
+            squares += term * term;
+        }
     }
-    return sum;
+    return (wanted){sum, sqrt(squares)};
+}
+
+/* silu(gate) * up; silu is nowhere steeper than 1.1. */
+static wanted want_swiglu(wanted gate, wanted up)
+{
+    double silu = gate.sum / (1 + exp(-gate.sum));
+
+    return (wanted){silu * up.sum, fabs(silu) * up.size + 1.1 * fabs(up.sum) * gate.size};
 }
 
 static void want_rows(world *w)
 {
+    bool swiglu = w->s.finish == GPU_SWIGLU;
+    int at = 0;
+
     w->want = rig_host((size_t)(POOL * w->out) * sizeof(double));
-    for (int r = 0; r < POOL; r++) {
-        double *to = w->want + (size_t)r * (size_t)w->out;
+    w->size = rig_host((size_t)(POOL * w->out) * sizeof(double));
+    for (int r = 0; r < POOL; r++)
+        for (int p = 0; p < (swiglu ? 1 : w->s.n_parts); p++)
+            for (int f = 0; f < w->s.rows[p]; f++, at++) {
+                wanted v = want_part(w, r, p, f);
 
-        if (w->s.finish == GPU_SWIGLU)
-            for (int f = 0; f < w->out; f++) {
-                double gate = want_part(w, r, 0, f);
-
-                to[f] = gate / (1 + exp(-gate)) * want_part(w, r, 1, f);
+                v = swiglu ? want_swiglu(v, want_part(w, r, 1, f)) : v;
+                w->want[at] = v.sum;
+                w->size[at] = v.size;
             }
-        else
-            for (int p = 0; p < w->s.n_parts; p++)
-                for (int f = 0; f < w->s.rows[p]; f++)
-                    *to++ = want_part(w, r, p, f);
-    }
 }
 
 static void make_x(world *w)

@@ -360,8 +360,9 @@ static void check_results(const batch *b, const uint16_t *o, const char *what)
         for (int i = b->s.n_heads * b->s.head_dim; i < b->op.ldo; i++)
             assert_int_equal(row[i], 0xffff);
     }
-    rig_check_gap(&gap, 4e-3, "%s: %d/%d heads of %d, pages of %d, window %d", what, b->s.n_heads,
-                  b->s.n_kv_heads, b->s.head_dim, b->s.page_tokens, b->s.window);
+    /* two roundings to bf16: of p, which a few tokens do not average out, and of the result */
+    rig_check_gap(&gap, 1.5 * RIG_BF16, "%s: %d/%d heads of %d, pages of %d, window %d", what,
+                  b->s.n_heads, b->s.n_kv_heads, b->s.head_dim, b->s.page_tokens, b->s.window);
 }
 
 static void check_same(const batch *b, const uint16_t *x, const uint16_t *y, const char *what)

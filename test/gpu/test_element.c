@@ -80,7 +80,7 @@ static void check_norm(int cols)
             for (int i = cols; i < ld; i++)
                 assert_int_equal(got[r * ld + i], 0xffff);
         }
-        rig_check_gap(&gap, 3e-3, "norm of %d, logits %d", cols, logits);
+        rig_check_gap(&gap, RIG_BF16, "norm of %d, logits %d", cols, logits);
         for (int r = logits ? 2 : ROWS; r < ROWS; r++)
             assert_int_equal(got[r * ld], 0xffff);
     }

@@ -214,16 +214,24 @@ static result run(const world *w, const wish *wishes, const int *order, int n, i
 
 /* -- in float64 ------------------------------------------------------------------------------- */
 
-static void want_part(const world *w, const wish *m, int i, double *h)
+/* size: of the terms, for rig_compare_sum. */
+static void want_part(const world *w, const wish *m, int i, double *h, double *size)
 {
     const adapter *a = &w->adapters[m->adapter];
+    double scale = (double)m->weight * (double)a->parts[i].scale;
 
     for (int r = 0; r < a->parts[i].rank; r++) {
-        h[r] = 0;
-        for (int k = 0; k < w->s.cols; k++)
-            h[r] += a->a[i][(size_t)r * (size_t)w->s.cols + (size_t)k] *
-                    w->x[(size_t)m->row * (size_t)w->ldx + (size_t)k];
-        h[r] *= (double)m->weight * (double)a->parts[i].scale;
+        double sum = 0, squares = 0;
+
+        for (int k = 0; k < w->s.cols; k++) {
+            double term = a->a[i][(size_t)r * (size_t)w->s.cols + (size_t)k] *
+                          w->x[(size_t)m->row * (size_t)w->ldx + (size_t)k];
+
+            sum += term;
+            squares += term * term;
+        }
+        h[r] = sum * scale;
+        size[r] = sqrt(squares) * fabs(scale);
     }
 }
 
@@ -232,11 +240,11 @@ static double check_part(const world *w, const wish *m, int i, uint16_t *h, rig_
 {
     const adapter *a = &w->adapters[m->adapter];
     int rank = a->parts[i].rank;
-    double want[64], energy = 0;
+    double want[64], size[64], energy = 0;
 
-    want_part(w, m, i, want);
+    want_part(w, m, i, want, size);
     for (int r = 0; r < rank; r++) {
-        rig_compare(gap, rig_from_bf16(h[r]), want[r]);
+        rig_compare_sum(gap, rig_from_bf16(h[r]), want[r], size[r]);
         for (int c = 0; c < rank; c++)
             energy += want[r] * want[c] * (double)a->gram[i][r * rank + c];
     }
@@ -269,7 +277,7 @@ static void check(const world *w, const wish *wishes, int n, result *got)
         largest = sum > largest ? sum : largest;
     }
     if (gap.n)
-        rig_check_gap(&gap, 4e-3, "h of %d columns, modules %d to %d", w->s.cols, w->s.first,
+        rig_check_gap(&gap, RIG_BF16, "h of %d columns, modules %d to %d", w->s.cols, w->s.first,
                       w->s.last);
     for (int i = 0; i < MEMBERS; i++)
         if (fabs(got->energy[i] - energy[i]) > 1e-5 * energy[i] + 1e-6 * largest)

@@ -9,6 +9,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* Nothing that is waited for takes as long on any machine: only what hangs is found by it. */
+#define PATIENCE_S 300
+
 process_frame process_in;
 
 /* -- the process --------------------------------------------------------------------- */
@@ -43,22 +46,36 @@ engine_process process_start(const char *model, const char *option, const char *
     return p;
 }
 
+static pid_t awaited;
+
+static void kill_awaited(int number)
+{
+    (void)number;
+    kill(awaited, SIGKILL);
+}
+
 int process_wait(engine_process *p)
 {
-    int status = 0;
+    int status;
 
-    for (int i = 0; i < 1000; i++) {
-        if (waitpid(p->pid, &status, WNOHANG) == p->pid)
-            return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-        usleep(10000);
-    }
-    kill(p->pid, SIGKILL);
-    waitpid(p->pid, &status, 0);
-    fail_msg("the engine did not end");
-    return -1;
+    awaited = p->pid;
+    signal(SIGALRM, kill_awaited); /* waitpid goes on, and returns what came of it */
+    alarm(PATIENCE_S);
+    assert_int_equal(waitpid(p->pid, &status, 0), p->pid);
+    alarm(0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 /* -- frames ---------------------------------------------------------------------------- */
+
+/* For a byte from the engine, or for its end. */
+static void await_engine(const engine_process *p)
+{
+    struct pollfd wake = {.fd = p->channel.wake_fd, .events = POLLIN};
+
+    if (poll(&wake, 1, PATIENCE_S * 1000) == 0)
+        fail_msg("nothing comes from the engine");
+}
 
 void process_send(engine_process *p, uint32_t session, uint64_t tag, ol_frame_type type,
                   const ol_buf *payload)
@@ -70,9 +87,9 @@ void process_send(engine_process *p, uint32_t session, uint64_t tag, ol_frame_ty
                       .epoch = 5,
                       .tag = tag};
 
-    for (int i = 0; !ol_channel_send(&p->channel, &frame, payload ? payload->data : NULL); i++) {
-        assert_true(i < 10000);
-        usleep(1000);
+    while (!ol_channel_send(&p->channel, &frame, payload ? payload->data : NULL)) {
+        await_engine(p); /* it tells of room */
+        assert_true(ol_channel_woken(&p->channel));
     }
 }
 
@@ -89,21 +106,17 @@ void process_send_data(engine_process *p, uint32_t session, uint64_t tag, const 
 
 bool process_receive(engine_process *p)
 {
-    struct pollfd wake = {.fd = p->channel.wake_fd, .events = POLLIN};
-
-    for (int i = 0; i < 1000; i++) {
+    for (;;) {
         int there = ol_channel_receive(&p->channel, &process_in.frame, process_in.payload);
 
         assert_true(there >= 0);
         if (there > 0)
             return true;
         if (ol_channel_may_sleep(&p->channel))
-            (void)poll(&wake, 1, 10);
+            await_engine(p);
         if (!ol_channel_woken(&p->channel))
             return ol_channel_receive(&p->channel, &process_in.frame, process_in.payload) > 0;
     }
-    fail_msg("nothing comes from the engine");
-    return false;
 }
 
 void process_expect(engine_process *p, ol_frame_type type)

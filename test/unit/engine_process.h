@@ -30,7 +30,8 @@ extern process_frame process_in; /* that came last */
 engine_process process_start(const char *model, const char *option, const char *value);
 /* The same with the model of tests, when it can take requests. */
 engine_process process_ready(const char *option, const char *value);
-int process_wait(engine_process *p);       /* its exit status, or the signal, negative */
+/* Its exit status, or the signal, negative; it is killed where it does not end. */
+int process_wait(engine_process *p);
 void process_shut_down(engine_process *p); /* in good order */
 
 /* -- frames ------------------------------------------------------------------------------- */
@@ -38,7 +39,7 @@ void process_send(engine_process *p, uint32_t session, uint64_t tag, ol_frame_ty
                   const ol_buf *payload);
 void process_send_data(engine_process *p, uint32_t session, uint64_t tag, const void *bytes,
                        size_t len);
-/* The next frame; false when the engine closed. Fails after ten seconds. */
+/* The next frame; false when the engine closed. Fails where none comes for minutes. */
 bool process_receive(engine_process *p);
 /* Skips frames of other types of session 0. */
 void process_expect(engine_process *p, ol_frame_type type);

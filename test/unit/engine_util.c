@@ -120,14 +120,18 @@ ol_engine_options util_cpu_options(const char *model_path)
                                .kv_dtype = OL_F32};
 }
 
-/* OL_TEST_POOL: the same in one pool for pages and adapters. */
+bool util_in_pool(void)
+{
+    return getenv("OL_TEST_POOL") != NULL;
+}
+
 ol_engine *util_open(const ol_engine_options *options)
 {
     ol_engine_options how = *options;
     ol_engine *engine = NULL;
     ol_error err;
 
-    if (getenv("OL_TEST_POOL") && !how.cache_bytes)
+    if (util_in_pool() && !how.cache_bytes)
         how.cache_bytes = (size_t)64 << 20;
     must(ol_engine_open(&how, &engine, &err), &err);
     return engine;

@@ -31,6 +31,7 @@ const char *util_engine_program(void);
 /* OL_TEST_DEVICE: the CUDA device is tested; on the processor. */
 bool util_on_cuda(void);
 bool util_on_simt(void);
+bool util_in_pool(void); /* OL_TEST_POOL: engines have one pool for pages and adapters */
 ol_engine_options util_options(const char *model_path);
 ol_engine_options util_cpu_options(const char *model_path); /* whatever is tested */
 ol_engine *util_open(const ol_engine_options *options);
