@@ -166,7 +166,7 @@ pgtap() {
 tap() {
 	local perl=$PGXS_TEST/perl
 	(cd "$WORK/test" && as_user env PATH="$PATH" PERL5LIB="$perl" PG_REGRESS="$PGXS_TEST/regress/pg_regress" \
-		PG_TEST_TIMEOUT_DEFAULT="${PG_TEST_TIMEOUT_DEFAULT:-600}" TESTDATADIR="$WORK/tap" TESTLOGDIR="$WORK/tap/log" TESTDIR="$WORK/tap" PG_TEST_INITDB_EXTRA_OPTS= \
+		PGCTLTIMEOUT="${PGCTLTIMEOUT:-300}" PG_TEST_TIMEOUT_DEFAULT="${PG_TEST_TIMEOUT_DEFAULT:-600}" TESTDATADIR="$WORK/tap" TESTLOGDIR="$WORK/tap/log" TESTDIR="$WORK/tap" PG_TEST_INITDB_EXTRA_OPTS= \
 		prove --failures -I "$perl" -I t t/*.pl)
 }
 

@@ -81,7 +81,7 @@ start_cluster() {
 			echo "${setting%%=*} = '${setting#*=}'"
 		done
 	} | as_user tee -a "$PGDATA_DIR/postgresql.conf" >/dev/null
-	as_user "$STAGED_BIN/pg_ctl" -D "$PGDATA_DIR" -l "$WORK/server.log" -w -t 60 -s start || {
+	as_user "$STAGED_BIN/pg_ctl" -D "$PGDATA_DIR" -l "$WORK/server.log" -w -t 300 -s start || {
 		tail -n 30 "$WORK/server.log" >&2
 		exit 1
 	}
