@@ -66,7 +66,7 @@ CREATE POLICY own ON openlora.attributions FOR SELECT
     USING (EXISTS (SELECT FROM openlora.inferences i WHERE i.id = inference));
 
 REVOKE ALL ON FUNCTION openlora.adapter_trigger(), openlora.check_shares(), openlora.read_shares(jsonb),
-    openlora.live_requests(), openlora.live_adapters(), openlora.engine_counters(), openlora.has_right(bigint, text),
+    openlora.live_requests(), openlora.live_adapters(), openlora.engine_counters(), openlora.load_progress(), openlora.has_right(bigint, text),
     openlora.forget_quota(regrole, bigint), openlora.quota_counters(), openlora.may_submit(oid) FROM PUBLIC;
 DO $$
 DECLARE

@@ -9,6 +9,8 @@ SELECT lora_grant_usage(NULL);
 SELECT lora_grant_usage('-');
 SELECT lora_revoke_usage('1');
 SET ROLE lora_stranger;
+SELECT string_agg(p.oid::regprocedure::text, ', ') AS allowed FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
+JOIN pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e' WHERE e.extname = 'openlora' AND has_function_privilege(p.oid, 'EXECUTE');
 SELECT lora_generate(NULL, 'x');
 SELECT count(*) FROM openlora.adapters;
 SET ROLE lora_user;

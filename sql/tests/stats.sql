@@ -61,7 +61,14 @@ SELECT cached_tokens > 16 AS on_record FROM openlora.inferences ORDER BY id DESC
 SELECT hits > 0 AS hits FROM openlora.stat_adapters WHERE name = 'watched';
 SELECT lora_stat_reset();
 SELECT hits, misses, loads FROM openlora.stat_adapters WHERE name = 'watched';
+-- a digest tells who has the same file that it is used here: of what one sees, only
+SELECT digest AS watched FROM openlora.adapters WHERE name = 'watched' \gset
 SET ROLE lora_watcher;
+SELECT count(*) FROM openlora.live_adapters() WHERE digest = :'watched';
+RESET ROLE;
+UPDATE openlora.adapters SET shared = false WHERE name = 'watched';
+SET ROLE lora_watcher;
+SELECT count(*) FROM openlora.live_adapters() WHERE digest = :'watched';
 SELECT lora_stat_reset();
 RESET ROLE;
 SELECT lora_adapter_drop('watched');

@@ -220,6 +220,7 @@ Datum lora_run_merge(PG_FUNCTION_ARGS)
 
     if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
         elog(ERROR, "run_merge must return a row");
+    PreventCommandIfReadOnly("lora_adapter_merge()"); /* before the work, not after it */
     merge->child.errors = -1;
     /* a termination, too, leaves neither process nor files: PG_FINALLY does not see it */
     PG_ENSURE_ERROR_CLEANUP(clean_up, PointerGetDatum(merge));

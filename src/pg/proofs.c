@@ -14,6 +14,7 @@
 #include "ledger_entry.h"
 #include "ledger_proofs.h"
 #include "ledger_tree.h"
+#include "miscadmin.h"
 #include "spi.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
@@ -132,6 +133,7 @@ Datum lora_ledger_create_key(PG_FUNCTION_ARGS)
     LoraIdentity caller;
     ol_error error;
 
+    PreventCommandIfReadOnly("lora_ledger_create_key()");
     if (!lora_check_preloaded(&error))
         lora_raise(&error);
     must(ol_note_check_name(origin, &error), &error);

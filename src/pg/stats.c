@@ -14,6 +14,7 @@
 #include "lib/stringinfo.h"
 #include "rows.h"
 #include "shared.h"
+#include "spi.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -144,36 +145,90 @@ Datum lora_stat_requests(PG_FUNCTION_ARGS)
 
 #define ADAPTER_COLUMNS 9
 
+static List *read_adapters(void)
+{
+    ol_reader r = ask(OL_STATS_ADAPTERS);
+    List *stats = NIL;
+    ol_adapter_stat s;
+
+    while (ol_wire_get_adapter_stat(&r, &s)) {
+        stats = lappend(stats, palloc(sizeof(s)));
+        memcpy(llast(stats), &s, sizeof(s));
+    }
+    check_rows(&r);
+    return stats;
+}
+
+/* Those of them that the caller sees: who has a file can tell by its digest that others use it.
+ * Their number is that of the last result's rows. */
+static uint64 find_visible(List *stats)
+{
+    static LoraStatement find = {
+        "SELECT digest FROM openlora.adapters WHERE digest OPERATOR(pg_catalog.=) ANY ($1)",
+        1,
+        {BYTEAARRAYOID}};
+    Datum *digests = palloc(sizeof(Datum) * (Size)(list_length(stats) + 1)), array;
+    ListCell *cell;
+
+    foreach (cell, stats)
+        digests[foreach_current_index(cell)] =
+            lora_digest_datum(&((ol_adapter_stat *)lfirst(cell))->digest);
+    array = PointerGetDatum(
+        construct_array(digests, list_length(stats), BYTEAOID, -1, false, TYPALIGN_INT));
+    return lora_execute(&find, &array, NULL, true);
+}
+
+static bool is_visible(const ol_digest *digest, uint64 n)
+{
+    bool is_null;
+
+    for (uint64 row = 0; row < n; row++) {
+        bytea *seen = DatumGetByteaPP(lora_value(row, 1, &is_null));
+
+        if (memcmp(VARDATA_ANY(seen), digest, sizeof(*digest)) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void put_adapter(ReturnSetInfo *set, const ol_adapter_stat *s, TimestampTz now)
+{
+    const char *tier = s->resident  ? "device"
+                       : s->loading ? "loading"
+                       : s->copied  ? "host"
+                                    : "none";
+    Datum values[ADAPTER_COLUMNS] = {lora_digest_datum(&s->digest),
+                                     CStringGetTextDatum(tier),
+                                     Int64GetDatum((int64)s->bytes),
+                                     Int32GetDatum(s->requests),
+                                     Int64GetDatum((int64)s->hits),
+                                     Int64GetDatum((int64)s->misses),
+                                     Int64GetDatum((int64)s->loads),
+                                     Float8GetDatum((double)s->load_us / 1000),
+                                     TimestampTzGetDatum(now - (int64)s->idle_us)};
+    bool nulls[ADAPTER_COLUMNS] = {false};
+
+    nulls[2] = s->bytes == 0;
+    tuplestore_putvalues(set->setResult, set->setDesc, values, nulls);
+}
+
 Datum lora_stat_adapters(PG_FUNCTION_ARGS)
 {
-    ReturnSetInfo *set;
     TimestampTz now = GetCurrentTimestamp();
-    ol_adapter_stat s;
-    ol_reader r;
+    ReturnSetInfo *set;
+    List *stats;
+    ListCell *cell;
+    uint64 n;
 
     need_preload();
     set = lora_begin_rows(fcinfo);
-    r = ask(OL_STATS_ADAPTERS);
-    while (ol_wire_get_adapter_stat(&r, &s)) {
-        const char *tier = s.resident  ? "device"
-                           : s.loading ? "loading"
-                           : s.copied  ? "host"
-                                       : "none";
-        Datum values[ADAPTER_COLUMNS] = {lora_digest_datum(&s.digest),
-                                         CStringGetTextDatum(tier),
-                                         Int64GetDatum((int64)s.bytes),
-                                         Int32GetDatum(s.requests),
-                                         Int64GetDatum((int64)s.hits),
-                                         Int64GetDatum((int64)s.misses),
-                                         Int64GetDatum((int64)s.loads),
-                                         Float8GetDatum((double)s.load_us / 1000),
-                                         TimestampTzGetDatum(now - (int64)s.idle_us)};
-        bool nulls[ADAPTER_COLUMNS] = {false};
-
-        nulls[2] = s.bytes == 0;
-        tuplestore_putvalues(set->setResult, set->setDesc, values, nulls);
-    }
-    check_rows(&r);
+    stats = read_adapters();
+    lora_connect();
+    n = find_visible(stats);
+    foreach (cell, stats)
+        if (is_visible(&((ol_adapter_stat *)lfirst(cell))->digest, n))
+            put_adapter(set, lfirst(cell), now);
+    SPI_finish();
     return (Datum)0;
 }
 

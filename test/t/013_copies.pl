@@ -41,6 +41,10 @@ like($standby->safe_psql('postgres', 'SELECT lora_checkpoint()'), qr/^example.co
 like($standby->safe_psql('postgres', 'SELECT lora_receipt_proof(0)'), qr/^c2sp.org\/tlog-proof/, 'and proofs');
 (undef, undef, $err) = $standby->psql('postgres', q{SELECT lora_submit(NULL, 'x')});
 like($err, qr/cannot execute/, 'nothing is queued there');
+(undef, undef, $err) = $standby->psql('postgres', q{SELECT lora_ledger_create_key('example.com/own', another => true)});
+like($err, qr/cannot execute lora_ledger_create_key\(\) in a read-only transaction/, 'nor is a key made');
+(undef, undef, $err) = $standby->psql('postgres', q{SELECT lora_adapter_merge('two', '{grimm}', '{0.5}', 'linear')});
+like($err, qr/cannot execute lora_adapter_merge\(\) in a read-only transaction/, 'nor are adapters merged');
 is($standby->safe_psql('postgres', 'SELECT lora_count_tokens(\'Once upon\') > 0'), 't', 'tokens can be counted');
 $standby->stop;
 
