@@ -166,8 +166,8 @@ static __device__ void count_bins(const best_row &row, best_shared *s, uint64_t 
     __syncthreads();
 }
 
-/* -- a round ------------------------------------------------------------------------------------
- */
+/* -- a round --------------------------------------------------------------------------------------
+ * Candidates below a key, the best of them, in order and with the sums of their weights. */
 
 static __device__ void collect(const best_row &row, best_shared *s, uint64_t below, uint64_t lowest)
 {
@@ -243,7 +243,7 @@ static __device__ void best_round(const best_row &row, best_shared *s, uint64_t 
 }
 
 /* -- in order -------------------------------------------------------------------------------------
- */
+ * As many rounds as it takes. */
 
 struct best_end {
     double mass; /* of the candidates up to and with the last */

@@ -143,8 +143,8 @@ static __device__ __forceinline__ void sync_some(int number, int threads)
     asm volatile("bar.sync %0, %1;" : : "r"(number), "r"(threads) : "memory");
 }
 
-/* -- registers ----------------------------------------------------------------------------------
- */
+/* -- registers ------------------------------------------------------------------------------------
+ * A block has as many as its threads began with: some may take what others give. */
 
 /* From here on the threads of the group have at most N, a multiple of 8; taking waits until others
  * have given enough. */
@@ -159,8 +159,8 @@ template <int N> static __device__ __forceinline__ void take_registers(void)
 }
 #endif
 
-/* -- operands in shared memory -------------------------------------------------------------------
- */
+/* -- operands in shared memory --------------------------------------------------------------------
+ * Said by where they begin, how far their rows are apart, and how these are swizzled. */
 
 #ifdef GROUP_PRODUCTS
 /* B as [its columns][64 of the sum]: rows of 128 bytes at an address that is a multiple of 1024.

@@ -43,8 +43,8 @@ extern "C" {
 extern int gpu_launches_early;
 /* Whether there is code for the chosen device. */
 cudaError_t gpu_has_code(void);
-/* CUDA brings a kernel to the device when it is first used, and may wait for all work there to do so:
- * those that the loader's thread uses are brought before there are steps. */
+/* CUDA brings a kernel to the device when it is first used, and may wait for all work there to do
+ * so: those that the loader's thread uses are brought before there are steps. */
 cudaError_t gpu_pack_load_kernels(void);
 cudaError_t gpu_lora_load_kernels(void);
 cudaError_t gpu_gram_load_kernels(void);
@@ -146,7 +146,7 @@ typedef struct gpu_matrix {
 } gpu_matrix;
 
 /* -- pack.cu: weights into the device's layout ----------------------------------------------------
- */
+ * As they came from the host: README.md has both layouts. */
 
 /* Rows of a matrix as they were uploaded: dtype 0 f32, 1 f16, 2 bf16, 3 Q8_0, 4 Q4_0, 5 Q4_K (these
  * keep their numbers as INT8, INT4 and INT4M). */
@@ -165,8 +165,8 @@ cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_source *sour
 cudaError_t gpu_pack_columns(uint16_t *to, int col_tiles, int first_row, const gpu_source *source,
                              int32_t *bad, cudaStream_t stream);
 
-/* -- pack_lora.cu: adapters ----------------------------------------------------------------------
- */
+/* -- pack_lora.cu: adapters -----------------------------------------------------------------------
+ * And gram.cu: what is made of an adapter when all of it has come. */
 
 #define GPU_LORA8_MOST 127.0f /* the largest magnitude of eight bits */
 
@@ -225,8 +225,8 @@ cudaError_t gpu_rms_norm(const gpu_rows *rows, const float *x, int64_t ldx, cons
                          int64_t cols, float eps, int logits, uint16_t *y, int64_t ldy, int n_rows,
                          cudaStream_t stream);
 
-/* -- rope.cu ------------------------------------------------------------------------------------
- */
+/* -- rope.cu --------------------------------------------------------------------------------------
+ * And the pages that it fills. */
 
 /* The page pool of a layer. Head h of page p is at p * page_stride + h * gpu_kv_head_bytes: the
  * keys of its slots, a row each, then the values, as many; of FP8 then an exponent for each row in
@@ -275,8 +275,8 @@ typedef struct gpu_rope {
 /* Norms and turns q and k; k and v into their pages. */
 cudaError_t gpu_rope_run(const gpu_rows *rows, const gpu_rope *op, int n_rows, cudaStream_t stream);
 
-/* -- attention_*.cu
- * --------------------------------------------------------------------------------- */
+/* -- attention_*.cu -------------------------------------------------------------------------------
+ * Rows that decode, and tiles of others, of the same step. */
 
 typedef struct gpu_attention {
     const uint16_t *q; /* [n_rows][ldq] */
@@ -301,8 +301,8 @@ cudaError_t gpu_attention_decode(const gpu_rows *rows, const gpu_attention *op, 
 cudaError_t gpu_attention_prefill(const gpu_rows *rows, const gpu_attention *op, int n_tiles,
                                   cudaStream_t stream);
 
-/* -- shrink.cu
- * -------------------------------------------------------------------------------------- */
+/* -- shrink.cu ------------------------------------------------------------------------------------
+ * A x of all adapters of a step: what B is multiplied with in linear.cu. */
 
 /* For each member: h = bf16(weight * scale * A x[row]) of the modules first .. last of a layer,
  * zero beyond their ranks up to 16s; and energy += |weight * scale * B A x|^2 where asked for, from
@@ -318,8 +318,8 @@ typedef struct gpu_shrink {
 cudaError_t gpu_shrink_run(const gpu_rows *rows, const gpu_shrink *op, int n_items, int n_members,
                            cudaStream_t stream);
 
-/* -- linear.cu
- * ----------------------------------------------------------------------------------------- */
+/* -- linear.cu ------------------------------------------------------------------------------------
+ * All products with weights, the adapters' B h in them. */
 
 typedef enum gpu_finish {
     GPU_STORE_BF16, /* y[r][..] = , parts side by side */
@@ -333,7 +333,7 @@ typedef enum gpu_finish {
 typedef enum gpu_way {
     GPU_WAY_WARP,
     GPU_WAY_GROUP,
-    GPU_WAY_GROUP_128, /* for tests: always, by blocks of so many tokens */
+    GPU_WAY_GROUP_128, /* for tests, and proof.c: always, by a few blocks of so many tokens */
     GPU_WAY_GROUP_256,
 } gpu_way;
 
@@ -367,8 +367,8 @@ int gpu_linear_has_groups(int device);
 cudaError_t gpu_linear_run(const gpu_rows *rows, const gpu_linear *op, int n_rows,
                            cudaStream_t stream);
 
-/* -- sample.cu
- * ------------------------------------------------------------------------------------------ */
+/* -- sample.cu ------------------------------------------------------------------------------------
+ * The last kernel of a step, where tokens are chosen on the device. */
 
 typedef struct gpu_sample {
     const float *logits; /* [n_rows][ld], ld a multiple of GPU_PAD */

@@ -21,8 +21,8 @@
 
 #ifdef GROUP_PRODUCTS
 
-/* -- multiplying --------------------------------------------------------------------------------
- */
+/* -- multiplying ----------------------------------------------------------------------------------
+ * A stage after the other; sums that a run has come to are added to the totals. */
 
 #define WEIGHTS_AHEAD 3 /* stages of them in registers, or on their way */
 
@@ -224,8 +224,8 @@ multiply_runs(const group_tile_job<TOKENS> &job, const group_unit &unit,
         add_run(c, job.memory.totals(), run == 0);
 }
 
-/* -- the adapters' share ------------------------------------------------------------------------
- */
+/* -- the adapters' share --------------------------------------------------------------------------
+ * Is added to the totals, which have scales and bias then. */
 
 static __device__ __forceinline__ void add_share(float &total, float share,
                                                  const gpu_linear_part &part, int feature)
@@ -298,8 +298,8 @@ static __device__ void share_by_eights(const group_tile_job<TOKENS> &job, const 
     }
 }
 
-/* -- from totals to y ----------------------------------------------------------------------------
- */
+/* -- from totals to y -----------------------------------------------------------------------------
+ * By all who multiply, tokens in their order. */
 
 #define FINISH_AHEAD 4 /* rows of y that a thread asks for before it adds to them */
 

@@ -95,8 +95,8 @@ static __device__ __forceinline__ int for_all_lanes(int value)
     return __shfl_sync(FULL_MASK, value, 0);
 }
 
-/* -- tiles ---------------------------------------------------------------------------------------
- */
+/* -- tiles ----------------------------------------------------------------------------------------
+ * All that a block is given: those who multiply and those who copy count them alike. */
 
 /* A tile of a block: its `number`-th. */
 template <int TOKENS> struct group_tile_job {

@@ -251,8 +251,8 @@ extern "C" cudaError_t gpu_pack(const gpu_matrix *to, int first_row, const gpu_s
                       dim3(warps * WARP), 0, stream, *to, first_row / 16, *source);
 }
 
-/* -- pages ---------------------------------------------------------------------------------------
- */
+/* -- pages ----------------------------------------------------------------------------------------
+ * Of keys and values: a copy for whoever goes on elsewhere from a page's middle. */
 
 /* A block has the keys of a head, or its values. */
 static __global__ void kv_copy_kernel(gpu_kv_layer kv, int64_t layer_stride, int from, int to,

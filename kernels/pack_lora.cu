@@ -228,8 +228,8 @@ extern "C" cudaError_t gpu_arrivals_pack(const gpu_arrivals *all, int32_t *bad, 
                       *all, bad);
 }
 
-/* -- of a whole adapter -------------------------------------------------------------------------
- */
+/* -- of a whole adapter ---------------------------------------------------------------------------
+ * When the largest magnitudes of all its matrices are known. */
 
 /* A block has a part. */
 static __global__ void lora8_scales_kernel(const gpu_lora_part *parts)

@@ -101,8 +101,8 @@ static __device__ void store_turned(const gpu_rope &op, const float *x, const fl
         store_pair(to, d, width, bf16_pack(turned(op, x, angles, d), turned(op, x, angles, d + 1)));
 }
 
-/* -- into pages: `row` of a head's page is a slot's key or, page_tokens further, its value --------
- */
+/* -- into pages -----------------------------------------------------------------------------------
+ * `row` of a head's page is a slot's key or, page_tokens further, its value. */
 
 /* As FP8: README.md, pages. `number(d)` is dimension d, 0 beyond the head's. */
 template <typename F>

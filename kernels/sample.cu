@@ -8,7 +8,7 @@
 #define WARPS (BEST_THREADS / WARP)
 
 /* -- penalties, biases, masks ---------------------------------------------------------------------
- */
+ * On a copy of the row: the logits stay for what is told of them. */
 
 static __device__ void penalise(const gpu_sample &op, const ol_pick &how, float *logits)
 {
@@ -65,8 +65,8 @@ static __device__ const float *edit(const gpu_sample &op, const ol_pick &how)
     return to;
 }
 
-/* -- the draw
- * --------------------------------------------------------------------------------------- */
+/* -- the draw -------------------------------------------------------------------------------------
+ * From the candidates, best first, where the random number falls in the sum of their weights. */
 
 /* In [0, 1): as the engine's. */
 static __device__ double uniform(uint64_t seed, int index)
@@ -172,8 +172,8 @@ static __device__ int draw_all(const best_row &row, best_shared *s, double u)
     return token;
 }
 
-/* -- log-probabilities
- * --------------------------------------------------------------------------------- */
+/* -- log-probabilities ----------------------------------------------------------------------------
+ * Of the logits as the model gave them. */
 
 static __device__ void report(best_row row, best_shared *s, const ol_pick &how, ol_choice *choice,
                               int token)
@@ -205,9 +205,9 @@ static __device__ void report(best_row row, best_shared *s, const ol_pick &how, 
     }
 }
 
-/* -- a row
- * ------------------------------------------------------------------------------------------------
- */
+/* -- a row ----------------------------------------------------------------------------------------
+ * Its best token comes first: whether there is one to choose, and what weights are
+ * measured against. */
 
 static __global__ void __launch_bounds__(BEST_THREADS, 1)
     sample_kernel(gpu_rows rows, gpu_sample op)

@@ -190,8 +190,8 @@ static __device__ void add_sums(const gpu_rows &rows, gpu_item item, const rank_
     }
 }
 
-/* -- h and energies ------------------------------------------------------------------------------
- */
+/* -- h and energies -------------------------------------------------------------------------------
+ * By the block of an item that comes last, when all runs are summed. */
 
 /* Element i of a member's h, and its f32 value back to where the first run's sum was. */
 static __device__ void finish_element(const gpu_rows &rows, int runs, float factor, bool real,
