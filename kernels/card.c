@@ -51,8 +51,8 @@ static ol_code check_code(const ol_device *device, ol_error *err)
     ol_fail(err, OL_UNSUPPORTED, "there are no kernels for GPU %d (%s)",
             device->options.device_index, device->card.name);
     ol_detail(err, "%s: %s.", cudaGetErrorName(code), cudaGetErrorString(code));
-    return ol_hint(err, "Build openlora with CUDA_ARCHS=%d%d.", device->card.major,
-                   device->card.minor);
+    return ol_hint(err, "Build openlora with CUDA_ARCHS=%d%d%s.", device->card.major,
+                   device->card.minor, device->card.major == 9 ? "a" : "");
 }
 
 /* Nothing is left on a card that is refused for what it is: choosing it takes memory there. */

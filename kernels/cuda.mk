@@ -22,6 +22,9 @@ $(BUILD)/cuda/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O3 -lineinfo -I. -Isrc $(CUDA_GENCODE) -Xcompiler -fPIC,-fvisibility=hidden \
 		$(CUDA_FLAGS) -Xptxas -v -MMD -MP -c $< -o $@ 2> $@.log || { cat $@.log >&2; exit 1; }
+ifneq ($(filter 90a,$(CUDA_ARCHS)),)
+$(BUILD)/cuda/linear.o: CUDA_FLAGS += -DGPU_HAS_90A
+endif
 $(BUILD)/cuda/%.o: kernels/%.c
 	@mkdir -p $(@D)
 	$(ENGINE_CC) $(ENGINE_CFLAGS) -I. -isystem '$(CUDA_HOME)/include' -MMD -MP -c $< -o $@

@@ -55,11 +55,20 @@ static cudaError_t limits_of_device(device_limits *out)
     return cudaSuccess;
 }
 
+/* Whether there is machine code for sm_90a: cuda.mk says so. What was compiled for sm_90 runs
+ * there, too, and has none of it. */
+#if defined(GPU_HAS_90A) || defined(OL_SIMT)
+static const bool has_code = true;
+#else
+static const bool has_code = false;
+#endif
+
 extern "C" int gpu_linear_has_groups(int device)
 {
     int major, shared;
 
-    return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+    return has_code &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
                cudaSuccess &&
            cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
                cudaSuccess &&

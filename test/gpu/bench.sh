@@ -33,8 +33,12 @@ row() {
 	[ -z "$3" ] || printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-0}" "${5:-0}" >>"$out/rows"
 }
 
+# Half a model, when time has ended, is none, and is not begun again.
 model() {
-	[ -s "$models/$1.gguf" ] || step "model-$1" "${python[@]}" test/bench/make_model.py "$1" bf16 "$models/$1.gguf"
+	local file=$models/$1
+	[ ! -s "$file.gguf" ] || return 0
+	[ ! -e "$file.part" ] || return 1
+	step "model-$1" "${python[@]}" test/bench/make_model.py "$1" bf16 "$file.part" && mv "$file.part" "$file.gguf"
 }
 
 # Decoding of 8 requests, the same as peers.py asks of transformers and peft.

@@ -19,6 +19,7 @@ if [ ! -d build/gpu/lib ]; then
 		build/test/test_engine_fp8 build/test/test_engine_int8 build/test/test_engine_copies || echo "not all of it could be built: what is not there fails below" >&2
 else
 	build=build/gpu
+	echo "packed at commit $(cat build/gpu/commit 2>/dev/null || echo unknown)"
 	export LD_LIBRARY_PATH=$PWD/build/gpu/lib:$PWD/build/gpu:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 	# With this machine's C library, or where it is too old with the packed one.
 	if ! "$build/openlora-engine" --help >/dev/null 2>&1; then

@@ -18,6 +18,7 @@ done | sort -u | while read -r lib; do
 	*) cp -L "$lib" "$build/lib/" ;;
 	esac
 done
+git describe --always --dirty >"$build/commit" 2>/dev/null || rm -f "$build/commit"
 XZ_OPT='-6 --lzma2=dict=64MiB' tar -C "$(dirname "$build")" -cJf "$build.tar.xz" "$(basename "$build")"
 # What machines are lent with takes so much along, the tree with its test data included.
 tree=$({ git ls-files -z || find . -path ./build -prune -o -type f -print0; } | du -cb --files0-from=- | tail -n 1 | cut -f1)

@@ -21,7 +21,7 @@ else
 	tests=$build/gpu_ device_dir=$build
 fi
 out=$build/gpu-$what
-rm -rf "$out" && mkdir -p "$out"
+rm -rf "$out" && mkdir -p "$out" || exit
 
 table="" failed=0
 # step NAME COMMAND...: a line in the table; the whole output in a log. Leaves its status.
@@ -103,13 +103,17 @@ if [ "$what" = bench ]; then
 else
 	export OPENLORA_GOLDEN=$PWD/test/data/golden OL_TEST_DEVICE=${simt:-cuda} OL_DEVICE_DIR=$build
 	programs=() failing=()
-	for program in "$tests"*; do
-		[[ $program == *.log || $program == *_bench ]] || programs+=("$program")
+	for name in test/gpu/test_*.c; do # also those that were not built: they fail
+		name=${name#*/test_}
+		programs+=("$tests${name%.c}")
 	done
 	for program in "${programs[@]}"; do
 		step "$(basename "$program")" "${loader[@]}" "$program"
-		! failed_now || failing+=("$program")
+		! failed_now || [ ! -x "$program" ] || failing+=("$program")
 	done
+	# Which card it is, and whether wgmma is used there.
+	card=$(sed -n '/compute capability/{p;q}' "$out"/*_device_proof.log 2>/dev/null)
+	table+="         ${card:-the card has not said what it is}"$'\n'
 	whole golden "$build/test/test_golden"
 	whole perplexity "$build/test/test_perplexity"
 	whole same "$build/test/test_engine_same"

@@ -276,10 +276,14 @@ static void compiled_for_others(void **state)
     (void)state;
     simt_settings.no_code = 1;
     FAILS(t->open(&options, &device, &error), OL_UNSUPPORTED);
-    simt_settings.no_code = 0;
     says(error.message, "there are no kernels for GPU 0");
     says(error.detail, "cudaErrorNoKernelImageForDevice");
-    says(error.hint, "CUDA_ARCHS=80");
+    says(error.hint, "CUDA_ARCHS=80.");
+    simt_settings.capability = 9;
+    FAILS(t->open(&options, &device, &error), OL_UNSUPPORTED);
+    simt_settings.capability = 0;
+    simt_settings.no_code = 0;
+    says(error.hint, "CUDA_ARCHS=90a.");
 }
 
 /* A driver that cannot record early launches: graphs without them. */
