@@ -9,11 +9,25 @@ typedef struct whole {
     ol_engine *engine;
     const int32_t *tokens;
     int n;
+    ol_adapter *adapters[OL_MAX_REQUEST_ADAPTERS]; /* pinned */
     ol_lora_ref loras[OL_MAX_REQUEST_ADAPTERS];
     int n_loras;
     ol_pagetable table;
     float *out;
 } whole;
+
+/* In a pool they would give way to the text's own pages. */
+static ol_code whole_pin(whole *w, const ol_adapter_use *use, ol_error *err)
+{
+    ol_adapter *a = ol_adapters_ref(w->engine->adapters, &use->digest);
+
+    if (!a)
+        return ol_fail_nomem(err, sizeof(*a), "an adapter");
+    ol_adapters_pin(w->engine->adapters, a);
+    w->adapters[w->n_loras] = a;
+    w->loras[w->n_loras++] = (ol_lora_ref){a->lora, use->weight};
+    return OL_OK;
+}
 
 static ol_code whole_adapters(whole *w, const ol_adapter_use *uses, int n, ol_error *err)
 {
@@ -21,11 +35,9 @@ static ol_code whole_adapters(whole *w, const ol_adapter_use *uses, int n, ol_er
         return ol_fail(err, OL_LIMIT, "at most %d adapters can be combined",
                        OL_MAX_REQUEST_ADAPTERS);
     for (int i = 0; i < n; i++) {
-        const ol_adapter *a = ol_adapters_find(w->engine->adapters, &uses[i].digest);
-
-        if (!a)
+        if (!ol_adapters_find(w->engine->adapters, &uses[i].digest))
             return ol_fail(err, OL_NOT_FOUND, "adapter %d is not in the engine", i + 1);
-        w->loras[w->n_loras++] = (ol_lora_ref){a->lora, uses[i].weight};
+        OL_TRY(whole_pin(w, &uses[i], err));
     }
     return OL_OK;
 }
@@ -44,6 +56,30 @@ static ol_code whole_check(const whole *w, ol_error *err)
             return ol_fail(err, OL_INVALID, "token %d is not in the model's vocabulary",
                            w->tokens[i]);
     return OL_OK;
+}
+
+static ol_code whole_pages(whole *w, ol_error *err)
+{
+    ol_kvpages *pages = ol_sched_pages(w->engine->sched);
+
+    w->table.max = ol_kvpages_for(pages, w->n);
+    w->table.pages = calloc((size_t)w->table.max, sizeof(int32_t));
+    if (!w->table.pages)
+        return ol_fail_nomem(err, (size_t)w->n, "a page table");
+    if (ol_pagetable_grow(&w->table, pages, w->n))
+        return OL_OK;
+    return ol_fail(err, OL_LIMIT, "the cache has no room for %d tokens beside %d adapters", w->n,
+                   w->n_loras);
+}
+
+static void whole_end(whole *w)
+{
+    ol_pagetable_clear(&w->table, ol_sched_pages(w->engine->sched));
+    free(w->table.pages);
+    for (int i = 0; i < w->n_loras; i++) {
+        ol_adapters_unpin(w->engine->adapters, w->adapters[i]);
+        ol_adapters_unref(w->engine->adapters, w->adapters[i]);
+    }
 }
 
 static ol_code whole_chunk(whole *w, int first, int n, ol_error *err)
@@ -83,18 +119,14 @@ ol_code ol_engine_logits(ol_engine *engine, const int32_t *tokens, int n,
                          const ol_adapter_use *adapters, int n_adapters, float *out, ol_error *err)
 {
     whole w = {.engine = engine, .tokens = tokens, .n = n, .out = out};
-    ol_kvpages *pages = ol_sched_pages(engine->sched);
     ol_code code;
 
     OL_TRY(whole_check(&w, err));
-    OL_TRY(whole_adapters(&w, adapters, n_adapters, err));
-    w.table.max = ol_kvpages_for(pages, n);
-    w.table.pages = calloc((size_t)w.table.max, sizeof(int32_t));
-    if (!w.table.pages)
-        return ol_fail_nomem(err, (size_t)n, "a page table");
-    ol_pagetable_grow(&w.table, pages, n);
-    code = whole_run(&w, err);
-    ol_pagetable_clear(&w.table, pages);
-    free(w.table.pages);
+    code = whole_adapters(&w, adapters, n_adapters, err);
+    if (code == OL_OK)
+        code = whole_pages(&w, err);
+    if (code == OL_OK)
+        code = whole_run(&w, err);
+    whole_end(&w);
     return code;
 }

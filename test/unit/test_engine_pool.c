@@ -132,6 +132,31 @@ static void test_memory_goes_both_ways(void **state)
     ol_engine_close(e);
 }
 
+/* Logits of a whole text: its pages never take those of the adapters that it is computed with. */
+static void test_whole_text(void **state)
+{
+    ol_engine *e = open_pool(one_pages + 2), *large = open_pool(one_pages + 8);
+    ol_adapter_use use = {store[0].digest, 1};
+    size_t vocab = (size_t)e->config->vocab;
+    float *have = calloc(2 * 16 * vocab, sizeof(float)),
+          *want = calloc(3 * 16 * vocab, sizeof(float));
+
+    (void)state;
+    store_must_put(e, 0);
+    store_must_put(large, 0);
+    must(ol_engine_logits(large, store_prompt, 3 * 16, &use, 1, want, &store_error), &store_error);
+    must_fail(ol_engine_logits(e, store_prompt, 2 * 16 + 1, &use, 1, have, &store_error), OL_LIMIT,
+              "no room for 33 tokens beside 1 adapter", &store_error);
+    assert_true(ol_engine_adapter_has(e, &store[0].digest));
+    must(ol_engine_logits(e, store_prompt, 2 * 16, &use, 1, have, &store_error), &store_error);
+    assert_memory_equal(have, want, 2 * 16 * vocab * sizeof(float));
+    expect_idle(e);
+    free(have);
+    free(want);
+    ol_engine_close(e);
+    ol_engine_close(large);
+}
+
 /* What each may take at most. */
 static void test_parts_have_limits(void **state)
 {
@@ -305,6 +330,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory_goes_both_ways),
+        cmocka_unit_test(test_whole_text),
         cmocka_unit_test(test_parts_have_limits),
         cmocka_unit_test(test_leaves_room_of_the_whole),
         cmocka_unit_test(test_offers),
