@@ -23,7 +23,6 @@
 #include "inference_rows.h"
 #include "miscadmin.h"
 #include "rows.h"
-#include "shared.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
@@ -89,8 +88,7 @@ static Oid note_model(const ol_engine_info *info, Oid default_owner)
 
 /* -- the whole ------------------------------------------------------------------------------ */
 
-static void write_all(const LoraSpec *spec, const LoraResult *result, const ol_engine_info *info,
-                      Oid caller)
+static void write_all(const LoraSpec *spec, const LoraResult *result, Oid caller)
 {
     LoraCredits credits;
     int64 parts[OL_MAX_REQUEST_ADAPTERS];
@@ -105,8 +103,8 @@ static void write_all(const LoraSpec *spec, const LoraResult *result, const ol_e
     lora_credit_role(&credits, "compute", owner);
     for (int i = 0; i < spec->n_adapters; i++)
         lora_credit_adapter(&credits, &spec->adapters[i], parts[i]);
-    lora_credit_role(&credits, "model", note_model(info, owner));
-    lora_write_inference(spec, result, info, caller);
+    lora_credit_role(&credits, "model", note_model(&result->engine, owner));
+    lora_write_inference(spec, result, caller);
     lora_write_inference_adapters(result->inference, spec, parts);
     if (lora_keep_text == LORA_KEEP_FULL)
         lora_write_inference_texts(spec, result);
@@ -117,16 +115,12 @@ static void write_all(const LoraSpec *spec, const LoraResult *result, const ol_e
 int64 lora_attribute(const LoraSpec *spec, const LoraResult *result)
 {
     LoraIdentity caller;
-    ol_engine_info info;
 
     if (!lora_attribution)
         return 0;
-    LWLockAcquire(lora_shared->lock, LW_SHARED);
-    info = lora_shared->info;
-    LWLockRelease(lora_shared->lock);
     lora_connect();
     lora_become_owner(&caller);
-    write_all(spec, result, &info, caller.user);
+    write_all(spec, result, caller.user);
     lora_become_caller(&caller);
     SPI_finish();
     return result->inference;

@@ -94,8 +94,7 @@ static void put_sampling(Datum *values, bool *nulls, const ol_sampling *s)
         nulls[IN_STOP] = true;
 }
 
-void lora_write_inference(const LoraSpec *spec, const LoraResult *result,
-                          const ol_engine_info *info, Oid caller)
+void lora_write_inference(const LoraSpec *spec, const LoraResult *result, Oid caller)
 {
     static const LoraAppend how = {"inferences", IN_COUNT, 1};
     static LoraStatement insert = {
@@ -112,6 +111,7 @@ void lora_write_inference(const LoraSpec *spec, const LoraResult *result,
          FLOAT4OID, FLOAT4OID,      FLOAT4OID, JSONBOID,   TEXTARRAYOID, BOOLOID,   INT4OID,
          INT8OID,   TEXTOID,        FLOAT8OID, FLOAT8OID,  FLOAT8OID,    BYTEAOID}};
     static const char *const finishes[] = {"eos", "stop", "length", "scored"};
+    const ol_engine_info *engine = &result->engine;
     NameData role;
     Datum values[IN_COUNT];
     bool nulls[IN_COUNT] = {false};
@@ -122,14 +122,14 @@ void lora_write_inference(const LoraSpec *spec, const LoraResult *result,
     values[IN_ROLE] = NameGetDatum(&role);
     values[IN_ROLE_ID] = ObjectIdGetDatum(caller);
     values[IN_FUNCTION] = CStringGetTextDatum(spec->function);
-    values[IN_MODEL] = lora_digest_datum(&info->model_digest);
+    values[IN_MODEL] = lora_digest_datum(&engine->model_digest);
     values[IN_PROMPT_TOKENS] = Int32GetDatum(result->prompt_tokens);
     values[IN_CACHED_TOKENS] = Int32GetDatum(result->cached_tokens);
     values[IN_COMPLETION_TOKENS] = Int32GetDatum(result->completion_tokens);
     values[IN_FINISH] = CStringGetTextDatum(finishes[result->finish]);
     put_sampling(values, nulls, &spec->sampling);
     values[IN_DEVICE] = PointerGetDatum(
-        lora_text_from_utf8(info->device.description, strlen(info->device.description)));
+        lora_text_from_utf8(engine->device.description, strlen(engine->device.description)));
     values[IN_QUEUE] = Float8GetDatum((double)result->queue_us / 1000);
     values[IN_PREFILL] = Float8GetDatum((double)result->prefill_us / 1000);
     values[IN_DECODE] = Float8GetDatum((double)result->decode_us / 1000);

@@ -7,8 +7,7 @@
 #include "request.h"
 
 /* With the rights of the tables' owner. */
-extern void lora_write_inference(const LoraSpec *spec, const LoraResult *result,
-                                 const ol_engine_info *info, Oid caller);
+extern void lora_write_inference(const LoraSpec *spec, const LoraResult *result, Oid caller);
 /* `parts`: measured shares in parts per million. */
 extern void lora_write_inference_adapters(int64 inference, const LoraSpec *spec,
                                           const int64 *parts);

@@ -3,7 +3,9 @@
  *
  * Several may be in flight; frames are handed to the request they are for, whichever is
  * waited on. When the engine is lost, requests in flight are sent again with the same
- * seed, so that their tokens are the same; those already handed out are skipped.
+ * seed, so that their tokens are the same; those already handed out are skipped. When the engine
+ * that comes computes otherwise, a request begins anew if nothing of it was handed out, and fails
+ * if anything was: no answer is made of two.
  *
  * A request lives in a memory context of its own, a child of the one that is current at
  * its start. It ends with it: when that memory goes, by whatever way, the request is
@@ -68,9 +70,10 @@ extern void lora_request_free(LoraRequest *request);
 
 /* Results, when it has ended well. */
 typedef struct LoraResult {
-    int64 inference;     /* its id, from the start on */
-    ol_digest salt;      /* of the digests of its receipt */
-    StringInfoData text; /* UTF-8 */
+    int64 inference;       /* its id, from the start on */
+    ol_engine_info engine; /* that answered: what is recorded of model and device is of it */
+    ol_digest salt;        /* of the digests of its receipt */
+    StringInfoData text;   /* UTF-8 */
     ol_finish finish;
     int prompt_tokens, completion_tokens;
     int cached_tokens; /* of the prompt: found computed by an earlier request */

@@ -31,8 +31,9 @@ struct LoraRequest {
     LoraQuotaClaim claim;
     LoraReceipt *announcement; /* NULL: it is not to be announced */
     LoraAnnounced announced;
-    bool sent; /* once at least: the worker sees to its receipt */
-    int seen;  /* token events taken; a retry repeats them and they are skipped */
+    bool sent;       /* once at least: the worker sees to its receipt */
+    int seen;        /* token events taken; a retry repeats them and they are skipped */
+    bool handed_out; /* some of them */
     LoraResult result;
     LoraToken *tokens, **tokens_end, *next;
 };

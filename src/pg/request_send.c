@@ -85,6 +85,7 @@ void lora_request_send(LoraRequest *request)
         lora_meter_fill(&meter, spec, &request->result, request->attempts++);
         meter.announced = request->announcement != NULL;
     }
+    request->result.engine = *lora_session_engine();
     request->tag = lora_session_tag();
     request->losses = lora_session_losses();
     if (lora_session_upload(request->tag, spec->prompt, spec->prompt_len) != LORA_IO_OK ||

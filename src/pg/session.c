@@ -24,6 +24,7 @@ static struct {
     dsm_segment *segment;
     LoraLink link;
     uint32 generation;
+    ol_engine_info engine; /* of that generation */
     ol_buf buffer;
     uint8 *payload; /* of the frame that was received last */
 } session;
@@ -199,8 +200,9 @@ void lora_session_install_hooks(void)
 
 /* -- waiting for the engine -------------------------------------------------------------- */
 
-/* What is known now: 1 ready (as which generation), 0 wait, -1 hopeless (error is filled). */
-static int look_at_engine(uint32 *generation, ol_error *error)
+/* What is known now: 1 ready (then the session is the engine's), 0 wait, -1 hopeless (error is
+ * filled). */
+static int look_at_engine(ol_error *error)
 {
     LoraEngineState state;
     ol_error reason;
@@ -211,7 +213,10 @@ static int look_at_engine(uint32 *generation, ol_error *error)
     state = lora_shared->engine;
     reason = lora_shared->engine_error;
     pid = lora_shared->worker_pid;
-    *generation = lora_shared->generation;
+    if (state == LORA_ENGINE_READY && pid) {
+        session.generation = lora_shared->generation;
+        session.engine = lora_shared->info;
+    }
     done = lora_shared->progress_done;
     total = lora_shared->progress_total;
     LWLockRelease(lora_shared->lock);
@@ -250,16 +255,15 @@ static int look_at_engine(uint32 *generation, ol_error *error)
 bool lora_session_ready(ol_error *error)
 {
     TimestampTz until;
-    uint32 generation;
     int state;
 
     if (!lora_check_preloaded(error))
         return false;
-    state = look_at_engine(&generation, error);
+    state = look_at_engine(error);
     if (state == 0) {
         until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), lora_engine_timeout);
         do
-            state = look_at_engine(&generation, error);
+            state = look_at_engine(error);
         while (state == 0 && lora_wait_change(until));
         ConditionVariableCancelSleep();
     }
@@ -267,8 +271,12 @@ bool lora_session_ready(ol_error *error)
         return false;
     if (!session.segment)
         open_session();
-    session.generation = generation;
     return true;
+}
+
+const ol_engine_info *lora_session_engine(void)
+{
+    return &session.engine;
 }
 
 /* -- frames ------------------------------------------------------------------------------ */

@@ -19,6 +19,8 @@ extern void lora_session_install_hooks(void);
 /* Waits until there is a worker with an engine that is ready, at most
  * openlora.engine_timeout. False with an error when there will be none. */
 extern bool lora_session_ready(ol_error *error);
+/* That engine, which what is sent from now on goes to, as it was then. */
+extern const ol_engine_info *lora_session_engine(void);
 
 /* In a worker whose requests outlive the transactions that they were begun in: tags then end
  * by their owner's word alone. */

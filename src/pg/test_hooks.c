@@ -149,6 +149,9 @@ Datum lora_test_attribute(PG_FUNCTION_ARGS)
         result.shares[i] = DatumGetFloat8(values[i]);
     result.inference = lora_next_inference();
     lora_make_salt(&result.salt);
+    LWLockAcquire(lora_shared->lock, LW_SHARED);
+    result.engine = lora_shared->info;
+    LWLockRelease(lora_shared->lock);
     PG_RETURN_INT64(lora_attribute(&spec, &result));
 }
 
