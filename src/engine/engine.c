@@ -93,8 +93,8 @@ static ol_code need_tokenizer(const ol_engine *engine, ol_error *err)
     return engine->tok ? OL_OK : ol_fail(err, OL_UNSUPPORTED, "the model has no tokenizer");
 }
 
-ol_code ol_engine_tokenize(ol_engine *engine, const char *text, size_t len, bool add_bos,
-                           bool parse_special, int32_t **ids, size_t *n_ids, ol_error *err)
+ol_code ol_engine_tokenize(ol_engine *engine, ol_text text, bool add_bos, bool parse_special,
+                           ol_tokens *tokens, ol_error *err)
 {
     unsigned flags = parse_special ? OL_TOK_PARSE_SPECIAL : 0;
     ol_ids out = {0};
@@ -102,27 +102,26 @@ ol_code ol_engine_tokenize(ol_engine *engine, const char *text, size_t len, bool
     OL_TRY(need_tokenizer(engine, err));
     if (add_bos && ol_tokenizer_adds_bos(engine->tok))
         flags |= OL_TOK_ADD_BOS;
-    OL_TRY(ol_tokenize(engine->tok, text, len, flags, &out, err));
-    *ids = out.ids;
-    *n_ids = out.n;
+    OL_TRY(ol_tokenize(engine->tok, text.data, text.len, flags, &out, err));
+    *tokens = (ol_tokens){out.ids, out.n};
     return OL_OK;
 }
 
-ol_code ol_engine_detokenize(ol_engine *engine, const int32_t *ids, size_t n_ids, bool skip_special,
+ol_code ol_engine_detokenize(ol_engine *engine, const ol_tokens *tokens, bool skip_special,
                              char **text, size_t *len, ol_error *err)
 {
     ol_buf out = {0};
 
     OL_TRY(need_tokenizer(engine, err));
-    if (ol_detokenize(engine->tok, ids, n_ids, skip_special ? OL_DETOK_SKIP_SPECIAL : 0, &out,
-                      err) != OL_OK) {
+    if (ol_detokenize(engine->tok, tokens->ids, tokens->n, skip_special ? OL_DETOK_SKIP_SPECIAL : 0,
+                      &out, err) != OL_OK) {
         ol_buf_free(&out);
         return err->code;
     }
     ol_buf_put_u8(&out, 0);
     if (out.failed) {
         ol_buf_free(&out);
-        return ol_fail_nomem(err, n_ids, "text");
+        return ol_fail_nomem(err, out.len, "text");
     }
     *text = (char *)out.data;
     *len = out.len - 1;

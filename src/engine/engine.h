@@ -29,9 +29,9 @@
 #ifndef OL_ENGINE_H
 #define OL_ENGINE_H
 
-#include "base/file.h"
 #include "base/status.h"
 #include "device/device.h"
+#include "engine/formats/adapter_bytes.h"
 #include "engine/sampling.h"
 
 typedef struct ol_engine ol_engine;
@@ -233,20 +233,18 @@ typedef struct ol_adapter_facts {
     unsigned module_mask; /* bit ol_module */
 } ol_adapter_facts;
 
-/* Parses, validates against the base and loads an adapter: weights (safetensors with
- * PEFT's config text, or GGUF with config empty). `expected` is the digest by which
+/* Parses, validates against the base and loads an adapter. `expected` is the digest by which
  * requests name it: SHA-256 as ol_adapter_digest computes; other bytes are refused.
  * A failure fails the requests that wait for that digest, too; but not if the bytes
  * have another one (OL_INVALID, facts->digest zero): they say nothing about it, and the
  * host has to cancel the request that brought them. OL_OK does not promise that the
  * adapter stays: see ol_engine_adapter_has. */
-ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, const void *weights,
-                              size_t weights_len, const char *config, size_t config_len,
-                              ol_adapter_facts *facts, ol_error *err);
+ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected,
+                              const ol_adapter_bytes *bytes, ol_adapter_facts *facts,
+                              ol_error *err);
 /* The same checks without keeping anything. */
-ol_code ol_engine_adapter_check(ol_engine *engine, const void *weights, size_t weights_len,
-                                const char *config, size_t config_len, ol_adapter_facts *facts,
-                                ol_error *err);
+ol_code ol_engine_adapter_check(ol_engine *engine, const ol_adapter_bytes *bytes,
+                                ol_adapter_facts *facts, ol_error *err);
 /* The same two beside the steps: the bytes are read, checked and placed on a thread of their
  * own, one adapter after the other, and what came of it is fetched by
  * ol_engine_adapter_result. */
@@ -277,11 +275,6 @@ int ol_engine_adapter_fd(const ol_engine *engine);
 
 bool ol_engine_adapter_has(ol_engine *engine, const ol_digest *digest);
 
-/* SHA-256 over: "openlora.adapter.1", a zero byte, the weights' length as 8 bytes
- * little-endian, the weights, the config text. The extension computes the same. */
-void ol_adapter_digest(const void *weights, size_t weights_len, const char *config,
-                       size_t config_len, ol_digest *digest);
-
 /* True while a step would do something. */
 bool ol_engine_busy(const ol_engine *engine);
 /* Milliseconds after which a step is due even if the engine is not busy, since a request
@@ -293,16 +286,27 @@ ol_code ol_engine_step(ol_engine *engine, ol_error *err);
 /* The next event, if any. What it points to lives until the next call into the engine. */
 bool ol_engine_poll(ol_engine *engine, ol_event *event);
 
-/* Tokens. *ids is malloc'ed, the caller's. */
-ol_code ol_engine_tokenize(ol_engine *engine, const char *text, size_t len, bool add_bos,
-                           bool parse_special, int32_t **ids, size_t *n_ids, ol_error *err);
+typedef struct ol_tokens {
+    int32_t *ids; /* [n] */
+    size_t n;
+} ol_tokens;
+
+/* tokens->ids is malloc'ed, the caller's. */
+ol_code ol_engine_tokenize(ol_engine *engine, ol_text text, bool add_bos, bool parse_special,
+                           ol_tokens *tokens, ol_error *err);
 /* *text is malloc'ed (NUL-terminated), the caller's; valid UTF-8. */
-ol_code ol_engine_detokenize(ol_engine *engine, const int32_t *ids, size_t n_ids, bool skip_special,
+ol_code ol_engine_detokenize(ol_engine *engine, const ol_tokens *tokens, bool skip_special,
                              char **text, size_t *len, ol_error *err);
 
-/* Logits of every position of tokens[0..n), for the command line and tests: float
- * [n][vocab] into out. Needs an idle engine. Adapters must be resident. */
-ol_code ol_engine_logits(ol_engine *engine, const int32_t *tokens, int n,
-                         const ol_adapter_use *adapters, int n_adapters, float *out, ol_error *err);
+/* Logits of every position of a text, for the command line and tests: float [n][vocab] into
+ * out. Needs an idle engine. Adapters must be resident. */
+typedef struct ol_whole_text {
+    const int32_t *tokens; /* [n] */
+    int n;
+    int n_adapters;
+    const ol_adapter_use *adapters;
+} ol_whole_text;
+
+ol_code ol_engine_logits(ol_engine *engine, const ol_whole_text *text, float *out, ol_error *err);
 
 #endif

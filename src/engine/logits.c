@@ -7,8 +7,7 @@
 
 typedef struct whole {
     ol_engine *engine;
-    const int32_t *tokens;
-    int n;
+    const ol_whole_text *text;
     ol_adapter *adapters[OL_MAX_REQUEST_ADAPTERS]; /* pinned */
     ol_lora_ref loras[OL_MAX_REQUEST_ADAPTERS];
     int n_loras;
@@ -29,8 +28,11 @@ static ol_code whole_pin(whole *w, const ol_adapter_use *use, ol_error *err)
     return OL_OK;
 }
 
-static ol_code whole_adapters(whole *w, const ol_adapter_use *uses, int n, ol_error *err)
+static ol_code whole_adapters(whole *w, ol_error *err)
 {
+    const ol_adapter_use *uses = w->text->adapters;
+    int n = w->text->n_adapters;
+
     if (n < 0 || n > OL_MAX_REQUEST_ADAPTERS)
         return ol_fail(err, OL_LIMIT, "at most %d adapters can be combined",
                        OL_MAX_REQUEST_ADAPTERS);
@@ -45,16 +47,17 @@ static ol_code whole_adapters(whole *w, const ol_adapter_use *uses, int n, ol_er
 static ol_code whole_check(const whole *w, ol_error *err)
 {
     const ol_engine *engine = w->engine;
+    const ol_whole_text *t = w->text;
 
     if (engine->n_live > 0)
         return ol_fail(err, OL_INVALID, "the engine is not idle");
-    if (w->n < 1 || w->n > engine->limits.context)
-        return ol_fail(err, OL_LIMIT, "%d tokens; the context holds 1 to %d", w->n,
+    if (t->n < 1 || t->n > engine->limits.context)
+        return ol_fail(err, OL_LIMIT, "%d tokens; the context holds 1 to %d", t->n,
                        engine->limits.context);
-    for (int i = 0; i < w->n; i++)
-        if (w->tokens[i] < 0 || w->tokens[i] >= engine->config->vocab)
+    for (int i = 0; i < t->n; i++)
+        if (t->tokens[i] < 0 || t->tokens[i] >= engine->config->vocab)
             return ol_fail(err, OL_INVALID, "token %d is not in the model's vocabulary",
-                           w->tokens[i]);
+                           t->tokens[i]);
     return OL_OK;
 }
 
@@ -62,14 +65,14 @@ static ol_code whole_pages(whole *w, ol_error *err)
 {
     ol_kvpages *pages = ol_sched_pages(w->engine->sched);
 
-    w->table.max = ol_kvpages_for(pages, w->n);
+    w->table.max = ol_kvpages_for(pages, w->text->n);
     w->table.pages = calloc((size_t)w->table.max, sizeof(int32_t));
     if (!w->table.pages)
-        return ol_fail_nomem(err, (size_t)w->n, "a page table");
-    if (ol_pagetable_grow(&w->table, pages, w->n))
+        return ol_fail_nomem(err, (size_t)w->text->n, "a page table");
+    if (ol_pagetable_grow(&w->table, pages, w->text->n))
         return OL_OK;
-    return ol_fail(err, OL_LIMIT, "the cache has no room for %d tokens beside %d adapters", w->n,
-                   w->n_loras);
+    return ol_fail(err, OL_LIMIT, "the cache has no room for %d tokens beside %d adapters",
+                   w->text->n, w->n_loras);
 }
 
 static void whole_end(whole *w)
@@ -91,7 +94,7 @@ static ol_code whole_chunk(whole *w, int first, int n, ol_error *err)
                        .n_loras = w->n_loras,
                        .loras = w->loras};
     ol_step step = {.n_rows = n,
-                    .tokens = w->tokens + first,
+                    .tokens = w->text->tokens + first,
                     .n_seqs = 1,
                     .seqs = &seq,
                     .n_logit_rows = n,
@@ -110,19 +113,18 @@ static ol_code whole_run(whole *w, ol_error *err)
 {
     int most = w->engine->limits.max_logit_rows;
 
-    for (int at = 0; at < w->n; at += most)
-        OL_TRY(whole_chunk(w, at, w->n - at < most ? w->n - at : most, err));
+    for (int at = 0; at < w->text->n; at += most)
+        OL_TRY(whole_chunk(w, at, w->text->n - at < most ? w->text->n - at : most, err));
     return OL_OK;
 }
 
-ol_code ol_engine_logits(ol_engine *engine, const int32_t *tokens, int n,
-                         const ol_adapter_use *adapters, int n_adapters, float *out, ol_error *err)
+ol_code ol_engine_logits(ol_engine *engine, const ol_whole_text *text, float *out, ol_error *err)
 {
-    whole w = {.engine = engine, .tokens = tokens, .n = n, .out = out};
+    whole w = {.engine = engine, .text = text, .out = out};
     ol_code code;
 
     OL_TRY(whole_check(&w, err));
-    code = whole_adapters(&w, adapters, n_adapters, err);
+    code = whole_adapters(&w, err);
     if (code == OL_OK)
         code = whole_pages(&w, err);
     if (code == OL_OK)

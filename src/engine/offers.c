@@ -84,13 +84,11 @@ int ol_engine_adapter_fd(const ol_engine *engine)
 
 /* -- at once ---------------------------------------------------------------------------- */
 
-ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, const void *weights,
-                              size_t weights_len, const char *config, size_t config_len,
-                              ol_adapter_facts *facts, ol_error *err)
+ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected,
+                              const ol_adapter_bytes *bytes, ol_adapter_facts *facts, ol_error *err)
 {
-    ol_adapter_bytes bytes = {weights, weights_len, config, config_len};
     ol_adapter_verdict verdict;
-    ol_code code = ol_adapters_put(engine->adapters, expected, &bytes, &verdict, err);
+    ol_code code = ol_adapters_put(engine->adapters, expected, bytes, &verdict, err);
 
     *facts = verdict.facts;
     engine->blocked = false;
@@ -103,13 +101,10 @@ ol_code ol_engine_adapter_put(ol_engine *engine, const ol_digest *expected, cons
     return code;
 }
 
-ol_code ol_engine_adapter_check(ol_engine *engine, const void *weights, size_t weights_len,
-                                const char *config, size_t config_len, ol_adapter_facts *facts,
-                                ol_error *err)
+ol_code ol_engine_adapter_check(ol_engine *engine, const ol_adapter_bytes *bytes,
+                                ol_adapter_facts *facts, ol_error *err)
 {
-    ol_adapter_bytes bytes = {weights, weights_len, config, config_len};
-
-    return ol_adapters_check(engine->adapters, &bytes, facts, err);
+    return ol_adapters_check(engine->adapters, bytes, facts, err);
 }
 
 bool ol_engine_adapter_has(ol_engine *engine, const ol_digest *digest)

@@ -141,13 +141,15 @@ static void put_adapter(bench *b, int number)
 {
     const kind *k = &b->kinds[number % b->n_kinds];
     ol_buf config = {0};
+    ol_adapter_bytes bytes;
     ol_adapter_facts facts;
     ol_digest digest;
     ol_error err;
 
     name_adapter(b, number, &config, &digest);
-    if (ol_engine_adapter_put(b->engine, &digest, k->weights.data, k->weights.len,
-                              (const char *)config.data, config.len, &facts, &err) != OL_OK)
+    bytes =
+        (ol_adapter_bytes){k->weights.data, k->weights.len, (const char *)config.data, config.len};
+    if (ol_engine_adapter_put(b->engine, &digest, &bytes, &facts, &err) != OL_OK)
         die(&err);
     ol_buf_free(&config);
 }

@@ -69,10 +69,10 @@ ol_engine *store_open(size_t adapter_bytes)
 
 ol_code store_put(ol_engine *e, const stored *s)
 {
+    ol_adapter_bytes bytes = util_bytes(&s->weights, &s->config);
     ol_adapter_facts facts;
 
-    return ol_engine_adapter_put(e, &s->digest, s->weights.data, s->weights.len,
-                                 (const char *)s->config.data, s->config.len, &facts, &store_error);
+    return ol_engine_adapter_put(e, &s->digest, &bytes, &facts, &store_error);
 }
 
 void store_must_put(ol_engine *e, int i)

@@ -205,14 +205,14 @@ void util_make_adapter(const char *model, const char *name, int alpha, ol_buf *w
 ol_digest util_put_adapter(ol_engine *engine, const char *path)
 {
     ol_buf weights, config;
+    ol_adapter_bytes bytes;
     ol_adapter_facts facts;
     ol_digest digest;
     ol_error err;
 
     util_read_adapter(path, &weights, &config, &digest);
-    must(ol_engine_adapter_put(engine, &digest, weights.data, weights.len,
-                               (const char *)config.data, config.len, &facts, &err),
-         &err);
+    bytes = util_bytes(&weights, &config);
+    must(ol_engine_adapter_put(engine, &digest, &bytes, &facts, &err), &err);
     assert_true(ol_digest_equal(&digest, &facts.digest));
     ol_buf_free(&weights);
     ol_buf_free(&config);

@@ -47,6 +47,11 @@ bool util_try_adapter(const char *path, ol_buf *weights, ol_buf *config, ol_dige
  * another digest and other effects. */
 void util_make_adapter(const char *model, const char *name, int alpha, ol_buf *weights,
                        ol_buf *config, ol_digest *digest);
+static inline ol_adapter_bytes util_bytes(const ol_buf *weights, const ol_buf *config)
+{
+    return (ol_adapter_bytes){weights->data, weights->len, (const char *)config->data, config->len};
+}
+
 /* Reads it into the engine. */
 ol_digest util_put_adapter(ol_engine *engine, const char *path);
 

@@ -186,14 +186,12 @@ static void test_wrong_digest(void **state)
 static void test_check_keeps_nothing(void **state)
 {
     ol_engine *e = store_open(0);
+    ol_adapter_bytes bytes = util_bytes(&store[0].weights, &store[0].config);
     ol_adapter_facts facts;
     ol_engine_info info;
 
     (void)state;
-    must(ol_engine_adapter_check(e, store[0].weights.data, store[0].weights.len,
-                                 (const char *)store[0].config.data, store[0].config.len, &facts,
-                                 &store_error),
-         &store_error);
+    must(ol_engine_adapter_check(e, &bytes, &facts, &store_error), &store_error);
     assert_true(ol_digest_equal(&facts.digest, &store[0].digest));
     assert_int_equal(facts.max_rank, 4);
     assert_int_equal(facts.n_modules, 14);
@@ -208,14 +206,15 @@ static void test_of_another_model(void **state)
 {
     ol_engine *e = store_open(0);
     ol_buf weights, config;
+    ol_adapter_bytes bytes;
     ol_adapter_facts facts;
     ol_digest digest;
 
     (void)state;
     util_read_adapter(golden_path("qwen3/adapters/a"), &weights, &config, &digest);
-    must_fail(ol_engine_adapter_put(e, &digest, weights.data, weights.len,
-                                    (const char *)config.data, config.len, &facts, &store_error),
-              OL_MISMATCH, "", &store_error);
+    bytes = util_bytes(&weights, &config);
+    must_fail(ol_engine_adapter_put(e, &digest, &bytes, &facts, &store_error), OL_MISMATCH, "",
+              &store_error);
     ol_buf_free(&weights);
     ol_buf_free(&config);
     ol_engine_close(e);

@@ -126,7 +126,7 @@ static void test_logits(void **state)
     assert_int_equal(out_len, sizeof(values));
     options = util_options(golden_path(MODEL));
     engine = util_open(&options);
-    must(ol_engine_logits(engine, ids, 5, NULL, 0, values, &err), &err);
+    must(ol_engine_logits(engine, &(ol_whole_text){.tokens = ids, .n = 5}, values, &err), &err);
     ol_engine_close(engine);
     assert_memory_equal(out, values, sizeof(values));
     assert_int_equal(run("logits --model '%s' --tokens 1,99999 --out - 2>&1", golden_path(MODEL)),

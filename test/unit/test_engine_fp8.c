@@ -48,7 +48,8 @@ static float *logits_of(const char *model, const variant *v, const int32_t *toke
     ol_engine_info_get(engine, &info);
     *vocab = info.vocab;
     out = malloc((size_t)TOKENS * (size_t)info.vocab * sizeof(float));
-    must(ol_engine_logits(engine, tokens, TOKENS, NULL, 0, out, &err), &err);
+    must(ol_engine_logits(engine, &(ol_whole_text){.tokens = tokens, .n = TOKENS}, out, &err),
+         &err);
     ol_engine_close(engine);
     return out;
 }
@@ -139,9 +140,8 @@ static void test_perplexity(void **state)
         "branch. The bird was sad, for it had lost its mother, and Mittens wanted to help it.";
     ol_engine_options options;
     ol_engine *engine;
-    int32_t *tokens;
+    ol_tokens tokens;
     ol_error err;
-    size_t n;
 
     (void)state;
     if (!util_on_cuda())
@@ -149,12 +149,13 @@ static void test_perplexity(void **state)
     need_path(golden_path("../demo/model"));
     options = util_options(golden_path("../demo/model"));
     engine = util_open(&options);
-    must(ol_engine_tokenize(engine, passage, sizeof(passage) - 1, true, false, &tokens, &n, &err),
+    must(ol_engine_tokenize(engine, (ol_text){passage, sizeof(passage) - 1}, true, false, &tokens,
+                            &err),
          &err);
     ol_engine_close(engine);
-    assert_true(n >= TOKENS);
-    check_model("../demo/model", tokens, true);
-    free(tokens);
+    assert_true(tokens.n >= TOKENS);
+    check_model("../demo/model", tokens.ids, true);
+    free(tokens.ids);
 }
 
 int main(void)

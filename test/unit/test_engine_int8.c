@@ -61,7 +61,8 @@ static void ask(const char *model, const char *isa, ol_quantization how, answer 
     ol_engine_info_get(engine, &info);
     for (int i = 0; i < 3; i++) {
         a->logits[i] = malloc((size_t)(TOKENS * info.vocab) * sizeof(float));
-        must(ol_engine_logits(engine, tokens(), TOKENS, uses, i == 2 ? 3 : i, a->logits[i], &err),
+        must(ol_engine_logits(engine, &(ol_whole_text){tokens(), TOKENS, i == 2 ? 3 : i, uses},
+                              a->logits[i], &err),
              &err);
     }
     shares_of(engine, uses, a->shares);

@@ -144,11 +144,15 @@ static void test_whole_text(void **state)
     (void)state;
     store_must_put(e, 0);
     store_must_put(large, 0);
-    must(ol_engine_logits(large, store_prompt, 3 * 16, &use, 1, want, &store_error), &store_error);
-    must_fail(ol_engine_logits(e, store_prompt, 2 * 16 + 1, &use, 1, have, &store_error), OL_LIMIT,
-              "no room for 33 tokens beside 1 adapter", &store_error);
+    must(ol_engine_logits(large, &(ol_whole_text){store_prompt, 3 * 16, 1, &use}, want,
+                          &store_error),
+         &store_error);
+    must_fail(ol_engine_logits(e, &(ol_whole_text){store_prompt, 2 * 16 + 1, 1, &use}, have,
+                               &store_error),
+              OL_LIMIT, "no room for 33 tokens beside 1 adapter", &store_error);
     assert_true(ol_engine_adapter_has(e, &store[0].digest));
-    must(ol_engine_logits(e, store_prompt, 2 * 16, &use, 1, have, &store_error), &store_error);
+    must(ol_engine_logits(e, &(ol_whole_text){store_prompt, 2 * 16, 1, &use}, have, &store_error),
+         &store_error);
     assert_memory_equal(have, want, 2 * 16 * vocab * sizeof(float));
     expect_idle(e);
     free(have);

@@ -6,13 +6,13 @@
 static ol_digest put_with_alpha(ol_engine *e, int alpha)
 {
     ol_buf weights, config;
+    ol_adapter_bytes bytes;
     ol_adapter_facts facts;
     ol_digest digest;
 
     util_make_adapter("llama", "a", alpha, &weights, &config, &digest);
-    must(ol_engine_adapter_put(e, &digest, weights.data, weights.len, (const char *)config.data,
-                               config.len, &facts, &err),
-         &err);
+    bytes = util_bytes(&weights, &config);
+    must(ol_engine_adapter_put(e, &digest, &bytes, &facts, &err), &err);
     ol_buf_free(&weights);
     ol_buf_free(&config);
     return digest;

@@ -11,20 +11,21 @@ static void test_text_is_the_tokens(void **state)
 {
     ol_request q = util_text_request("Hello there", 40);
     util_result r;
-    int32_t *ids;
-    size_t n, len;
+    ol_tokens asked, answer;
+    size_t len;
     char *text;
 
     (void)state;
     need_engine();
     r = run_done(engine, &q);
-    must(ol_engine_tokenize(engine, "Hello there", 11, true, false, &ids, &n, &err), &err);
-    assert_int_equal(r.prompt_tokens, n);
-    free(ids);
+    must(ol_engine_tokenize(engine, (ol_text){"Hello there", 11}, true, false, &asked, &err), &err);
+    assert_int_equal(r.prompt_tokens, asked.n);
+    free(asked.ids);
     assert_int_equal(r.n, 40);
     assert_int_equal(r.completion_tokens, 40);
     assert_int_equal(r.finish, OL_FINISH_LENGTH);
-    must(ol_engine_detokenize(engine, r.tokens, (size_t)r.n, true, &text, &len, &err), &err);
+    answer = (ol_tokens){r.tokens, (size_t)r.n};
+    must(ol_engine_detokenize(engine, &answer, true, &text, &len, &err), &err);
     assert_int_equal(r.text.len, len);
     assert_memory_equal(r.text.data, text, len);
     free(text);
@@ -273,9 +274,8 @@ static void test_no_tokenizer(void **state)
     ol_text stop = text_of("x");
     ol_engine *bare;
     ol_request q;
-    int32_t *ids;
+    ol_tokens ids;
     util_result r;
-    size_t n;
 
     (void)state;
     need_path(golden_path("llama"));
@@ -295,7 +295,7 @@ static void test_no_tokenizer(void **state)
     refuse(bare, &q, OL_UNSUPPORTED, "tokenizer");
     q = util_text_request("hello", 5);
     refuse(bare, &q, OL_UNSUPPORTED, "tokenizer");
-    must_fail(ol_engine_tokenize(bare, "a", 1, true, false, &ids, &n, &err), OL_UNSUPPORTED,
+    must_fail(ol_engine_tokenize(bare, (ol_text){"a", 1}, true, false, &ids, &err), OL_UNSUPPORTED,
               "tokenizer", &err);
     ol_engine_close(bare);
     for (int i = 0; i < 2; i++) {

@@ -183,16 +183,15 @@ static ol_engine *open_engine(bool host_sampling)
 {
     ol_engine_options options = util_options(golden_path("llama"));
     ol_engine *engine;
-    int32_t *ids;
+    ol_tokens e;
     ol_error err;
-    size_t n;
 
     options.host_sampling = host_sampling;
     options.no_prefix_cache = true;
     engine = util_open(&options);
-    must(ol_engine_tokenize(engine, "e", 1, false, false, &ids, &n, &err), &err);
-    towards_stop.token = ids[n - 1];
-    free(ids);
+    must(ol_engine_tokenize(engine, (ol_text){"e", 1}, false, false, &e, &err), &err);
+    towards_stop.token = e.ids[e.n - 1];
+    free(e.ids);
     return engine;
 }
 

@@ -30,7 +30,8 @@ static void test_score(void **state)
     memcpy(all, prompt, sizeof(prompt));
     memcpy(all + N_PROMPT, completion, sizeof(completion));
     logits = malloc((size_t)(N_PROMPT + 5) * (size_t)info.vocab * sizeof(float));
-    must(ol_engine_logits(engine, all, N_PROMPT + 5, NULL, 0, logits, &err), &err);
+    must(ol_engine_logits(engine, &(ol_whole_text){.tokens = all, .n = N_PROMPT + 5}, logits, &err),
+         &err);
     q.task = OL_TASK_SCORE;
     q.completion_tokens = completion;
     q.n_completion_tokens = 5;
@@ -118,7 +119,8 @@ static void test_generated_logprobs(void **state)
     memcpy(all, prompt, sizeof(prompt));
     memcpy(all + N_PROMPT, r.tokens, 6 * sizeof(int32_t));
     logits = malloc((size_t)(N_PROMPT + 6) * (size_t)info.vocab * sizeof(float));
-    must(ol_engine_logits(engine, all, N_PROMPT + 6, NULL, 0, logits, &err), &err);
+    must(ol_engine_logits(engine, &(ol_whole_text){.tokens = all, .n = N_PROMPT + 6}, logits, &err),
+         &err);
     for (int i = 0; i < 6; i++)
         assert_true(fabs(r.logprobs[i] - logprob_in(logits + (N_PROMPT - 1 + i) * info.vocab,
                                                     info.vocab, r.tokens[i])) < 1e-4);

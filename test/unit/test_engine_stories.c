@@ -53,8 +53,7 @@ static void check_story(const char *isa)
     util_result r = {0};
     ol_engine *engine;
     ol_request q;
-    int32_t *start;
-    size_t n_start;
+    ol_tokens start;
 
     if (!folder[0]) {
         print_message("skipped: no stories260k\n");
@@ -63,9 +62,9 @@ static void check_story(const char *isa)
     options = util_options(folder);
     options.isa = isa;
     engine = util_open(&options);
-    must(ol_engine_tokenize(engine, "Zoo", 3, true, false, &start, &n_start, &err), &err);
-    free(start);
-    q = util_request(0, NULL, 0, N_IDS - (int)n_start);
+    must(ol_engine_tokenize(engine, (ol_text){"Zoo", 3}, true, false, &start, &err), &err);
+    free(start.ids);
+    q = util_request(0, NULL, 0, N_IDS - (int)start.n);
     q.prompt = (ol_text){"Zoo", 3};
     util_submit(engine, &q);
     util_run(engine, &r, 1);
@@ -94,20 +93,19 @@ static void test_prompt_ids(void **state)
 {
     ol_engine_options options;
     ol_engine *engine;
-    int32_t *have;
-    size_t n;
+    ol_tokens have;
 
     (void)state;
     if (!folder[0])
         skip();
     options = util_options(folder);
     engine = util_open(&options);
-    must(ol_engine_tokenize(engine, "Zoo was a little girl named Lily.", 33, true, false, &have, &n,
-                            &err),
+    must(ol_engine_tokenize(engine, (ol_text){"Zoo was a little girl named Lily.", 33}, true, false,
+                            &have, &err),
          &err);
-    assert_in_range(n, 5, (size_t)N_IDS);
-    assert_memory_equal(have, ids, n * sizeof(int32_t));
-    free(have);
+    assert_in_range(have.n, 5, (size_t)N_IDS);
+    assert_memory_equal(have.ids, ids, have.n * sizeof(int32_t));
+    free(have.ids);
     ol_engine_close(engine);
 }
 

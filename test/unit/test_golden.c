@@ -95,7 +95,9 @@ static void compare_logits(ol_engine *engine, const golden *g)
     double worst = 0, largest = 0, bound;
     ol_error err;
 
-    must(ol_engine_logits(engine, g->ids, g->n_ids, g->uses, g->n_uses, have, &err), &err);
+    must(ol_engine_logits(engine, &(ol_whole_text){g->ids, g->n_ids, g->n_uses, g->uses}, have,
+                          &err),
+         &err);
     for (size_t i = 0; i < n; i++) {
         double d = fabs((double)have[i] - (double)want[i]);
 
@@ -345,6 +347,7 @@ static ol_code try_model(const char *path, ol_error *err)
 static ol_code try_adapter(ol_engine *engine, const char *path, ol_error *err)
 {
     ol_adapter_facts facts;
+    ol_adapter_bytes bytes;
     ol_buf weights, config;
     ol_digest digest;
     ol_code code, checked;
@@ -352,10 +355,9 @@ static ol_code try_adapter(ol_engine *engine, const char *path, ol_error *err)
 
     if (!util_try_adapter(path, &weights, &config, &digest, err))
         return err->code;
-    code = ol_engine_adapter_put(engine, &digest, weights.data, weights.len,
-                                 (const char *)config.data, config.len, &facts, err);
-    checked = ol_engine_adapter_check(engine, weights.data, weights.len, (const char *)config.data,
-                                      config.len, &facts, &second);
+    bytes = util_bytes(&weights, &config);
+    code = ol_engine_adapter_put(engine, &digest, &bytes, &facts, err);
+    checked = ol_engine_adapter_check(engine, &bytes, &facts, &second);
     assert_int_equal(code, checked);
     ol_buf_free(&weights);
     ol_buf_free(&config);

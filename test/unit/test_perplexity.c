@@ -21,8 +21,8 @@ static text read_text(ol_engine *engine)
 {
     char line[16384];
     FILE *f = fopen(golden_path("../demo/heldout/grimm.jsonl"), "r");
+    ol_tokens tokens;
     text t;
-    size_t n;
     json_error_t why;
     json_t *passage;
     ol_error err;
@@ -32,12 +32,14 @@ static text read_text(ol_engine *engine)
     fclose(f);
     passage = json_loads(line, 0, &why);
     assert_non_null(passage);
-    must(ol_engine_tokenize(engine, json_string_value(json_object_get(passage, "text")),
-                            json_string_length(json_object_get(passage, "text")), true, false,
-                            &t.ids, &n, &err),
+    must(ol_engine_tokenize(engine,
+                            (ol_text){json_string_value(json_object_get(passage, "text")),
+                                      json_string_length(json_object_get(passage, "text"))},
+                            true, false, &tokens, &err),
          &err);
     json_decref(passage);
-    t.n = (int)n < MOST ? (int)n : MOST;
+    t.ids = tokens.ids;
+    t.n = (int)tokens.n < MOST ? (int)tokens.n : MOST;
     if (util_on_simt() && t.n > 48)
         t.n = 48;
     assert_true(t.n > 20);
@@ -72,7 +74,7 @@ static double perplexity(ol_engine_options options, ol_quantization how)
     t = read_text(engine);
     logits = malloc((size_t)t.n * (size_t)info.vocab * sizeof(float));
     assert_non_null(logits);
-    must(ol_engine_logits(engine, t.ids, t.n, &use, 1, logits, &err), &err);
+    must(ol_engine_logits(engine, &(ol_whole_text){t.ids, t.n, 1, &use}, logits, &err), &err);
     for (int i = 1; i < t.n; i++)
         sum += logprob(logits + (size_t)(i - 1) * (size_t)info.vocab, info.vocab, t.ids[i]);
     free(logits);

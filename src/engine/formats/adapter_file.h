@@ -11,19 +11,11 @@
 #define OL_FORMATS_ADAPTER_FILE_H
 
 #include "base/arena.h"
-#include "base/file.h"
+#include "engine/formats/adapter_bytes.h"
 #include "engine/formats/model_config.h"
 
 #define OL_MAX_RANK 512
 #define OL_MAX_ADAPTER_CONFIG ((size_t)1024 * 1024)
-
-/* An adapter as it arrives; a GGUF file has no config. */
-typedef struct ol_adapter_bytes {
-    const void *weights;
-    size_t weights_len;
-    const char *config;
-    size_t config_len;
-} ol_adapter_bytes;
 
 typedef enum ol_adapter_format { OL_ADAPTER_PEFT, OL_ADAPTER_GGUF } ol_adapter_format;
 
@@ -47,11 +39,6 @@ typedef struct ol_adapter_file {
  * changed; the layers are then those up to the highest in the file. */
 ol_code ol_adapter_file_parse(const ol_adapter_bytes *bytes, const ol_model_config *base,
                               ol_arena *arena, ol_adapter_file *out, ol_error *err);
-
-/* SHA-256 over: "openlora.adapter.1", a zero byte, the weights' length as 8 bytes
- * little-endian, the weights, the config text. The same function as engine.h's. */
-void ol_adapter_digest(const void *weights, size_t weights_len, const char *config,
-                       size_t config_len, ol_digest *digest);
 
 /* An adapter on disk, for the command line: a folder with adapter_config.json and
  * adapter_model.safetensors, or a .gguf file. */

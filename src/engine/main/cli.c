@@ -335,15 +335,17 @@ bool cli_adapter_arg(char *arg, cli_adapters *adapters)
 
 static ol_code load_adapter(ol_engine *engine, const char *path, ol_digest *digest, ol_error *err)
 {
+    ol_adapter_bytes bytes;
     ol_adapter_facts facts;
     ol_adapter_disk disk;
     ol_code code;
 
     OL_TRY(ol_adapter_disk_open(path, &disk, err));
+    bytes = (ol_adapter_bytes){disk.weights.data, disk.weights.len, (const char *)disk.config.data,
+                               disk.config.len};
     ol_adapter_digest(disk.weights.data, disk.weights.len, (const char *)disk.config.data,
                       disk.config.len, digest);
-    code = ol_engine_adapter_put(engine, digest, disk.weights.data, disk.weights.len,
-                                 (const char *)disk.config.data, disk.config.len, &facts, err);
+    code = ol_engine_adapter_put(engine, digest, &bytes, &facts, err);
     ol_adapter_disk_close(&disk);
     return code == OL_OK ? OL_OK : ol_prefix(err, "%s", path);
 }

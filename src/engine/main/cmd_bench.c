@@ -103,15 +103,17 @@ static int take_options(int argc, char **argv, bench *j)
 static ol_code put_adapter(bench *j, const ol_model_config *base, int i, ol_buf bytes[2],
                            ol_error *err)
 {
+    ol_adapter_bytes made;
     ol_adapter_facts facts;
 
     OL_TRY(random_adapter_make(base, j->rank, (uint64_t)i + 1, &bytes[0], &bytes[1], err));
+    made =
+        (ol_adapter_bytes){bytes[0].data, bytes[0].len, (const char *)bytes[1].data, bytes[1].len};
     if (j->write_adapters)
         OL_TRY(random_adapter_write(j->write_adapters, i + 1, &bytes[0], &bytes[1], err));
     ol_adapter_digest(bytes[0].data, bytes[0].len, (const char *)bytes[1].data, bytes[1].len,
                       &j->digests[i]);
-    OL_TRY(ol_engine_adapter_put(j->engine, &j->digests[i], bytes[0].data, bytes[0].len,
-                                 (const char *)bytes[1].data, bytes[1].len, &facts, err));
+    OL_TRY(ol_engine_adapter_put(j->engine, &j->digests[i], &made, &facts, err));
     if (!ol_engine_adapter_has(j->engine, &j->digests[0])) {
         ol_fail(err, OL_LIMIT, "the adapter cache holds %d of %d adapters", i, j->adapters);
         return ol_hint(err, "Raise --adapter-bytes.");

@@ -87,7 +87,8 @@ static ol_code run(job *j, ol_engine *engine, ol_error *err)
     logits = malloc(n * sizeof(float));
     if (!logits)
         return ol_fail_nomem(err, n * sizeof(float), "logits");
-    code = ol_engine_logits(engine, j->ids, j->n, j->adapters.uses, j->adapters.n, logits, err);
+    code = ol_engine_logits(engine, &(ol_whole_text){j->ids, j->n, j->adapters.n, j->adapters.uses},
+                            logits, err);
     if (code == OL_OK)
         code = write_out(j->out, logits, n, err);
     free(logits);

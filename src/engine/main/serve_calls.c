@@ -16,31 +16,29 @@ static ol_code tokenize(server *s, const tag_entry *e, ol_reader *r, const ol_fr
                         ol_error *err)
 {
     ol_wire_text_op op;
-    int32_t *ids;
-    size_t n;
+    ol_tokens tokens;
 
     if (!ol_wire_get_text_op(r, &op))
         return serve_malformed(frame, err);
-    OL_TRY(ol_engine_tokenize(s->engine, (const char *)e->upload.data, e->upload.len, op.add_bos,
-                              op.parse_special, &ids, &n, err));
-    outbox_send_data(&s->out, frame, ids, n * sizeof(int32_t));
+    OL_TRY(ol_engine_tokenize(s->engine, (ol_text){(const char *)e->upload.data, e->upload.len},
+                              op.add_bos, op.parse_special, &tokens, err));
+    outbox_send_data(&s->out, frame, tokens.ids, tokens.n * sizeof(int32_t));
     outbox_send(&s->out, frame, OL_FRAME_END);
-    free(ids);
+    free(tokens.ids);
     return OL_OK;
 }
 
 static ol_code detokenize(server *s, const tag_entry *e, ol_reader *r, const ol_frame *frame,
                           ol_error *err)
 {
+    ol_tokens tokens = {(int32_t *)(void *)e->upload.data, e->upload.len / sizeof(int32_t)};
     ol_wire_text_op op;
     char *text;
     size_t len;
 
     if (!ol_wire_get_text_op(r, &op) || e->upload.len % sizeof(int32_t) != 0)
         return serve_malformed(frame, err);
-    OL_TRY(ol_engine_detokenize(s->engine, (const int32_t *)(const void *)e->upload.data,
-                                e->upload.len / sizeof(int32_t), op.skip_special, &text, &len,
-                                err));
+    OL_TRY(ol_engine_detokenize(s->engine, &tokens, op.skip_special, &text, &len, err));
     outbox_send_data(&s->out, frame, text, len);
     outbox_send(&s->out, frame, OL_FRAME_END);
     free(text);
