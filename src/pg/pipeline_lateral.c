@@ -67,8 +67,11 @@ static Node *without_join(Node *node, LoraLateral *l)
 
     if (!node)
         return NULL;
-    if (IsA(node, Param))
-        return without_parameters(node, l->join->nestParams);
+    if (IsA(node, Param)) {
+        Node *handed = without_parameters(node, l->join->nestParams);
+
+        return l->outer ? lora_through(handed, l->outer) : handed;
+    }
     if (IsA(node, Var) && var->varno == OUTER_VAR && l->outer)
         return lora_through(node, l->outer);
     if (!IsA(node, Var) || var->varno == OUTER_VAR)
