@@ -27,23 +27,21 @@
 
 /* An adapter that was never seen: as large as the mean of those that were, else an
  * eighth of the budget, so that not everybody sends at once. */
-static size_t expected_bytes(const ol_engine *engine, const ol_adapter *a)
+static size_t expected_bytes(const ol_adapters_counts *c, const ol_adapter *a)
 {
-    ol_adapters_counts c;
-
     if (a->bytes)
         return a->bytes;
-    c = ol_adapters_count(engine->adapters);
-    return c.resident ? c.bytes / (size_t)c.resident : c.budget / 8;
+    return c->resident ? c->bytes / (size_t)c->resident : c->budget / 8;
 }
 
 static size_t missing_bytes(const ol_engine *engine, const request *r)
 {
+    ol_adapters_counts c = ol_adapters_count(engine->adapters);
     size_t bytes = 0;
 
     for (int i = 0; r && i < r->n_adapters; i++)
         if (!r->adapters[i]->lora)
-            bytes += expected_bytes(engine, r->adapters[i]);
+            bytes += expected_bytes(&c, r->adapters[i]);
     return bytes;
 }
 
@@ -97,24 +95,34 @@ static void ask(pass *p, request *r, int i)
     ol_events_push(p->engine->events, &e);
 }
 
-static bool was_denied(const ol_engine *engine, const ol_adapter *a)
+static bool was_denied(const ol_adapters_counts *c, const ol_adapter *a)
 {
-    return a->denied_at == ol_adapters_count(engine->adapters).releases + 1;
+    return a->denied_at == c->releases + 1;
 }
 
 /* Rules 2 to 4. The oldest may always ask for what it has never shown. */
 static bool may_ask(const pass *p, const request *r, int i)
 {
     const ol_adapter *a = r->adapters[i];
-    ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
-    size_t bytes = expected_bytes(p->engine, a);
+    ol_adapters_counts c;
+    size_t bytes;
 
-    if (a->loading || r->asked_us[i] || (a->asked && !is_late(p->engine, p->now, a->asked_us)) ||
-        was_denied(p->engine, a))
+    if (a->loading || r->asked_us[i] || (a->asked && !is_late(p->engine, p->now, a->asked_us)))
         return false;
+    c = ol_adapters_count(p->engine->adapters);
+    if (was_denied(&c, a))
+        return false;
+    bytes = expected_bytes(&c, a);
     if (r == p->oldest)
         return a->bytes == 0 || c.pinned_bytes + c.reserved + bytes <= c.room;
     return c.pinned_bytes + c.reserved + p->reserved + p->asked + bytes <= c.room;
+}
+
+static void count_asked(pass *p, const ol_adapter *a)
+{
+    ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
+
+    p->asked += expected_bytes(&c, a);
 }
 
 static void ask_for_missing(pass *p, request *r)
@@ -128,7 +136,7 @@ static void ask_for_missing(pass *p, request *r)
             ask(p, r, i);
         if (a->asked && a->asked_tag == r->tag && r != p->oldest &&
             !is_late(p->engine, p->now, a->asked_us))
-            p->asked += expected_bytes(p->engine, a);
+            count_asked(p, a);
     }
 }
 
@@ -153,7 +161,7 @@ static size_t page_bytes_for(const ol_engine *engine, int n_tokens)
 
 static bool may_pin(const pass *p, const request *r)
 {
-    ol_adapters_counts c = ol_adapters_count(p->engine->adapters);
+    ol_adapters_counts c;
     size_t more = 0;
 
     if (r->n_adapters == 0)
@@ -164,6 +172,7 @@ static bool may_pin(const pass *p, const request *r)
         else if (r->adapters[i]->pins == 0)
             more += r->adapters[i]->bytes;
     more += page_bytes_for(p->engine, r->seq.known);
+    c = ol_adapters_count(p->engine->adapters);
     return r == p->oldest || c.pinned_bytes + more + p->reserved <= c.room;
 }
 
@@ -195,12 +204,15 @@ static size_t known_bytes(const request *r)
 /* The device's memory ended before the budget did, and nobody but the oldest holds any. */
 static bool is_stuck(const pass *p, const request *r)
 {
+    ol_adapters_counts c;
+
     if (r != p->oldest || p->engine->n_adapted > 0)
         return false;
     if (p->engine->page_bytes && ol_kvpages_used(ol_sched_pages(p->engine->sched)) > 0)
         return false;
+    c = ol_adapters_count(p->engine->adapters);
     for (int i = 0; i < r->n_adapters; i++)
-        if (!r->adapters[i]->lora && was_denied(p->engine, r->adapters[i]))
+        if (!r->adapters[i]->lora && was_denied(&c, r->adapters[i]))
             return true;
     return false;
 }
@@ -240,7 +252,7 @@ static bool is_hopeless(const pass *p, request *r, ol_error *err)
 {
     size_t bytes = known_bytes(r);
 
-    if (bytes > ol_adapters_count(p->engine->adapters).budget) {
+    if (bytes && bytes > ol_adapters_count(p->engine->adapters).budget) {
         ol_adapters_over_budget(p->engine->adapters, bytes, r->n_adapters, err);
         return true;
     }

@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define CONTEXT_BUCKETS 4096 /* a power of two */
+
 struct ol_prefix_context {
     int n, refs; /* of requests, and of known first pages */
+    uint32_t bucket;
     ol_digest digests[OL_PREFIX_ADAPTERS];
     float weights[OL_PREFIX_ADAPTERS];
     struct ol_prefix_context *next;
@@ -29,10 +32,30 @@ struct ol_prefix_cache {
     double *energies; /* [n_pages][OL_PREFIX_ADAPTERS] */
     int32_t *buckets; /* [mask + 1] first page, or OL_NO_PAGE */
     uint32_t mask;
-    ol_prefix_context *contexts;
+    ol_prefix_context *contexts[CONTEXT_BUCKETS];
 };
 
-/* -- contexts --------------------------------------------------------------------------- */
+static uint64_t mix(uint64_t hash, uint64_t value)
+{
+    hash = (hash ^ value) * 0x9E3779B97F4A7C15u;
+    return hash ^ hash >> 29;
+}
+
+/* -- contexts: as many as adapters and combinations of them have pages ---------------------- */
+
+/* Digests are uniform: some bytes of them do. */
+static uint32_t context_bucket(const ol_digest *digests, const float *weights, int n)
+{
+    uint64_t hash = (uint64_t)n, some;
+    uint32_t bits;
+
+    for (int i = 0; i < n; i++) {
+        memcpy(&some, digests[i].bytes, sizeof(some));
+        memcpy(&bits, &weights[i], sizeof(bits));
+        hash = mix(mix(hash, some), bits);
+    }
+    return (uint32_t)(hash >> 32) & (CONTEXT_BUCKETS - 1);
+}
 
 static bool is_context(const ol_prefix_context *c, const ol_digest *digests, const float *weights,
                        int n)
@@ -44,7 +67,8 @@ static bool is_context(const ol_prefix_context *c, const ol_digest *digests, con
 ol_prefix_context *ol_prefix_ref(ol_prefix_cache *p, const ol_digest *digests, const float *weights,
                                  int n)
 {
-    ol_prefix_context *c = p->contexts;
+    uint32_t bucket = context_bucket(digests, weights, n);
+    ol_prefix_context *c = p->contexts[bucket];
 
     assert(n >= 0 && n <= OL_PREFIX_ADAPTERS);
     while (c && !is_context(c, digests, weights, n))
@@ -54,10 +78,11 @@ ol_prefix_context *ol_prefix_ref(ol_prefix_cache *p, const ol_digest *digests, c
         if (!c)
             return NULL;
         c->n = n;
+        c->bucket = bucket;
         memcpy(c->digests, digests, (size_t)n * sizeof(*digests));
         memcpy(c->weights, weights, (size_t)n * sizeof(*weights));
-        c->next = p->contexts;
-        p->contexts = c;
+        c->next = p->contexts[bucket];
+        p->contexts[bucket] = c;
     }
     c->refs++;
     return c;
@@ -65,10 +90,11 @@ ol_prefix_context *ol_prefix_ref(ol_prefix_cache *p, const ol_digest *digests, c
 
 void ol_prefix_unref(ol_prefix_cache *p, ol_prefix_context *c)
 {
-    ol_prefix_context **at = &p->contexts;
+    ol_prefix_context **at;
 
     if (!c || --c->refs > 0)
         return;
+    at = &p->contexts[c->bucket];
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
@@ -76,12 +102,6 @@ void ol_prefix_unref(ol_prefix_cache *p, ol_prefix_context *c)
 }
 
 /* -- entries ----------------------------------------------------------------------------- */
-
-static uint64_t mix(uint64_t hash, uint64_t value)
-{
-    hash = (hash ^ value) * 0x9E3779B97F4A7C15u;
-    return hash ^ hash >> 29;
-}
 
 static uint32_t bucket_of(const ol_prefix_cache *p, const ol_prefix_context *context,
                           int32_t before, const int32_t *tokens)
@@ -187,10 +207,11 @@ void ol_prefix_free(ol_prefix_cache *p)
 
     if (!p)
         return;
-    for (ol_prefix_context *c = p->contexts; c; c = next) {
-        next = c->next;
-        free(c);
-    }
+    for (int i = 0; i < CONTEXT_BUCKETS; i++)
+        for (ol_prefix_context *c = p->contexts[i]; c; c = next) {
+            next = c->next;
+            free(c);
+        }
     free(p->entries);
     free(p->tokens);
     free(p->energies);
