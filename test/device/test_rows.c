@@ -51,7 +51,7 @@ static void make_requests(request *requests, const rig_shape *shape, rig_rng *rn
     for (int s = 0; s < N_SEQS; s++) {
         request *r = &requests[s];
 
-        r->length = s == 0 ? MAX_LENGTH : 20 + rig_below(rng, 70);
+        r->length = s == 0 ? MAX_LENGTH : 20 + rig_below(rng, 40);
         for (int i = 0; i < r->length; i++)
             r->tokens[i] = rig_below(rng, shape->vocab);
         r->n_loras = s % 4;
@@ -206,7 +206,7 @@ static const schedule schedules[] = {
     {"alone, in one piece", 1, MAX_LENGTH, MAX_LENGTH, 2, false},
     {"alone, in pieces", 1, 1, 40, 1, false},
     {"two, row by row", 2, 1, 1, 2, false},
-    {"all, row by row", N_SEQS, 1, 1, 3, false},
+    {"all, row by row", N_SEQS, 1, 1, 2, false},
     {"all, in small pieces", N_SEQS, 1, 5, 2, false},
     {"all, in pieces", N_SEQS, 1, 33, 3, false},
     {"five, in pieces", 5, 1, 17, 1, false},
