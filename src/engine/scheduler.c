@@ -33,7 +33,6 @@ ol_code ol_sched_create(const ol_sched_limits *limits, ol_sched **out, ol_error 
     s->n_free_slots = limits->max_seqs;
     s->prompt_rows = limits->step_tokens;
     s->reserved_slots = limits->max_seqs / 16;
-    s->reserved_pages = limits->n_pages / 8 < s->slot_pages ? limits->n_pages / 8 : s->slot_pages;
     *out = s;
     return OL_OK;
 }
@@ -134,6 +133,14 @@ static bool has_room(const ol_sched *s, const ol_sched_seq *seq, int pages)
     return pages <= ol_kvpages_available(s->pages) && wanted <= ol_kvpages_room(s->pages) - pages;
 }
 
+/* For tenants that have nothing running: of the pages that keys and values may have. */
+static int reserved_pages(const ol_sched *s)
+{
+    int eighth = ol_kvpages_most(s->pages) / 8;
+
+    return eighth < s->slot_pages ? eighth : s->slot_pages;
+}
+
 bool sched_admit(ol_sched *s, ol_sched_seq *seq)
 {
     int headroom = s->running.n; /* let those that run grow before they have to yield */
@@ -141,7 +148,7 @@ bool sched_admit(ol_sched *s, ol_sched_seq *seq)
     if (s->n_free_slots == 0)
         return false;
     if (sched_running_of(seq) > 0)
-        headroom += s->reserved_pages;
+        headroom += reserved_pages(s);
     seq->slot = s->free_slots[s->n_free_slots - 1];
     seq->table = (ol_pagetable){.pages = s->tables + (size_t)seq->slot * (size_t)s->slot_pages,
                                 .max = s->slot_pages};

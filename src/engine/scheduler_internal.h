@@ -24,7 +24,7 @@ struct ol_sched {
     int n_free_slots;
     ol_sched_plan plan;
     ol_tenants *tenants;
-    int reserved_slots, reserved_pages; /* for tenants that have nothing running */
+    int reserved_slots; /* for tenants that have nothing running */
     int prompt_rows;
     const ol_sched_seq *whose; /* who needs wanted_pages, or NULL: of one plan */
     int wanted_pages;
