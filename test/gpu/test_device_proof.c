@@ -65,7 +65,8 @@ static gpu_proven proven_with_difference(int n)
 }
 
 /* Each kind of weights is compared, without adapters first and with some last: a difference that
- * begins in its second launch is found there, and one in the last whose sums come as they are. */
+ * begins in its second launch is found there, and one in the last whose sums come as they are; and
+ * one of adapters' products alone. */
 static void every_kind_is_proven(void **state)
 {
     gpu_proven all = proven_with_difference(0);
@@ -74,12 +75,13 @@ static void every_kind_is_proven(void **state)
     (void)state;
     assert_int_equal(all.found, GPU_PROOF_SAME);
     for (int kind = GPU_KINDS - 1; kind > GPU_BF16; kind--, end -= EACH_KIND)
-        for (int adapters = 0; adapters < 2; adapters++) {
-            gpu_proven p = proven_with_difference(adapters ? end - 3 : end - EACH_KIND + 2);
+        for (int i = 0; i < 3; i++) {
+            int first = end - EACH_KIND + 2;
+            gpu_proven p = proven_with_difference(i == 0 ? first : i == 1 ? end - 3 : -first);
 
             assert_int_equal(p.found, GPU_PROOF_DIFFERS);
             assert_int_equal(p.kind, kind);
-            assert_int_equal(p.adapters, adapters);
+            assert_int_equal(p.adapters, i > 0);
         }
 }
 

@@ -152,7 +152,7 @@ typedef struct simt_options {
     int fail_after;      /* the launch that fails with cudaErrorIllegalAddress; -1: none */
     int capability;      /* of the device: 8 or 9; 0: OL_SIMT_CAPABILITY, or 8 */
     int group_differs;   /* the launch, from 1 on, from which products of groups round otherwise
-                          * than those of warps; 0: none */
+                          * than those of warps; 0: none; -launch: adapters', asked for alone */
     int group_dies;      /* the one whose first such product ends the process; 0: none */
     cudaError_t absent;  /* what asking for devices says: there is none, or no driver for it */
     cudaError_t refusal; /* what choosing the device says */

@@ -87,10 +87,8 @@ static const uint16_t *eight_of_b(uint64_t b, int column, int half)
 }
 
 /* Other sums than mma_bf16's, where that is wanted: pairs first. */
-static float add16(float sum, const float *x, const uint16_t *y)
+static float add16(float sum, const float *x, const uint16_t *y, bool differs)
 {
-    bool differs = from_launch(simt_settings.group_differs);
-
     for (int k = 0; k < 8; k += 2) {
         float p = x[k] * bf16_value(y[k]), q = x[k + 1] * bf16_value(y[k + 1]);
 
@@ -118,7 +116,7 @@ static void rows_of_a(const simt_product &p, float (&rows)[2][16])
         }
 }
 
-static void compute(const simt_product &p, std::vector<float> &sums)
+static void compute(const simt_product &p, std::vector<float> &sums, bool differs)
 {
     float rows[2][16];
     int t = simt_lane() % 4;
@@ -129,8 +127,9 @@ static void compute(const simt_product &p, std::vector<float> &sums)
             int column = j * 8 + 2 * t + e % 2;
             float sum = sums[(size_t)(j * 4 + e)];
 
-            sum = add16(sum, rows[e / 2], eight_of_b(p.b, column, 0));
-            sums[(size_t)(j * 4 + e)] = add16(sum, rows[e / 2] + 8, eight_of_b(p.b, column, 1));
+            sum = add16(sum, rows[e / 2], eight_of_b(p.b, column, 0), differs);
+            sums[(size_t)(j * 4 + e)] =
+                add16(sum, rows[e / 2] + 8, eight_of_b(p.b, column, 1), differs);
         }
 }
 
@@ -150,6 +149,16 @@ static void give_sums(simt_group_state *state, size_t i)
     s.c = NULL;
 }
 
+/* Whether it rounds otherwise: those of adapters are each a group of its own. */
+static bool differs(const simt_group_state *state, const simt_product &p)
+{
+    int from = simt_settings.group_differs, n = 0;
+
+    for (const simt_product &other : state->products)
+        n += other.group == p.group;
+    return from < 0 ? from_launch(-from) && n == 1 : from_launch(from);
+}
+
 void simt_group_wait(int n)
 {
     simt_group_state *state = simt_group_of_thread();
@@ -160,7 +169,7 @@ void simt_group_wait(int n)
 
         if (p.group >= state->groups - n)
             break;
-        compute(p, sums_of(state, p.c)->values);
+        compute(p, sums_of(state, p.c)->values, differs(state, p));
     }
     state->products.erase(state->products.begin(), state->products.begin() + (ptrdiff_t)done);
     for (size_t i = 0; i < state->sums.size(); i++)
