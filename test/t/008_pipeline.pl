@@ -26,7 +26,7 @@ $node->safe_psql('postgres', q{
 	  CASE i % 3 WHEN 0 THEN NULL WHEN 1 THEN '{grimm}'::text[] ELSE '{shakespeare,grimm}' END AS adapters
 	FROM generate_series(1, 60) i});
 my $scan = q{SELECT md5(string_agg(id || ' ' || a, E'\n')) FROM (
-  SELECT id, lora_generate(adapters, body, max_tokens => 200 + id % 50, ignore_eos => true, temperature => 1, seed => id) AS a
+  SELECT id, lora_generate(adapters, body, max_tokens => 100 + id % 50, ignore_eos => true, temperature => 1, seed => id) AS a
   FROM prompt ORDER BY id OFFSET 0) s};
 
 sub inferences { return $node->safe_psql('postgres', 'SELECT count(*) FROM openlora.inferences') }
@@ -74,7 +74,7 @@ for my $retries (0, 2)
 		$node->safe_psql('postgres', 'DELETE FROM answer WHERE id > 0');
 		$before = inferences();
 		($run, $stdout, $stderr) = run_psql($node, 'scan', "SET openlora.max_retries = $retries",
-			q{INSERT INTO answer SELECT id, lora_generate(adapters, body, max_tokens => 200 + id % 50, ignore_eos => true, temperature => 1, seed => id) FROM prompt});
+			q{INSERT INTO answer SELECT id, lora_generate(adapters, body, max_tokens => 100 + id % 50, ignore_eos => true, temperature => 1, seed => id) FROM prompt});
 		return $run;
 	});
 	$run->finish;
@@ -180,10 +180,10 @@ is($node->safe_psql('postgres', q{
 	CREATE TEMP TABLE measured (n int, bytes bigint);
 	CREATE FUNCTION bytes() RETURNS bigint LANGUAGE sql VOLATILE AS $$ SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts $$;
 	INSERT INTO measured SELECT i, bytes() FROM (
-	  SELECT i, lora_generate(NULL, 'Once ' || i, max_tokens => i % 2) AS a FROM generate_series(1, 10000) i OFFSET 0) s
-	WHERE a IS NOT NULL AND i IN (1000, 10000);
-	SELECT (SELECT bytes FROM measured WHERE n = 10000) - bytes < 1000000 FROM measured WHERE n = 1000;
-	ROLLBACK}) =~ /t$/, 1, 'nine thousand rows later, no more memory');
+	  SELECT i, lora_generate(NULL, 'Once ' || i, max_tokens => i % 2) AS a FROM generate_series(1, 5000) i OFFSET 0) s
+	WHERE a IS NOT NULL AND i IN (1000, 5000);
+	SELECT (SELECT bytes FROM measured WHERE n = 5000) - bytes < 500000 FROM measured WHERE n = 1000;
+	ROLLBACK}) =~ /t$/, 1, 'four thousand rows later, no more memory');
 
 # A queue that holds less than the scan would send.
 $node->append_conf('postgresql.conf', "openlora.max_queued = 2\nopenlora.max_sequences = 2\nopenlora.pipeline_depth = 50");
