@@ -84,8 +84,8 @@ static void define_engine(void)
     DefineCustomStringVariable("openlora.device", "Device that computes.", "auto, cpu or cuda:N.",
                                &lora_device, "auto", PGC_SIGHUP, 0, NULL, NULL, NULL);
     DefineCustomStringVariable("openlora.isa", "Best CPU instruction set to use.",
-                               "auto, avx512, avx2 or portable.", &lora_isa, "auto", PGC_SIGHUP, 0,
-                               NULL, NULL, NULL);
+                               "auto, avx512, avxvnni, avx2 or portable.", &lora_isa, "auto",
+                               PGC_SIGHUP, 0, NULL, NULL, NULL);
     DefineCustomStringVariable("openlora.engine_path", "Program that runs the model.",
                                "Empty: openlora-engine in PostgreSQL's library folder.",
                                &lora_engine_path, "", PGC_POSTMASTER, GUC_SUPERUSER_ONLY, NULL,
