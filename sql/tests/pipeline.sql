@@ -122,6 +122,7 @@ INSERT INTO shape (what, pipelined, query) VALUES
 ('lateral row, its inference', true, $$SELECT t.id, c.inference_id > 0, ask(NULL, left(c.inference_id::text, 0) || 'x') FROM task t, LATERAL lora_complete(NULL, t.body, max_tokens => 2) c$$),
 ('lateral row as a whole', false, $$SELECT t.id, c IS NULL FROM task t, LATERAL lora_complete(NULL, t.body, max_tokens => 2) c$$),
 ('lateral row of a call, compared', true, 'SELECT s.id, s.a, d.tokens FROM (SELECT id, ask(NULL, body) AS a FROM task) s JOIN LATERAL lora_score_detail(NULL, s.a, $x$ and$x$) d ON s.id > d.tokens + 4'),
+('lateral in name alone', false, $$SELECT t.id, c.text FROM task t LEFT JOIN LATERAL lora_complete(NULL, 'x', max_tokens => 2) c ON true$$),
 ('lateral rows, two', true, $$SELECT t.id, c.text, d.tokens FROM task t, LATERAL lora_complete(NULL, t.body, max_tokens => 2) c, LATERAL lora_score_detail(NULL, t.body, c.text) d$$),
 ('lateral value', true, $$SELECT t.id, g FROM task t, LATERAL lora_generate(NULL, t.body, max_tokens => 2) g WHERE length(g) > 3$$),
 ('lateral row of a join', true, $$SELECT t.id, c.text FROM task t JOIN word w USING (id), LATERAL lora_complete(NULL, t.body || w.word, max_tokens => 2) c ORDER BY t.id$$),

@@ -7,6 +7,20 @@
 #include "catalog/pg_type.h"
 #include "nodes/nodeFuncs.h"
 
+/* Else it is called once, whatever the number of rows. */
+static bool depends_on_row(Node *node, List *handed)
+{
+    ListCell *cell;
+
+    if (!node)
+        return false;
+    if (IsA(node, Param) && ((Param *)node)->paramkind == PARAM_EXEC)
+        foreach (cell, handed)
+            if (((NestLoopParam *)lfirst(cell))->paramno == ((Param *)node)->paramid)
+                return true;
+    return expression_tree_walker(node, depends_on_row, handed);
+}
+
 bool lora_is_lateral_call(Plan *plan, LoraLateral *l)
 {
     NestLoop *join = (NestLoop *)plan;
@@ -25,7 +39,8 @@ bool lora_is_lateral_call(Plan *plan, LoraLateral *l)
     if (!IsA(function->funcexpr, FuncExpr) || function->funccolnames)
         return false;
     l->call = (FuncExpr *)function->funcexpr;
-    return !l->call->funcretset && lora_function_of(l->call->funcid);
+    return !l->call->funcretset && lora_function_of(l->call->funcid) &&
+           depends_on_row((Node *)l->call->args, join->nestParams);
 }
 
 /* The outer side's columns, instead of the parameters by which the join hands them down. */
