@@ -40,8 +40,9 @@ weights *weights_random(const stack_shape *s, ol_dtype dtype);
 /* The same numbers in f32, where they are of a quantised type: the CPU device multiplies those with
  * rounded activations, which is no measure. */
 const weights *weights_plain(const weights *w);
-/* What FP8 makes of matrices: each row's largest number becomes 448, the others the nearest. */
-const weights *weights_rounded(const weights *w);
+/* What FP8 makes of matrices: each row's largest number becomes 448, the others the nearest; and
+ * INT8, where it is 127 and of each 32 columns. */
+const weights *weights_rounded(const weights *w, ol_quantization how);
 
 /* -- a model on a device: model.c ------------------------------------------------------------- */
 typedef struct model {

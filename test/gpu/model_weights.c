@@ -162,38 +162,47 @@ const weights *weights_plain(const weights *w)
     return plain;
 }
 
-static ol_tensor rounded(const ol_tensor *t)
+static void round_group(float *v, size_t n, bool fp8)
+{
+    float most = 0, scale;
+
+    for (size_t i = 0; i < n; i++)
+        most = fmaxf(most, fabsf(v[i]));
+    scale = fp8 ? most / 448 : (float)rig_from_f16(rig_f16(most / 127));
+    for (size_t i = 0; i < n; i++)
+        v[i] = scale == 0 ? 0
+               : fp8      ? (float)(rig_from_f8(rig_f8(v[i] / scale)) * scale)
+                          : fmaxf(fminf(rintf(v[i] / scale), 127), -128) * scale;
+}
+
+static ol_tensor rounded(const ol_tensor *t, ol_quantization how)
 {
     size_t rows = (size_t)t->shape[0], cols = (size_t)t->shape[1];
+    bool fp8 = how == OL_QUANT_FP8;
+    size_t group = fp8 ? cols : 32;
     float *v = rig_host(rows * cols * sizeof(float));
     ol_tensor out = *t;
 
     ol_dequantize(t->dtype, t->data, v, rows * cols);
-    for (float *row = v; row < v + rows * cols; row += cols) {
-        float most = 0, scale;
-
-        for (size_t i = 0; i < cols; i++)
-            most = fmaxf(most, fabsf(row[i]));
-        scale = most / 448;
-        for (size_t i = 0; i < cols; i++)
-            row[i] = scale > 0 ? (float)(rig_from_f8(rig_f8(row[i] / scale)) * scale) : 0;
-    }
+    for (float *row = v; row < v + rows * cols; row += cols)
+        for (size_t i = 0; i < cols; i += group)
+            round_group(row + i, cols - i < group ? cols - i : group, fp8);
     out.dtype = OL_F32;
     out.data = v;
     out.bytes = rows * cols * sizeof(float);
     return out;
 }
 
-const weights *weights_rounded(const weights *w)
+const weights *weights_rounded(const weights *w, ol_quantization how)
 {
     weights *out = rig_host(sizeof(*out));
 
     *out = *w;
-    out->head = rounded(&w->head);
+    out->head = rounded(&w->head, how);
     if (w->s.tied)
-        out->embedding = rounded(&w->embedding);
+        out->embedding = rounded(&w->embedding, how);
     for (int l = 0; l < LAYERS; l++)
         for (int m = 0; m < OL_MODULES; m++)
-            out->linear[l][m] = rounded(&w->linear[l][m]);
+            out->linear[l][m] = rounded(&w->linear[l][m], how);
     return out;
 }
