@@ -57,7 +57,7 @@ typedef struct ol_engine_options {
     size_t cache_bytes;      /* not 0: one pool for both; the two above are the most that each may
                               * take of it, 0: all */
     int context;             /* tokens per request at most; 0: the model's */
-    int max_seqs;            /* running sequences; 0: 64 */
+    int max_seqs;            /* running sequences; 0: 64; at most 7/8 of step_tokens */
     int step_tokens;         /* token rows per step; 0: 512 */
     int page_tokens;         /* 0: 16 */
     int max_queued;          /* requests beyond max_seqs; 0: 1000 */

@@ -1,6 +1,8 @@
 /* open.c: an engine's beginning and end. */
 #include "engine/load.h"
 
+#include "base/log.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -24,6 +26,21 @@ static int or_default(int value, int otherwise)
     return value ? value : otherwise;
 }
 
+/* Whoever generates takes a row of each step. An eighth is left for prompts, or a tenant with
+ * nothing running would find a slot, and wait all the same until somebody has ended. */
+static void leave_rows_for_prompts(limits *l)
+{
+    int most = l->step_tokens - (l->step_tokens + 7) / 8;
+
+    if (most < 1)
+        most = 1;
+    if (l->max_seqs <= most)
+        return;
+    ol_log(OL_LOG_INFO, "%d sequences run at the same time, not %d: a step has %d tokens", most,
+           l->max_seqs, l->step_tokens);
+    l->max_seqs = most;
+}
+
 /* All limits but those that depend on the model. */
 static ol_code take_limits(const ol_engine_options *o, limits *l, ol_error *err)
 {
@@ -43,6 +60,7 @@ static ol_code take_limits(const ol_engine_options *o, limits *l, ol_error *err)
     l->max_queued = or_default(o->max_queued, 1000);
     if (l->page_tokens < 16 || (l->page_tokens & (l->page_tokens - 1)) != 0)
         return ol_fail(err, OL_INVALID, "page_tokens must be a power of two of at least 16");
+    leave_rows_for_prompts(l);
     /* A sequence that generates wants one row of logits; one that scores can use more. */
     l->max_logit_rows = l->max_seqs > 32 ? l->max_seqs : 32;
     if (l->max_logit_rows > l->step_tokens)

@@ -89,6 +89,45 @@ static void test_queue_is_bounded(void **state)
     ol_engine_close(small);
 }
 
+/* More slots than a step has rows: those that generate leave rows for prompts, so that a tenant
+ * with nothing running need not wait until one of them has ended. */
+static void test_steps_have_rows_for_prompts(void **state)
+{
+    enum { OTHERS = 40, STEPS = 40 };
+    ol_engine_options options;
+    util_result r[OTHERS + 1] = {0};
+    ol_engine_info info;
+    ol_request q;
+    ol_engine *e;
+
+    (void)state;
+    need_path(golden_path("llama"));
+    options = util_options(golden_path("llama"));
+    options.step_tokens = 32;
+    options.max_seqs = 64;
+    e = util_open(&options);
+    for (uint64_t tag = 0; tag < OTHERS; tag++) {
+        q = util_request(tag, prompt, N_PROMPT, 200);
+        util_submit(e, &q);
+    }
+    for (int i = 0; i < STEPS; i++)
+        must(ol_engine_step(e, &err), &err);
+    q = util_request(OTHERS, prompt, N_PROMPT, 4);
+    q.tenant = 1;
+    util_submit(e, &q);
+    for (int i = 0; i < STEPS && !r[OTHERS].done; i++) {
+        must(ol_engine_step(e, &err), &err);
+        util_take(e, r, OTHERS + 1);
+    }
+    assert_true(r[OTHERS].done);
+    ol_engine_info_get(e, &info);
+    assert_int_equal(info.running, 27); /* 28, of which one is kept for newcomers */
+    for (int i = 0; i < OTHERS; i++)
+        assert_false(r[i].done);
+    util_free(r, OTHERS + 1);
+    ol_engine_close(e);
+}
+
 static void test_time_is_over(void **state)
 {
     ol_request q = util_request(0, prompt, N_PROMPT, 240);
@@ -344,6 +383,7 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_tags),
         cmocka_unit_test(test_queue_is_bounded),
+        cmocka_unit_test(test_steps_have_rows_for_prompts),
         cmocka_unit_test(test_time_is_over),
         cmocka_unit_test(test_bad_place),
         cmocka_unit_test(test_cancel),
