@@ -40,8 +40,7 @@
 
 typedef enum numbers { PLAIN, WIDE, CANCELLING, SMALL, NUMBERS, ANY } numbers;
 
-/* Which adapters rows have: a tile's all the same ones, in the same order; or none, either, both.
- */
+/* Which adapters rows have: all the same ones, in the same order; or none, either, both. */
 typedef enum share { NO_ADAPTERS, ALIKE, MIXED, SHARES } share;
 
 /* What lies on the card: here its addresses alone are used. */
@@ -51,8 +50,8 @@ typedef struct card {
     gpu_lora_part parts[ADAPTERS][GPU_MODULES];
     gpu_member members[ROWS * ADAPTERS];
     int32_t start[SHARES][ROWS + 1], of_row[SHARES][ROWS * ADAPTERS];
-    /* numbers of 16 bits, or as much room */
-    _Alignas(512) uint16_t weights[PARTS][TILE_ROWS * COLS];
+    /* numbers of 16 bits, or as much room: kernels read 16 bytes at once */
+    _Alignas(16) uint16_t weights[PARTS][TILE_ROWS * COLS];
     uint16_t scales[PARTS][TILE_ROWS * COLS / 16];
     uint16_t x[ROWS * COLS];
     uint16_t b[ADAPTERS][PARTS][TILE_ROWS * MOST_RANK];
