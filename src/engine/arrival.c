@@ -10,6 +10,15 @@
 
 /* -- bytes that are read ---------------------------------------------------------------- */
 
+/* Such an adapter is refused in any case: sooner than it takes the host's memory. In a pool it is
+ * known only later how the device keeps it: in a quarter of the bytes of F32 at best. */
+static size_t most_read(const ol_adapters *store)
+{
+    size_t budget = store->how.budget;
+
+    return !store->how.pool ? budget : budget > SIZE_MAX / 4 ? SIZE_MAX : 4 * budget;
+}
+
 static ol_code parse(const ol_adapters *store, ol_adapter_made *made)
 {
     const ol_adapter_bytes *b = &made->bytes;
@@ -17,7 +26,8 @@ static ol_code parse(const ol_adapters *store, ol_adapter_made *made)
     made->arena = ol_arena_create();
     if (!made->arena)
         return ol_fail_nomem(&made->error, b->weights_len, "an adapter");
-    return ol_adapter_file_parse(b, store->how.base, made->arena, &made->file, &made->error);
+    return ol_adapter_file_parse_within(b, store->how.base, most_read(store), made->arena,
+                                        &made->file, &made->error);
 }
 
 /* What it takes of the pool. */

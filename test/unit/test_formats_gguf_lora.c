@@ -147,6 +147,7 @@ static void test_gguf_quantised(void **state)
     gg_builder b = {0};
     uint8_t rows[32 * 34];
     float one[32];
+    ol_adapter_bytes bytes;
     ol_buf file;
     parsed p;
 
@@ -166,6 +167,14 @@ static void test_gguf_quantised(void **state)
     assert_int_equal(p.file.modules[0].a.bytes, 32 * 32 * 4);
     ol_dequantize(OL_Q8_0, rows + 34, one, 32);
     assert_memory_equal((const float *)p.file.modules[0].a.data + 32, one, sizeof(one));
+    ol_arena_destroy(p.arena);
+    /* 32 * 32 and 2 * 32 numbers; nothing is read of what would take more than may be */
+    bytes = (ol_adapter_bytes){file.data, file.len, "", 0};
+    p.arena = ol_arena_create();
+    p.code = ol_adapter_file_parse_within(&bytes, NULL, 34 * 32 * 4, p.arena, &p.file, &p.err);
+    expect_ok(p.code, &p.err);
+    p.code = ol_adapter_file_parse_within(&bytes, NULL, 34 * 32 * 4 - 1, p.arena, &p.file, &p.err);
+    expect_error(p.code, OL_LIMIT, &p.err, "take 4352 bytes");
     ol_arena_destroy(p.arena);
     ol_buf_free(&file);
 }

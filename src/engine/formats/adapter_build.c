@@ -217,6 +217,36 @@ static ol_code settle_pair(ol_adapter_build *build, int layer, ol_module module)
     return OL_OK;
 }
 
+static size_t size_as_f32(const ol_tensor *t)
+{
+    int64_t count;
+
+    return ol_dtype_block(t->dtype) > 1 && ol_shape_count(t->shape, t->n_dims, &count)
+               ? (size_t)count * sizeof(float)
+               : 0;
+}
+
+/* Before any is: quantised tensors take seven times as much memory when they are read. */
+static ol_code check_growth(const ol_adapter_build *build)
+{
+    size_t bytes = 0;
+
+    for (int layer = 0; layer < build->n_layers; layer++)
+        for (int m = 0; build->layers[layer] && m < OL_MODULES; m++) {
+            const ol_adapter_pair *pair = &build->layers[layer][m];
+
+            bytes += pair->has_a ? size_as_f32(&pair->a) : 0;
+            bytes += pair->has_b ? size_as_f32(&pair->b) : 0;
+        }
+    if (!build->most || bytes <= build->most)
+        return OL_OK;
+    ol_fail(build->err, OL_LIMIT, "the adapter does not fit the adapter cache");
+    ol_detail(build->err,
+              "Its quantised tensors take %zu bytes when they are read; at most %zu may be.", bytes,
+              build->most);
+    return ol_hint(build->err, "Give the adapter cache more memory, or use a smaller adapter.");
+}
+
 static void note_module(ol_adapter_file *out, const ol_lora_module *m)
 {
     if (m->rank > out->max_rank)
@@ -234,6 +264,7 @@ ol_code ol_adapter_finish(ol_adapter_build *build, ol_adapter_file *out)
 
     if (!modules)
         return ol_fail_nomem(build->err, sizeof(*modules), "adapter modules");
+    OL_TRY(check_growth(build));
     out->modules = modules;
     for (int layer = 0; layer < build->n_layers; layer++)
         for (int m = 0; build->layers[layer] && m < OL_MODULES; m++) {

@@ -18,6 +18,7 @@ typedef struct ol_adapter_pair {
 typedef struct ol_adapter_build {
     const ol_model_config *base; /* NULL: inspect */
     bool interleaved;            /* row order of the adapter's q and k */
+    size_t most;                 /* bytes that quantised tensors may take as F32; 0: any number */
     ol_arena *arena;
     ol_error *err;
     int n_layers;                           /* highest layer seen + 1 */

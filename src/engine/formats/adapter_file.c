@@ -40,6 +40,13 @@ static bool is_pickle(const uint8_t *bytes, size_t len)
 ol_code ol_adapter_file_parse(const ol_adapter_bytes *b, const ol_model_config *base,
                               ol_arena *arena, ol_adapter_file *out, ol_error *err)
 {
+    return ol_adapter_file_parse_within(b, base, 0, arena, out, err);
+}
+
+ol_code ol_adapter_file_parse_within(const ol_adapter_bytes *b, const ol_model_config *base,
+                                     size_t most, ol_arena *arena, ol_adapter_file *out,
+                                     ol_error *err)
+{
     ol_adapter_build *build;
 
     *out = (ol_adapter_file){0};
@@ -57,6 +64,7 @@ ol_code ol_adapter_file_parse(const ol_adapter_bytes *b, const ol_model_config *
     if (!build)
         return ol_fail_nomem(err, sizeof(*build), "adapter");
     build->base = base;
+    build->most = most;
     build->arena = arena;
     build->err = err;
     if (!ol_gguf_magic(b->weights, b->weights_len))

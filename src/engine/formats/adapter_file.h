@@ -39,6 +39,11 @@ typedef struct ol_adapter_file {
  * changed; the layers are then those up to the highest in the file. */
 ol_code ol_adapter_file_parse(const ol_adapter_bytes *bytes, const ol_model_config *base,
                               ol_arena *arena, ol_adapter_file *out, ol_error *err);
+/* The same; but quantised tensors, which become F32, take at most so many bytes, or none is read.
+ */
+ol_code ol_adapter_file_parse_within(const ol_adapter_bytes *bytes, const ol_model_config *base,
+                                     size_t most, ol_arena *arena, ol_adapter_file *out,
+                                     ol_error *err);
 
 /* An adapter on disk, for the command line: a folder with adapter_config.json and
  * adapter_model.safetensors, or a .gguf file. */
