@@ -169,6 +169,7 @@ INSERT INTO shape (what, pipelined, query) VALUES
 ('returning', false, $$UPDATE task SET parts = 3 WHERE id < 4 RETURNING ask(adapter, body)$$),
 ('locked', true, 'SELECT id, ask(adapter, body) FROM task WHERE id < 9 ORDER BY id FOR UPDATE'),
 ('locked below', false, 'SELECT s.id, ask(s.adapter, s.body) FROM (SELECT * FROM task WHERE id < 9 ORDER BY id FOR UPDATE) s'),
+('locked in a part of a union', false, 'SELECT s.id, ask(s.adapter, s.body) FROM (SELECT * FROM (SELECT * FROM task WHERE id < 4 ORDER BY id FOR UPDATE) l UNION ALL SELECT * FROM task WHERE id > 28) s'),
 ('locked below a limit', true, 'SELECT s.id, ask(s.adapter, s.body) FROM (SELECT * FROM task ORDER BY id LIMIT 5 FOR UPDATE SKIP LOCKED) s');
 
 SELECT what, is_pipelined(query) AS pipelined, first = second AND first = third AS same,

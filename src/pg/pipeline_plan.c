@@ -84,10 +84,26 @@ static void visit_children(Plan *plan, PlannedStmt *statement)
     }
 }
 
+static bool has_effects(const Plan *plan);
+
+static bool one_has_effects(const List *plans)
+{
+    ListCell *cell;
+
+    foreach (cell, plans)
+        if (has_effects(lfirst(cell)))
+            return true;
+    return false;
+}
+
 /* Rows that are locked or written below would be so ahead of their turn. */
 static bool has_effects(const Plan *plan)
 {
     while (plan) {
+        if (IsA(plan, Append))
+            return one_has_effects(((const Append *)plan)->appendplans);
+        if (IsA(plan, MergeAppend))
+            return one_has_effects(((const MergeAppend *)plan)->mergeplans);
         if (IsA(plan, LockRows) || IsA(plan, ModifyTable))
             return true;
         if (IsA(plan, Limit) || IsA(plan, Sort) || IsA(plan, Agg) || IsA(plan, CteScan))
