@@ -140,8 +140,8 @@ static const IntSetting ints[] = {
      1024, PGC_SIGHUP, 0},
     {"openlora.step_tokens", "Tokens of one model step at most.", NULL, &lora_step_tokens, 16, 8192,
      PGC_SIGHUP, 0},
-    {"openlora.max_queued", "Requests that may wait.", NULL, &lora_max_queued, 1, 1000000,
-     PGC_SIGHUP, 0},
+    {"openlora.max_queued", "Requests that may wait, beyond openlora.max_sequences.", NULL,
+     &lora_max_queued, 1, 1000000, PGC_SIGHUP, 0},
     {"openlora.step_time", "How long a step with prompts in it may take while others generate.",
      NULL, &lora_step_time, 1, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS},
     /* requests, adapters, merges */
