@@ -53,10 +53,12 @@ finish() {
 	exit
 }
 
+# What hangs fails, with what it was doing in its log. Nothing takes as long, under sanitizers neither.
+bounded="timeout --foreground -k 10 7200"
 unit_programs() {
 	local dir=$1 program
 	for program in "$dir"/test/*; do
-		[ -x "$program" ] && [ -f "$program" ] && step "$2$(basename "$program")" "$program"
+		[ -x "$program" ] && [ -f "$program" ] && step "$2$(basename "$program")" $bounded "$program"
 	done
 }
 
@@ -101,20 +103,20 @@ wanted unit && unit_programs build ""
 # With keys, values and adapters in one pool.
 if wanted unit; then
 	for part in adapters crowd eviction prefix queue requests scores; do
-		step "pool-$part" env OL_TEST_POOL=1 "build/test/test_engine_$part"
+		step "pool-$part" $bounded env OL_TEST_POOL=1 "build/test/test_engine_$part"
 	done
 fi
 # The CUDA device on the processor: the whole engine over it.
 if wanted unit; then
-	step simt-golden env OL_TEST_DEVICE=simt build/test/test_golden
-	step simt-same env OL_TEST_DEVICE=simt OL_SIMT_STREAMS=mixed build/test/test_engine_same
-	step simt-requests env OL_TEST_DEVICE=simt OL_SIMT_STREAMS=early build/test/test_engine_requests
-	step simt-sampling env OL_TEST_DEVICE=simt build/test/test_engine_sampling
-	step simt-fp8 env OL_TEST_DEVICE=simt build/test/test_engine_fp8
-	step simt-int8 env OL_TEST_DEVICE=simt build/test/test_engine_int8
-	step simt-bench env OL_GPU=simt bash test/gpu/run.sh bench
-	step simt-copies env OL_TEST_DEVICE=simt build/test/test_engine_copies
-	step simt-perplexity env OL_TEST_DEVICE=simt build/test/test_perplexity
+	step simt-golden $bounded env OL_TEST_DEVICE=simt build/test/test_golden
+	step simt-same $bounded env OL_TEST_DEVICE=simt OL_SIMT_STREAMS=mixed build/test/test_engine_same
+	step simt-requests $bounded env OL_TEST_DEVICE=simt OL_SIMT_STREAMS=early build/test/test_engine_requests
+	step simt-sampling $bounded env OL_TEST_DEVICE=simt build/test/test_engine_sampling
+	step simt-fp8 $bounded env OL_TEST_DEVICE=simt build/test/test_engine_fp8
+	step simt-int8 $bounded env OL_TEST_DEVICE=simt build/test/test_engine_int8
+	step simt-bench $bounded env OL_GPU=simt bash test/gpu/run.sh bench
+	step simt-copies $bounded env OL_TEST_DEVICE=simt build/test/test_engine_copies
+	step simt-perplexity $bounded env OL_TEST_DEVICE=simt build/test/test_perplexity
 fi
 
 # -- the extension, in a throwaway cluster ------------------------------------------------
