@@ -181,7 +181,7 @@ static void agrees_in_blocks(void **state)
     check_against_cpu(&shape_wide, OL_Q4_0, (storage){.kv = OL_BF16}, 2e-2);
     check_against_cpu(&shape_wide, OL_BF16, (storage){.kv = OL_BF16, .quantization = OL_QUANT_INT8},
                       2e-2);
-    check_against_cpu(&shape_broad, OL_Q4_K, (storage){.kv = OL_BF16}, 2e-2);
+    check_against_cpu(&shape_broad, OL_Q4_K, (storage){.kv = OL_BF16}, 3e-2); /* scales in bf16 */
     check_against_cpu(&shape_broad, OL_Q6_K, (storage){.kv = OL_BF16}, 2e-2);
 }
 
