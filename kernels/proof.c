@@ -13,6 +13,9 @@
  */
 #include "kernels/core.h"
 
+#include "base/log.h"
+
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -230,6 +233,24 @@ static cudaError_t run(proof *p, gpu_way way, uint8_t *y)
     return code == cudaSuccess ? cudaStreamSynchronize(p->stream) : code;
 }
 
+/* By a little, and the instructions round otherwise; by much, and something is wrong. Of floats, as
+ * those that are compared first are. */
+static void log_difference(const float *by_warps, const float *by_groups)
+{
+    size_t n = (size_t)ROWS * LDY, differ = 0;
+    double most = 0, squares = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        double by = fabs((double)by_warps[i] - (double)by_groups[i]);
+
+        differ += memcmp(&by_warps[i], &by_groups[i], sizeof(float)) != 0;
+        most = by <= most ? most : by; /* or no number */
+        squares += (double)by_warps[i] * (double)by_warps[i];
+    }
+    ol_log(OL_LOG_WARNING, "wgmma: of %zu numbers %zu differ, by up to %.1g of their mean size", n,
+           differ, most / sqrt(squares / (double)n));
+}
+
 /* What y has before is added to by one of the finishes: floats of the sums' size. */
 static gpu_proof compare(proof *p, numbers kind, gpu_finish finish)
 {
@@ -240,8 +261,10 @@ static gpu_proof compare(proof *p, numbers kind, gpu_finish finish)
     for (gpu_way way = GPU_WAY_GROUP_128; way <= GPU_WAY_GROUP_256; way++) {
         if (run(p, way, p->y[2]) != cudaSuccess)
             return GPU_PROOF_FAILED;
-        if (memcmp(p->y[1], p->y[2], Y_BYTES) != 0)
+        if (memcmp(p->y[1], p->y[2], Y_BYTES) != 0) {
+            log_difference((const float *)p->y[1], (const float *)p->y[2]);
             return GPU_PROOF_DIFFERS;
+        }
     }
     return GPU_PROOF_SAME;
 }
