@@ -38,31 +38,37 @@ static ol_code take_text(ol_engine *engine, request *r, int32_t token, bool *sto
     return OL_OK;
 }
 
-/* What is still held back, into engine->released. True when its end makes a stop string. */
-static bool flush_text(ol_engine *engine, request *r)
+/* What is still held back, into engine->released. *stopped: its end makes a stop string. */
+static ol_code flush_text(ol_engine *engine, request *r, bool *stopped, ol_error *err)
 {
     ol_buf *piece = &engine->piece, *released = &engine->released;
-    ol_error ignored;
 
     ol_buf_reset(piece);
     ol_buf_reset(released);
+    *stopped = false;
     if (engine->tok)
-        (void)ol_detok_end(&r->detok, piece, &ignored); /* fails for want of memory alone */
+        OL_TRY(ol_detok_end(&r->detok, piece, err));
     if (!r->stops) {
         ol_buf_put(released, piece->data, piece->len);
-        return false;
+    } else {
+        *stopped = ol_stops_feed(r->stops, (const char *)piece->data, piece->len, released);
+        if (!*stopped)
+            ol_stops_flush(r->stops, released);
     }
-    if (ol_stops_feed(r->stops, (const char *)piece->data, piece->len, released))
-        return true;
-    ol_stops_flush(r->stops, released);
-    return false;
+    if (piece->failed || released->failed)
+        return ol_fail_nomem(err, piece->len, "output");
+    return OL_OK;
 }
 
 void output_finish(ol_engine *engine, request *r, ol_finish finish)
 {
-    if (flush_text(engine, r))
-        finish = OL_FINISH_STOP;
-    request_done(engine, r, finish);
+    ol_error err;
+    bool stopped;
+
+    if (flush_text(engine, r, &stopped, &err) != OL_OK)
+        request_fail(engine, r, &err);
+    else
+        request_done(engine, r, stopped ? OL_FINISH_STOP : finish);
 }
 
 static ol_code tell_token(ol_engine *engine, request *r, const ol_choice *choice, ol_error *err)
