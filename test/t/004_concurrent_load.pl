@@ -53,8 +53,8 @@ is(told($node, 'running + waiting + kv_pages - kv_pages_free'), '0', 'nothing is
 
 # A reader that is slow: more answers than its ring holds wait for it, in order and whole.
 {
-	my ($streams, $long) = (10, q{NULL, 'Once ' || %d, max_tokens => 900, ignore_eos => true});
-	my $plain = $node->safe_psql('postgres', join ' UNION ALL ', map { "SELECT $_, md5(lora_generate(" . sprintf($long, $_) . '))' } 1 .. $streams);
+	my ($streams, $long) = (10, q{NULL, 'Once ' || %s, max_tokens => 900, ignore_eos => true});
+	my $plain = $node->safe_psql('postgres', 'SELECT i, md5(lora_generate(' . sprintf($long, 'i') . ")) FROM generate_series(1, $streams) i");
 	my $slow = $node->background_psql('postgres');
 	$slow->query_safe('BEGIN');
 	for my $i (1 .. $streams)
