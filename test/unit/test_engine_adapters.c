@@ -91,7 +91,6 @@ static void test_silent_host(void **state)
     ol_request q;
 
     (void)state;
-    e->patience_us = 3600000000u; /* no more passes than is said */
     store_must_put(e, 2);
     q = store_request(0, 2, uses, 1); /* adapters 1, never brought by it, and 2, which it pins */
     util_submit(e, &q);
