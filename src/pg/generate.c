@@ -294,11 +294,26 @@ Datum lora_call_finish(LoraCall *call, FunctionCallInfo fcinfo, bool *is_null)
 
 /* -- the functions --------------------------------------------------------------------------- */
 
+/* A scan above or below may have filled the engine's queue with what it reads ahead. */
+static void send_until_taken(LoraCall *call)
+{
+    ol_error error;
+
+    for (;;) {
+        if (call->request)
+            (void)lora_request_wait(call->request, &error);
+        if (!lora_call_refused(call) || !lora_requests_outlast_one())
+            return;
+        lora_call_again(call);
+    }
+}
+
 static Datum run(LoraFunction function, FunctionCallInfo fcinfo)
 {
     LoraCall call;
 
     lora_call_start(&call, function, fcinfo);
+    send_until_taken(&call);
     return lora_call_finish(&call, fcinfo, &fcinfo->isnull);
 }
 

@@ -196,22 +196,27 @@ static void send_again(LoraPipeline *p, LoraRow *row)
     MemoryContextSwitchTo(before);
 }
 
-/* A row that was refused while others of this scan were in flight is sent again when fewer
- * are. True if it has to wait for that. */
-static bool waits_for_room(LoraPipeline *p, LoraRow *row)
+/* True: others of this scan were in flight when it was refused, and as many are. */
+static bool waits_for_fewer(LoraPipeline *p, LoraRow *row)
 {
-    if (!is_refused(p, row) || row->alone)
-        return false;
     if (row->refused_at == 0) {
         row->refused_at = p->in_flight;
         p->room = Max(1, Min(p->room, p->in_flight));
     }
-    if (p->in_flight > 0 && p->in_flight >= row->refused_at) {
-        p->refusing = true;
-        return true;
+    p->refusing |= p->in_flight > 0 && p->in_flight >= row->refused_at;
+    return p->in_flight > 0 && p->in_flight >= row->refused_at;
+}
+
+/* A row that was refused is sent again when fewer of this scan are in flight; if it was the only
+ * one, when another scan's call has ended. True if it has to wait for that. */
+static bool waits_for_room(LoraPipeline *p, LoraRow *row)
+{
+    while (is_refused(p, row)) {
+        if (row->alone ? !lora_requests_outlast_one() : waits_for_fewer(p, row))
+            return !row->alone;
+        send_again(p, row);
     }
-    send_again(p, row);
-    return waits_for_room(p, row);
+    return false;
 }
 
 /* Starts what a row's answers allow. */

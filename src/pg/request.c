@@ -38,6 +38,14 @@ bool lora_requests_fly(void)
     return n_flying > 0;
 }
 
+bool lora_requests_live(void)
+{
+    for (int i = 0; i < n_flying; i++)
+        if (lora_session_is_live(flying[i]->tag))
+            return true;
+    return false;
+}
+
 /* -- its end -------------------------------------------------------------------------------- */
 
 void lora_request_end(LoraRequest *request)

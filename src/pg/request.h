@@ -62,6 +62,9 @@ extern void lora_request_revive(LoraRequest *request);
 extern void lora_requests_poll(void);
 /* How many requests of this backend have ended so far. */
 extern uint64 lora_requests_ended(void);
+/* Waits until one of this backend's has. False: none is on its way. For a request that was refused:
+ * what fills the engine's queue, or a quota, may be this backend's own. */
+extern bool lora_requests_outlast_one(void);
 /* The next token, waiting for it; NULL at the end (see lora_request_failed). */
 extern LoraToken *lora_request_next_token(LoraRequest *request);
 extern bool lora_request_failed(const LoraRequest *request, ol_error *error);

@@ -42,6 +42,8 @@ struct LoraRequest {
 extern LoraRequest *lora_request_of_tag(uint64 tag);
 /* Whether any is in flight. */
 extern bool lora_requests_fly(void);
+/* ... that the engine has. */
+extern bool lora_requests_live(void);
 /* It has ended, well or with an error: nothing more is expected of it. */
 extern void lora_request_end(LoraRequest *request);
 extern void lora_request_fail(LoraRequest *request, const ol_error *error);

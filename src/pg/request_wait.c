@@ -84,6 +84,17 @@ bool lora_request_wait(LoraRequest *request, ol_error *error)
     return !lora_request_failed(request, error);
 }
 
+bool lora_requests_outlast_one(void)
+{
+    uint64 before = lora_requests_ended();
+
+    if (!lora_requests_live())
+        return false;
+    while (lora_requests_live() && lora_requests_ended() == before)
+        (void)lora_request_take_frame(true);
+    return true;
+}
+
 void lora_requests_poll(void)
 {
     while (lora_requests_fly() && lora_request_take_frame(false) == LORA_IO_OK)

@@ -190,5 +190,12 @@ $node->append_conf('postgresql.conf', "openlora.max_queued = 2\nopenlora.max_seq
 $node->restart;
 $node->poll_query_until('postgres', q{SELECT state = 'ready' FROM lora_status()}) or die 'not ready';
 is($node->safe_psql('postgres', "SET openlora.pipeline_depth = 50; $scan"), $expected, 'a full queue: the scan waits for room');
+# Every second row is ready at once, with the queue full of what was read ahead of it.
+my $read_ahead = q{(SELECT i, lora_generate(NULL, CASE WHEN i % 2 = 0 THEN 'Once ' || i END, max_tokens => 40, ignore_eos => true) AS a
+	FROM generate_series(1, 30) i OFFSET 0) s};
+is($node->safe_psql('postgres', "SELECT count(b) FROM $read_ahead, LATERAL (SELECT lora_score(NULL, 'x' || s.i, ' y') AS b OFFSET 0) l"),
+	'30', 'a call that the scan has left no room for waits, too');
+is($node->safe_psql('postgres', "SELECT count(b + c) FROM $read_ahead,
+	LATERAL (SELECT lora_score(NULL, 'x' || s.i, ' y') AS b, lora_score(NULL, 'x' || s.i, ' z') AS c OFFSET 0) l"), '30', 'and another scan');
 $node->stop;
 done_testing();
