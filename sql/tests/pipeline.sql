@@ -17,8 +17,9 @@ CREATE FUNCTION pipe_adapter(name text, hex text) RETURNS bigint LANGUAGE sql AS
       'base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight', jsonb_build_object('dtype', 'F32', 'shape', ARRAY[256, 1], 'data_offsets', ARRAY[1024, 2048]))::text) h (header)
 $$;
 SELECT pipe_adapter('pipe_a', '0000003f') IS NOT NULL AS a, pipe_adapter('pipe_b', '0000803e') IS NOT NULL AS b;
+-- by its schema: from 17 on a materialized view is made with a search_path of its own
 CREATE FUNCTION ask(adapter text, prompt text) RETURNS text LANGUAGE sql VOLATILE AS $$
-  SELECT lora_generate(array_remove(ARRAY[adapter], NULL), prompt, max_tokens => 4)
+  SELECT public.lora_generate(array_remove(ARRAY[adapter], NULL), prompt, max_tokens => 4)
 $$;
 
 -- Runs a query with `depth` and says what came: how many inferences were written, and the
