@@ -66,18 +66,24 @@ SELECT pg_typeof(s), s.seq = (s).seq AS same, to_jsonb(s) ?& '{seq,token,text,lo
 SELECT row_to_json(s)::jsonb ?& '{a,b,text,logprob}' AS renamed, s.* IS NOT NULL AS whole FROM lora_stream(NULL, 'Once', max_tokens => 1) AS s (a, b);
 SELECT seq, ordinality FROM lora_stream(NULL, 'Once', max_tokens => 2, ignore_eos => true) WITH ORDINALITY WHERE token IS NOT NULL;
 SELECT seq, i FROM ROWS FROM (lora_stream(NULL, 'Once', max_tokens => 2, ignore_eos => true), generate_series(1, 2)) AS s (seq, token, text, logprob, i) WHERE token IS NOT NULL;
+-- What EXPLAIN tells of a query that is run; rows of a loop as before PostgreSQL 18.
+CREATE FUNCTION ran(query text) RETURNS TABLE (line text) LANGUAGE plpgsql AS $$
+BEGIN
+  FOR line IN EXECUTE 'EXPLAIN (ANALYZE, BUFFERS OFF, COSTS OFF, TIMING OFF, SUMMARY OFF) ' || query LOOP
+    line := replace(line, '.00 ', ' ');
+    RETURN NEXT;
+  END LOOP;
+END $$;
 -- one call for all rows of a join; with lateral arguments one for each
 UPDATE mark SET n = (SELECT count FROM attributed);
-EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)
-SELECT i, seq FROM generate_series(1, 3) i LEFT JOIN lora_stream(NULL, 'Once', max_tokens => 2, ignore_eos => true) AS s ON seq <= i;
+SELECT * FROM ran($$SELECT i, seq FROM generate_series(1, 3) i LEFT JOIN lora_stream(NULL, 'Once', max_tokens => 2, ignore_eos => true) AS s ON seq <= i$$);
 SELECT attributed FROM since;
-EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)
-SELECT i, seq FROM generate_series(1, 3) i, LATERAL lora_stream(NULL, 'Once ' || i, max_tokens => i, ignore_eos => true) WHERE token IS NOT NULL;
+SELECT * FROM ran($$SELECT i, seq FROM generate_series(1, 3) i, LATERAL lora_stream(NULL, 'Once ' || i, max_tokens => i, ignore_eos => true) WHERE token IS NOT NULL$$);
 SELECT attributed FROM since;
 SELECT i, array_agg(seq) FROM generate_series(1, 3) i, LATERAL lora_stream(NULL, 'Once ' || i, max_tokens => i, ignore_eos => true) WHERE token IS NOT NULL GROUP BY i ORDER BY i;
 SELECT i, (SELECT count(seq) FROM lora_stream(NULL, (SELECT 'Once ' || i), max_tokens => 2, ignore_eos => true) s WHERE token IS NOT NULL) FROM generate_series(1, 2) i;
 SELECT i, EXISTS (SELECT FROM lora_stream(NULL, 'Once ' || i, max_tokens => 900, ignore_eos => true)) FROM generate_series(1, 2) i;
-EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT seq FROM lora_stream(:long) LIMIT 3;
+SELECT * FROM ran('SELECT seq FROM lora_stream(' || :'long' || ') LIMIT 3');
 -- calls over its rows
 SELECT seq, lora_count_tokens(text) > 0 AS counted, lora_generate(NULL, text, max_tokens => 1) IS NOT NULL AS answered
 FROM lora_stream(NULL, 'Once', max_tokens => 2, ignore_eos => true) WHERE token IS NOT NULL;
