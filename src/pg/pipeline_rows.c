@@ -199,12 +199,15 @@ static void send_again(LoraPipeline *p, LoraRow *row)
 /* True: others of this scan were in flight when it was refused, and as many are. */
 static bool waits_for_fewer(LoraPipeline *p, LoraRow *row)
 {
+    bool waits;
+
     if (row->refused_at == 0) {
         row->refused_at = p->in_flight;
         p->room = Max(1, Min(p->room, p->in_flight));
     }
-    p->refusing |= p->in_flight > 0 && p->in_flight >= row->refused_at;
-    return p->in_flight > 0 && p->in_flight >= row->refused_at;
+    waits = p->in_flight > 0 && p->in_flight >= row->refused_at;
+    p->refusing |= waits;
+    return waits;
 }
 
 /* A row that was refused is sent again when fewer of this scan are in flight; if it was the only

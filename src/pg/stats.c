@@ -159,12 +159,14 @@ static List *read_adapters(void)
     return stats;
 }
 
-/* Those of them that the caller sees: who has a file can tell by its digest that others use it.
- * Their number is that of the last result's rows. */
+/* Which of them the caller sees, as numbers from 1 on: who has a file can tell by its digest that
+ * others use it. How many is returned; they are the last result's rows. */
 static uint64 find_visible(List *stats)
 {
     static LoraStatement find = {
-        "SELECT digest FROM openlora.adapters WHERE digest OPERATOR(pg_catalog.=) ANY ($1)",
+        "SELECT s.i FROM pg_catalog.unnest($1) WITH ORDINALITY AS s (digest, i) WHERE EXISTS"
+        " (SELECT FROM openlora.adapters a WHERE a.digest OPERATOR(pg_catalog.=) s.digest)"
+        " ORDER BY s.i",
         1,
         {BYTEAARRAYOID}};
     Datum *digests = palloc(sizeof(Datum) * (Size)(list_length(stats) + 1)), array;
@@ -176,19 +178,6 @@ static uint64 find_visible(List *stats)
     array = PointerGetDatum(
         construct_array(digests, list_length(stats), BYTEAOID, -1, false, TYPALIGN_INT));
     return lora_execute(&find, &array, NULL, true);
-}
-
-static bool is_visible(const ol_digest *digest, uint64 n)
-{
-    bool is_null;
-
-    for (uint64 row = 0; row < n; row++) {
-        bytea *seen = DatumGetByteaPP(lora_value(row, 1, &is_null));
-
-        if (memcmp(VARDATA_ANY(seen), digest, sizeof(*digest)) == 0)
-            return true;
-    }
-    return false;
 }
 
 static void put_adapter(ReturnSetInfo *set, const ol_adapter_stat *s, TimestampTz now)
@@ -217,7 +206,7 @@ Datum lora_stat_adapters(PG_FUNCTION_ARGS)
     TimestampTz now = GetCurrentTimestamp();
     ReturnSetInfo *set;
     List *stats;
-    ListCell *cell;
+    bool is_null;
     uint64 n;
 
     need_preload();
@@ -225,9 +214,9 @@ Datum lora_stat_adapters(PG_FUNCTION_ARGS)
     stats = read_adapters();
     lora_connect();
     n = find_visible(stats);
-    foreach (cell, stats)
-        if (is_visible(&((ol_adapter_stat *)lfirst(cell))->digest, n))
-            put_adapter(set, lfirst(cell), now);
+    for (uint64 row = 0; row < n; row++)
+        put_adapter(set, list_nth(stats, (int)DatumGetInt64(lora_value(row, 1, &is_null)) - 1),
+                    now);
     SPI_finish();
     return (Datum)0;
 }
